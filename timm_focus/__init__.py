@@ -1,0 +1,10 @@
+"""timm_focus: scene classifiers that look at more of the picture, for every timm model.
+
+Importing it registers `focus_<name>` for every timm model that classifies, and ShuffleNetV2, with timm.
+"""
+from timm_focus.method import CamHead, FocusLoss, FocusNet, FocusOutput, export_backbone
+from timm_focus.models import create_focus_net
+
+__version__ = '0.1.0'
+
+__all__ = ['CamHead', 'FocusLoss', 'FocusNet', 'FocusOutput', 'create_focus_net', 'export_backbone']

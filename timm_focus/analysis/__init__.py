@@ -1,0 +1,2 @@
+"""What a network looks at."""
+from .plots import focus_sheet

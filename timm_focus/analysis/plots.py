@@ -1,0 +1,67 @@
+"""Pictures of focus training."""
+from pathlib import Path
+from typing import Optional, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['focus_sheet']
+
+
+@torch.inference_mode()
+def focus_sheet(
+        model: nn.Module,
+        x: Tensor,
+        path: Union[str, Path],
+        mean: Sequence[float],
+        std: Sequence[float],
+        titles: Optional[Sequence[str]] = None,
+) -> None:
+    """Draw what focus training does to images: original, map, kept area and erased image, a row each.
+
+    Args:
+        model: A `FocusNet`; its mode is left as it was.
+        x: Normalised images `[B, C, H, W]`, with one or three channels.
+        path: Where the PNG goes.
+        mean: Mean of the normalisation, a number a channel.
+        std: Its standard deviation.
+        titles: A word for each image.
+    """
+    from matplotlib.figure import Figure  # the one import here that takes a second
+
+    from timm_focus.method.cam import normalize_map
+    from timm_focus.method.erase import erase, resize_map
+
+    was_training = model.training
+    model.eval()
+    final, (tap,) = model.backbone.forward_intermediates(
+        x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW')
+    main = model.backbone.forward_head(final)
+    keep = model.keep_mask(tap, main, x.shape[-2:])
+    activation = model.cam_head.activation_map(tap, main.argmax(1))
+    heat = resize_map(normalize_map(activation), x.shape[-2:], model.interpolation).float().cpu()
+    model.train(was_training)
+
+    def pixels(images: Tensor) -> Tensor:
+        scale, shift = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (std, mean))
+        return (images.float().cpu() * scale + shift).clamp(0, 1).permute(0, 2, 3, 1)
+
+    original, erased, kept = pixels(x), pixels(erase(x, keep)), keep[:, 0].cpu()
+    n = x.shape[0]
+    figure = Figure(figsize=(8, 2 * n + 0.3), layout='constrained')
+    axes = figure.subplots(n, 4, squeeze=False)
+    columns = ('original', 'class activation map', 'kept', 'erased')
+    for i, row in enumerate(axes):
+        row[0].imshow(original[i].squeeze(-1), cmap='gray')
+        row[1].imshow(original[i].squeeze(-1), cmap='gray')
+        row[1].imshow(heat[i], cmap='jet', alpha=0.5, vmin=0, vmax=1)
+        row[2].imshow(kept[i], cmap='gray', vmin=0, vmax=1)
+        row[3].imshow(erased[i].squeeze(-1), cmap='gray')
+        for name, ax in zip(columns, row):
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if i == 0:
+                ax.set_title(name, fontsize=9)
+        if titles is not None:
+            row[0].set_ylabel(titles[i], fontsize=9)
+    figure.savefig(path, dpi=100)

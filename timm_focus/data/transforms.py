@@ -1,0 +1,37 @@
+"""The simple scheme's crop; everything else is timm's ("See More for Scene", section 3 and appendix)."""
+from typing import Callable, Sequence
+
+from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
+from torchvision import transforms
+
+__all__ = ['RESIZE_RATIO', 'use_simple_crop']
+
+RESIZE_RATIO = 8 / 7  # 256 for 224
+
+
+def simple_crop(size: Sequence[int], interpolation: str = 'bilinear') -> Callable:
+    """Short side to 8/7 of the input size, then a random crop: 256 and 224 in the paper.
+
+    Args:
+        size: Height and width of the input.
+        interpolation: How the image is resized.
+    """
+    height, width = size[-2:]
+    resized = (round(height * RESIZE_RATIO), round(width * RESIZE_RATIO))
+    return transforms.Compose([
+        ResizeKeepRatio(resized, longest=0., interpolation=interpolation),
+        transforms.RandomCrop((height, width)),
+    ])
+
+
+def use_simple_crop(transform: transforms.Compose, size: Sequence[int], interpolation: str = 'bilinear') -> None:
+    """Put the simple scheme's crop in the place of the random resized crop of a timm transform, in place.
+
+    Raises:
+        ValueError: The transform has no random resized crop.
+    """
+    for i, step in enumerate(transform.transforms):
+        if isinstance(step, RandomResizedCropAndInterpolation):
+            transform.transforms[i] = simple_crop(size, interpolation)
+            return
+    raise ValueError('The transform has no random resized crop that the simple scheme could replace.')

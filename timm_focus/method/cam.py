@@ -1,0 +1,66 @@
+"""Class activation maps as pure functions of tensors ("See More for Scene", section 4, Eq. 1).
+
+The CAM module is a 1x1 convolution V, a global average pool and a linear classifier W. All three are linear, so their
+order can be changed without changing the function, its parameters or its gradients:
+
+    convolve, then weigh:   M_t = sum_c W[t, c] (sum_k V[c, k] tap_k + b_c)        C * K multiplications a pixel
+    weigh, then sum:        M_t = sum_k (W V)[t, k] tap_k + const                  K multiplications a pixel
+
+The bias adds a constant to the map, which the min-max normalisation removes.
+"""
+import torch
+from torch import Tensor
+
+__all__ = ['class_activation_map', 'class_weights', 'mean_activation_map', 'normalize_map']
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def class_weights(conv_weight: Tensor, fc_weight: Tensor, target: Tensor) -> Tensor:
+    """Weights of the tapped channels in the map of each image's class: rows of the product W V of Eq. 1.
+
+    Args:
+        conv_weight: Weight of the 1x1 convolution, `[C, K, 1, 1]` (or `[C, K]`).
+        fc_weight: Weight of the linear classifier, `[classes, C]`.
+        target: Class index of each image, `[B]`.
+
+    Returns:
+        `[B, K]`, in float32 or better.
+    """
+    return _at_least_float32(fc_weight[target]) @ _at_least_float32(conv_weight.flatten(1))
+
+
+def class_activation_map(feature: Tensor, weight: Tensor) -> Tensor:
+    """Class activation map: the weighted sum of the channels of a feature (Eq. 1, before normalisation).
+
+    Args:
+        feature: Feature map, `[B, K, h, w]`.
+        weight: Weight of each channel for each image, `[B, K]`, for instance of `class_weights`.
+
+    Returns:
+        `[B, h, w]`, in float32 or better.
+    """
+    return torch.einsum('bk,bkhw->bhw', _at_least_float32(weight), _at_least_float32(feature))
+
+
+def mean_activation_map(feature: Tensor) -> Tensor:
+    """Mean of a feature `[B, K, h, w]` over its channels, `[B, h, w]`: section 4's "simple way", without a class."""
+    return _at_least_float32(feature).mean(1)
+
+
+def normalize_map(activation: Tensor) -> Tensor:
+    """Min-max normalisation of each map, (M - min) / (max - min) (section 4, below Eq. 1).
+
+    A flat map (max = min) prefers no position over another and becomes 0 everywhere, never NaN.
+
+    Args:
+        activation: Maps, `[B, h, w]`.
+
+    Returns:
+        `[B, h, w]` in 0 to 1.
+    """
+    low = activation.amin((-2, -1), keepdim=True)
+    span = activation.amax((-2, -1), keepdim=True) - low
+    return torch.where(span > 0, (activation - low) / span, 0.)

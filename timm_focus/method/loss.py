@@ -1,0 +1,203 @@
+"""The loss of "See More for Scene" (Eq. 3), each term by name, with the switches of its Tables 6 and 7.
+
+    L = CE(main) + side_weight CE(side) + alpha CE(erased) + beta KL(erased || main)
+
+| Table 7                          | alpha | beta | side_weight |
+|----------------------------------|-------|------|-------------|
+| baseline                         | 0     | 0    | 0           |
+| side                             | 0     | 0    | 1           |
+| side + CPC (category-level)      | 1     | 0    | 1           |
+| side + IPC (instance-level)      | 0     | 2    | 1           |
+| side + CPC + IPC, the default    | 1     | 2    | 1           |
+
+Eq. 3 prints the KL term as -q log(q / p), which would push the two predictions apart; section 4 asks for the same
+prediction of both images, so its sign is turned.
+"""
+import math
+import warnings
+from typing import Callable, Dict, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .focus_net import FocusOutput
+
+__all__ = ['FocusLoss', 'attention_mining', 'kl_consistency']
+
+KL_DIRECTIONS = ('erased_main', 'main_erased', 'symmetric')
+KL_DETACH = (None, 'main', 'erased')
+CONSISTENCIES = ('kl', 'attention_mining')
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def kl_consistency(
+        main: Tensor,
+        erased: Tensor,
+        direction: str = 'erased_main',
+        detach: Optional[str] = None,
+) -> Tensor:
+    """Instance-level consistency: divergence between the predictions of the original and the erased image (Eq. 3).
+
+    Computed from log-probabilities on both sides: with probabilities as the target, a probability that underflows
+    to 0 gives a gradient of NaN.
+
+    Args:
+        main: Logits of the original images, `[n, K]`; their softmax is p.
+        erased: Logits of the erased images, `[n, K]`; their softmax is q.
+        direction: 'erased_main' for KL(q || p), 'main_erased' for KL(p || q), 'symmetric' for the mean of the two.
+        detach: Which branch gets no gradient: None, 'main' or 'erased'.
+
+    Returns:
+        Mean over the n images, a scalar tensor in nats.
+    """
+    log_p = F.log_softmax(_at_least_float32(main), dim=1)
+    log_q = F.log_softmax(_at_least_float32(erased), dim=1)
+    log_p = log_p.detach() if detach == 'main' else log_p
+    log_q = log_q.detach() if detach == 'erased' else log_q
+    q_p = F.kl_div(log_p, log_q, reduction='batchmean', log_target=True) if direction != 'main_erased' else 0.
+    p_q = F.kl_div(log_q, log_p, reduction='batchmean', log_target=True) if direction != 'erased_main' else 0.
+    return (q_p + p_q) / 2 if direction == 'symmetric' else q_p + p_q
+
+
+def attention_mining(erased: Tensor, target: Tensor) -> Tensor:
+    """Attention mining loss (Table 6, after GAIN): mean probability that the erased images keep at the true class.
+
+    Args:
+        erased: Logits of the erased images by the main classifier, `[n, K]`.
+        target: Class indices `[n]`, or soft targets `[n, K]`.
+
+    Returns:
+        A scalar tensor in 0 to 1, for class indices.
+    """
+    probability = _at_least_float32(erased).softmax(1)
+    if target.ndim == 1:
+        return probability.gather(1, target[:, None]).mean()
+    return (probability * target).sum(1).mean()
+
+
+class FocusLoss(nn.Module):
+    """Loss of focus training (Eq. 3 of "See More for Scene").
+
+    Args:
+        alpha: Weight of the erased images' classification, the category-level consistency.
+        beta: Weight of the divergence between the two predictions, the instance-level consistency.
+        side_weight: Weight of the CAM head's classification. 0 leaves the CAM to an untrained head: warned about.
+        consistency: 'kl' is Eq. 3. 'attention_mining' is Table 6's other row: `alpha` times the probability of the true
+            class on the erased image, scored by the main classifier, in place of both terms on the erased image.
+        kl_direction: 'erased_main', 'main_erased' or 'symmetric', see `kl_consistency`.
+        kl_detach: Which branch the divergence does not train: None, 'main' or 'erased'.
+        criterion: Loss of logits `[n, K]` and targets for the three classifications; cross-entropy by default. timm's
+            own (label smoothing, soft targets, BCE) fit.
+
+    Raises:
+        ValueError: A weight is negative or not finite, or a choice is unknown.
+    """
+
+    def __init__(
+            self,
+            alpha: float = 1.,
+            beta: float = 2.,
+            side_weight: float = 1.,
+            consistency: str = 'kl',
+            kl_direction: str = 'erased_main',
+            kl_detach: Optional[str] = None,
+            criterion: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
+    ):
+        super().__init__()
+        for name, weight in (('alpha', alpha), ('beta', beta), ('side_weight', side_weight)):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f'{name} is {weight}: give a finite number, 0 or above.')
+        for name, value, allowed in (
+                ('consistency', consistency, CONSISTENCIES),
+                ('kl_direction', kl_direction, KL_DIRECTIONS),
+                ('kl_detach', kl_detach, KL_DETACH),
+        ):
+            if value not in allowed:
+                raise ValueError(f'{name} is {value!r}: choose one of {", ".join(map(repr, allowed))}.')
+        self.alpha = alpha
+        self.beta = beta
+        self.side_weight = side_weight
+        self.consistency = consistency
+        self.kl_direction = kl_direction
+        self.kl_detach = kl_detach
+        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
+        if self.uses_erased and not self.uses_side:
+            warnings.warn(
+                'side_weight is 0 while images are erased: the class activation map then comes from a CAM head that '
+                "nothing trains. Give side_weight a value, or erase by focus_map='mean'.", stacklevel=2)
+
+    @property
+    def uses_side(self) -> bool:
+        """Whether the loss reads `output.side`."""
+        return self.side_weight > 0
+
+    @property
+    def uses_erased(self) -> bool:
+        """Whether the loss reads `output.erased`."""
+        return self.alpha > 0 or (self.beta > 0 and self.consistency == 'kl')
+
+    @property
+    def erased_by(self) -> str:
+        """Which classifier scores the erased image: 'erased_head', or 'main' for attention mining."""
+        return 'main' if self.consistency == 'attention_mining' else 'erased_head'
+
+    def forward(self, output: FocusOutput, target: Tensor) -> Dict[str, Tensor]:
+        """Terms of the loss, unweighted, and their weighted sum.
+
+        Args:
+            output: Logits of `FocusNet` in training: main and side `[B, K]`, erased `[n, K]` of the first n images.
+            target: Class indices `[B]`, or soft targets `[B, K]` if the criterion takes them.
+
+        Returns:
+            Scalars 'loss', 'main_loss', 'side_loss', 'erased_loss' and 'consistency_loss', in float32 or better. A term
+            of weight 0 is 0 and not computed; attention mining's term is the 'erased_loss'.
+
+        Raises:
+            ValueError: The loss needs a branch that the model did not run.
+        """
+        # AMP would cast the criterion's matrix products, if it has any: the loss is in full precision
+        with torch.autocast(output.main.device.type, enabled=False):
+            main = _at_least_float32(output.main)
+            zero = main.new_zeros(())
+            main_loss = self.criterion(main, target)
+            side_loss, erased_loss, consistency_loss = zero, zero, zero
+            if self.uses_side:
+                side_loss = self.criterion(_at_least_float32(self._branch(output, 'side')), target)
+            if self.uses_erased:
+                erased = _at_least_float32(self._branch(output, 'erased'))
+                n = erased.shape[0]
+                if self.consistency == 'attention_mining':
+                    erased_loss = attention_mining(erased, target[:n])
+                else:
+                    if self.alpha > 0:
+                        erased_loss = self.criterion(erased, target[:n])
+                    if self.beta > 0:
+                        consistency_loss = kl_consistency(main[:n], erased, self.kl_direction, self.kl_detach)
+            loss = (
+                main_loss + self.side_weight * side_loss
+                + self.alpha * erased_loss + self.beta * consistency_loss
+            )
+        return {
+            'loss': loss,
+            'main_loss': main_loss,
+            'side_loss': side_loss,
+            'erased_loss': erased_loss,
+            'consistency_loss': consistency_loss,
+        }
+
+    @staticmethod
+    def _branch(output: FocusOutput, name: str) -> Tensor:
+        logits = getattr(output, name)
+        if logits is None:
+            raise ValueError(
+                f'The loss needs the {name} logits, but the model did not run that branch: call '
+                f'model.set_branches({name}=True), or set the weights of its terms to 0.')
+        return logits
+
+    def extra_repr(self) -> str:
+        return (f'alpha={self.alpha}, beta={self.beta}, side_weight={self.side_weight}, '
+                f'consistency={self.consistency!r}, kl_direction={self.kl_direction!r}, kl_detach={self.kl_detach!r}')

@@ -1,0 +1,361 @@
+"""The command line of train_focus.py: timm's names and meanings, the paper's recipe as defaults.
+
+From weak to strong: the parser's defaults, the settings of `--scheme` and of the synthetic demo, a YAML file of
+`--config`, the command line.
+"""
+import argparse
+import difflib
+import logging
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import yaml
+from timm.utils import ParseKwargs
+
+from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
+from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
+
+__all__ = ['build_parser', 'parse_args']
+
+_logger = logging.getLogger(__name__)
+
+SCHEMES = {
+    'simple': dict(color_jitter=0., train_interpolation='bilinear'),
+    'complex': dict(color_jitter=0.4, train_interpolation='bilinear', scale=[0.08, 1.], ratio=[3. / 4., 4. / 3.]),
+}
+SYNTHETIC = 'synthetic'
+SYNTHETIC_SETTINGS = dict(
+    model='focus_resnet10t', img_size=64, batch_size=32, epochs=10, lr=0.05, weight_decay=5e-4, workers=2,
+    log_interval=20, experiment='synthetic',
+)
+FOCUS_MODEL_FLAGS = ('stage', 'threshold', 'width', 'interpolation', 'bn', 'map', 'fraction')
+FOCUS_LOSS_FLAGS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
+
+
+def _stage(text: str):
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line, not with its whole usage."""
+
+    def error(self, message: str):
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of train_focus.py."""
+    parser = _Parser(
+        prog='train_focus.py',
+        description='Train timm models that look at more of the picture, or any timm model for comparison.')
+    flag = argparse.BooleanOptionalAction
+
+    g = parser.add_argument_group('Data')
+    g.add_argument('data', nargs='?', metavar='DIR', help='folder with train and val (or validation)')
+    g.add_argument('--data-dir', metavar='DIR', help='the same, as a flag')
+    g.add_argument('--dataset', default='', help="timm data set type and name; '' is a folder of images, "
+                   f"'{SYNTHETIC}' the built-in drawn scenes")
+    g.add_argument('--train-split', default='train', help='split to train on (default: train)')
+    g.add_argument('--val-split', default='validation', help="split to validate on, '' for none (default: validation)")
+    g.add_argument('--train-num-samples', type=int, help='samples of the training split, for iterable data sets')
+    g.add_argument('--val-num-samples', type=int, help='samples of the validation split, for iterable data sets')
+    g.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
+    g.add_argument('--class-map', default='', help='file with one class name a line, in the order of their indices')
+    g.add_argument('--input-img-mode', help='image mode to convert to (default: RGB, or L with one channel)')
+    g.add_argument('--input-key', help='key of the images in hfds/ and wds/ data sets')
+    g.add_argument('--target-key', help='key of the labels in hfds/ and wds/ data sets')
+    g.add_argument('--dataset-trust-remote-code', action='store_true', help="let a hfds/ data set run its own code")
+
+    g = parser.add_argument_group('Model')
+    g.add_argument('--model', default='resnet50', help="timm model; 'focus_<name>' is trained by focus training")
+    g.add_argument('--method', choices=('focus', 'none'),
+                   help="focus wraps any model, 'hf-hub:...' too (default: by the model's name)")
+    g.add_argument('--pretrained', action='store_true', help='start from the pretrained weights of timm')
+    g.add_argument('--pretrained-path', help='load these in place of the pretrained weights')
+    g.add_argument('--pretrained-cfg-overlay', nargs='*', default={}, action=ParseKwargs,
+                   help="entries of timm's pretrained cfg to replace, as key=value")
+    g.add_argument('--initial-checkpoint', default='', help='start from the weights of this checkpoint')
+    g.add_argument('--resume', default='', help="continue this checkpoint, or 'auto' for the last one of --experiment")
+    g.add_argument('--no-resume-opt', action='store_true', help='resume the weights only')
+    g.add_argument('--num-classes', type=int, help='number of classes (default: as many as the data has)')
+    g.add_argument('--gp', help="global pool of the model ('avg', 'max', 'avgmax', 'catavgmax')")
+    g.add_argument('--img-size', type=int, help='height and width of the input')
+    g.add_argument('--in-chans', type=int, help='channels of the input')
+    g.add_argument('--input-size', nargs=3, type=int, metavar='N', help='channels, height and width of the input')
+    g.add_argument('--crop-pct', type=float, default=0.875, help='share of the image that evaluation crops')
+    g.add_argument('--mean', type=float, nargs='+', help='mean of the normalisation, a number a channel')
+    g.add_argument('--std', type=float, nargs='+', help='standard deviation of the normalisation')
+    g.add_argument('--interpolation', default='bilinear', help='resizing in evaluation (default: bilinear)')
+    g.add_argument('--channels-last', action=flag, default=True, help='channels_last memory format')
+    g.add_argument('--grad-checkpointing', action='store_true', help='recompute activations to save memory')
+    g.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='more model arguments, key=value')
+    g.add_argument('--head-init-scale', type=float, help="scale the new classifier's weights")
+    g.add_argument('--head-init-bias', type=float, help="set the new classifier's bias")
+    g.add_argument('--drop', type=float, default=0., help='dropout rate')
+    g.add_argument('--drop-path', type=float, help='stochastic depth rate')
+    g.add_argument('--drop-block', type=float, help='drop block rate')
+    g.add_argument('--bn-momentum', type=float, help='momentum of BatchNorm')
+    g.add_argument('--bn-eps', type=float, help='epsilon of BatchNorm')
+    g.add_argument('--sync-bn', action='store_true', help='share BatchNorm statistics between processes')
+    g.add_argument('--dist-bn', default='reduce', choices=('reduce', 'broadcast', ''),
+                   help='spread BatchNorm statistics between processes after each epoch')
+
+    g = parser.add_argument_group('Focus training')
+    g.add_argument('--focus-stage', type=_stage, help='feature the CAM head taps, by name or index '
+                   '(default: the last before the last down-sampling)')
+    g.add_argument('--focus-threshold', type=float, default=0.7, help='gamma: erase where the map reaches it')
+    g.add_argument('--focus-width', type=int, help="width of the CAM head (default: the feature's)")
+    g.add_argument('--focus-interpolation', default='bilinear', choices=INTERPOLATIONS, help='enlarging the map')
+    g.add_argument('--focus-bn', default='shared', choices=BATCH_NORMS, help='BatchNorm in the erased pass')
+    g.add_argument('--focus-map', default='cam', choices=MAPS, help='what erases')
+    g.add_argument('--focus-fraction', type=float, default=1., help='share of each batch that is erased (cost: 1 + f)')
+    g.add_argument('--focus-alpha', type=float, default=1., help='weight of the erased loss')
+    g.add_argument('--focus-beta', type=float, default=2., help='weight of the consistency loss')
+    g.add_argument('--focus-side-weight', type=float, default=1., help='weight of the side loss')
+    g.add_argument('--focus-consistency', default='kl', choices=CONSISTENCIES, help='what binds the two predictions')
+    g.add_argument('--focus-kl-direction', default='erased_main', choices=KL_DIRECTIONS, help='direction of the KL')
+    g.add_argument('--focus-kl-detach', choices=[c for c in KL_DETACH if c], help='branch that the KL does not train')
+    g.add_argument('--has', action='store_true', help='Hide-and-Seek on the images, with any model')
+
+    g = parser.add_argument_group('Optimizer')
+    g.add_argument('-b', '--batch-size', type=int, default=256, help='images a step and process (default: 256)')
+    g.add_argument('-vb', '--validation-batch-size', type=int, help='the same in validation (default: as in training)')
+    g.add_argument('--grad-accum-steps', type=int, default=1, help='batches whose gradients make one update')
+    g.add_argument('--opt', default='momentum', help="timm optimizer; timm's sgd is Nesterov (default: momentum)")
+    g.add_argument('--opt-eps', type=float, help='epsilon of the optimizer')
+    g.add_argument('--opt-betas', type=float, nargs='+', help='betas of the optimizer')
+    g.add_argument('--momentum', type=float, default=0.9, help='momentum of the optimizer')
+    g.add_argument('--weight-decay', type=float, default=2e-4, help='weight decay')
+    g.add_argument('--no-decay-1d', action='store_true', help="timm's habit: no weight decay on norms and biases")
+    g.add_argument('--clip-grad', type=float, help='clip gradients at this')
+    g.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'), help='how to clip')
+    g.add_argument('--layer-decay', type=float, help='learning rate decay from layer to layer')
+    g.add_argument('--layer-decay-min-scale', type=float, default=0., help='lowest scale of that')
+    g.add_argument('--layer-decay-no-opt-scale', type=float, help='freeze layers below this scale')
+    g.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, help='more optimizer arguments, key=value')
+
+    g = parser.add_argument_group('Schedule')
+    g.add_argument('--sched', default='cosine', help="timm scheduler, 'none' for none (default: cosine)")
+    g.add_argument('--sched-on-updates', action='store_true', help='step it by update, not by epoch')
+    g.add_argument('--lr', type=float, help='learning rate (default: of --lr-base)')
+    g.add_argument('--lr-base', type=float, default=0.1, help='learning rate = lr base * (global batch / base size)')
+    g.add_argument('--lr-base-size', type=int, default=256, help='base size')
+    g.add_argument('--lr-base-scale', default='', choices=('', 'linear', 'sqrt'), help="'' goes by the optimizer")
+    g.add_argument('--lr-noise', type=float, nargs='+', help='epochs between which to add noise')
+    g.add_argument('--lr-noise-pct', type=float, default=0.67, help='its limit')
+    g.add_argument('--lr-noise-std', type=float, default=1., help='its deviation')
+    g.add_argument('--lr-cycle-mul', type=float, default=1., help='length of a cycle over that of the one before')
+    g.add_argument('--lr-cycle-decay', type=float, default=0.5, help='height of a cycle over that of the one before')
+    g.add_argument('--lr-cycle-limit', type=int, default=1, help='number of cycles')
+    g.add_argument('--lr-k-decay', type=float, default=1., help='k of cosine and poly')
+    g.add_argument('--lr-decay-fn', help='shape of the decay of wsd and rsqrt')
+    g.add_argument('--lr-stable-timescale', type=float, help='timescale of rsqrt')
+    g.add_argument('--warmup-lr', type=float, default=1e-5, help='learning rate at the start of the warm-up')
+    g.add_argument('--min-lr', type=float, default=0., help='learning rate at the end')
+    g.add_argument('--epochs', type=int, default=40, help='epochs (default: 40)')
+    g.add_argument('--epoch-repeats', type=float, default=0., help='repeat the data this often an epoch')
+    g.add_argument('--start-epoch', type=int, help='number of the first epoch')
+    g.add_argument('--stop-epoch', type=int, help='end after this many epochs of the schedule')
+    g.add_argument('--save-epochs', type=int, nargs='+', help='keep a milestone after these numbers of epochs')
+    g.add_argument('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], help='epochs of multistep')
+    g.add_argument('--decay-epochs', type=float, default=90., help='interval of step')
+    g.add_argument('--warmup-epochs', type=int, default=0, help='epochs of warm-up (default: 0)')
+    g.add_argument('--warmup-prefix', action='store_true', help='warm-up comes on top of the epochs')
+    g.add_argument('--cooldown-epochs', type=int, default=0, help='epochs at the last learning rate')
+    g.add_argument('--patience-epochs', type=int, default=10, help='patience of plateau')
+    g.add_argument('--decay-rate', '--dr', type=float, default=0.1, help='factor of step')
+
+    g = parser.add_argument_group('Augmentation')
+    g.add_argument('--scheme', default='simple', choices=tuple(SCHEMES), help="the paper's: simple is a random crop "
+                   'of 7/8 and a flip; complex a random resized crop, a flip and colour jitter')
+    g.add_argument('--no-aug', action='store_true', help='centre crop, nothing else')
+    g.add_argument('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr'), help="timm's crop in place of the scheme's")
+    g.add_argument('--scale', type=float, nargs='+', metavar='PCT', help="area of timm's crop")
+    g.add_argument('--ratio', type=float, nargs='+', metavar='RATIO', help="aspect of timm's crop")
+    g.add_argument('--hflip', type=float, default=0.5, help='probability of a horizontal flip')
+    g.add_argument('--vflip', type=float, default=0., help='probability of a vertical flip')
+    g.add_argument('--color-jitter', type=float, default=0., help='colour jitter (default: by the scheme)')
+    g.add_argument('--color-jitter-prob', type=float, help='its probability')
+    g.add_argument('--grayscale-prob', type=float, help='probability of grey')
+    g.add_argument('--gaussian-blur-prob', type=float, help='probability of blur')
+    g.add_argument('--aa', help="AutoAugment policy: 'rand-...', 'augmix-...', 'v0', 'original'")
+    g.add_argument('--aug-repeats', type=int, default=0, help='repeated augmentation, with several processes')
+    g.add_argument('--reprob', type=float, default=0., help='probability of random erasing')
+    g.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what it fills with')
+    g.add_argument('--recount', type=int, default=1, help='how many areas it erases')
+    g.add_argument('--mixup', type=float, default=0., help='alpha of mixup')
+    g.add_argument('--cutmix', type=float, default=0., help='alpha of cutmix')
+    g.add_argument('--cutmix-minmax', type=float, nargs='+', help='least and largest share of cutmix')
+    g.add_argument('--mixup-prob', type=float, default=1., help='probability of either')
+    g.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix, with both')
+    g.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='what they are drawn for')
+    g.add_argument('--mixup-off-epoch', type=int, default=0, help='epoch from which they are off (0: never)')
+    g.add_argument('--smoothing', type=float, default=0., help='label smoothing')
+    g.add_argument('--bce-loss', action='store_true', help='binary cross-entropy in place of cross-entropy')
+    g.add_argument('--bce-sum', action='store_true', help='sum it over the classes')
+    g.add_argument('--bce-target-thresh', type=float, help='binarise soft targets above this')
+    g.add_argument('--bce-pos-weight', type=float, help='weight of positives in it')
+    g.add_argument('--train-interpolation', default='bilinear', help='resizing in training (default: bilinear)')
+
+    g = parser.add_argument_group('Running average of the weights')
+    g.add_argument('--model-ema', action='store_true', help='keep an exponential moving average and validate it')
+    g.add_argument('--model-ema-force-cpu', action='store_true', help='keep it in main memory, unvalidated')
+    g.add_argument('--model-ema-decay', type=float, default=0.9998, help='its decay')
+    g.add_argument('--model-ema-warmup', action='store_true', help='let the decay rise')
+
+    g = parser.add_argument_group('Device')
+    g.add_argument('--device', help='device (default: cuda if there is one, else cpu)')
+    g.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    g.add_argument('--amp-dtype', choices=('float16', 'bfloat16'), help='its type (default: float16 on cuda, bfloat16 on cpu)')
+    g.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
+    g.add_argument('--synchronize-step', action='store_true', help='wait for the device after each step')
+    g.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
+    g.add_argument('-j', '--workers', type=int, default=4, help='worker processes that load images')
+    g.add_argument('--pin-mem', action='store_true', help='pin memory for transfers to the device')
+    g.add_argument('--no-prefetcher', action='store_true', help="do without timm's prefetcher")
+
+    g = parser.add_argument_group('Run')
+    g.add_argument('-c', '--config', metavar='FILE', help='YAML file of settings')
+    g.add_argument('--seed', type=int, default=42, help='seed of everything random')
+    g.add_argument('--log-interval', type=int, default=50, help='batches between lines of the log')
+    g.add_argument('--val-interval', type=int, default=1, help='epochs between validations')
+    g.add_argument('--recovery-interval', type=int, default=0, help='batches between recovery checkpoints (0: none)')
+    g.add_argument('--checkpoint-hist', type=int, default=10, help='how many epoch checkpoints to keep')
+    g.add_argument('--output', default='', metavar='DIR', help='where runs are kept (default: ./output/train)')
+    g.add_argument('--experiment', default='', metavar='NAME', help='folder of this run in there')
+    g.add_argument('--eval-metric', default='top1', help='metric that ranks checkpoints')
+    return parser
+
+
+def _convert(action: argparse.Action, value: Any) -> Any:
+    """A YAML value as the action's type, converting like the command line would; ValueError says what is wanted."""
+    if value is None:
+        return None
+    if isinstance(action, (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
+        if not isinstance(value, bool):
+            raise ValueError('true or false')
+        return value
+    if isinstance(action, ParseKwargs):
+        if not isinstance(value, dict):
+            raise ValueError('a mapping')
+        return value
+    several = action.nargs in ('*', '+') or isinstance(action.nargs, int)
+    if several:
+        if not isinstance(value, list) or (isinstance(action.nargs, int) and len(value) != action.nargs):
+            raise ValueError(f'a list of {action.nargs} values' if isinstance(action.nargs, int) else 'a list')
+    elif isinstance(value, (list, dict)):
+        raise ValueError('a single value')
+
+    def one(v: Any) -> Any:
+        kind = action.type or str
+        if isinstance(v, bool) or (kind is int and isinstance(v, float) and not v.is_integer()):
+            raise ValueError(kind.__name__)
+        try:
+            v = kind(v)
+        except (TypeError, ValueError):
+            raise ValueError(kind.__name__) from None
+        if action.choices is not None and v not in action.choices:
+            raise ValueError('one of ' + ', '.join(map(repr, action.choices)))
+        return v
+
+    return [one(v) for v in value] if several else one(value)
+
+
+def load_config(parser: argparse.ArgumentParser, path: str) -> Dict[str, Any]:
+    """Settings of a YAML file, checked against the parser. Unknown keys are warned about and left out.
+
+    A file that cannot be read or a value of the wrong type ends the program with one sentence and exit code 2.
+    """
+    try:
+        with open(path) as f:
+            config = yaml.safe_load(f) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        parser.error(f'Cannot read --config {path}: {" ".join(str(e).split())}')
+    if not isinstance(config, dict):
+        parser.error(f'--config {path} is no mapping of names to values.')
+    actions = {a.dest: a for a in parser._actions if a.dest != 'help'}
+    settings = {}
+    for key, value in config.items():
+        dest = str(key).replace('-', '_')
+        if dest not in actions:
+            near = difflib.get_close_matches(dest, actions, 1)
+            hint = f': did you mean {near[0]}?' if near else '.'
+            _logger.warning(f'--config {path} has an unknown key {key}, which is ignored{hint}')
+            continue
+        try:
+            settings[dest] = _convert(actions[dest], value)
+        except ValueError as e:
+            parser.error(f'{key} in --config {path} is {value!r}: give {e}.')
+    return settings
+
+
+def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str, Any]:
+    """What the command line itself sets."""
+    unset = object()
+    blank = argparse.Namespace(**{a.dest: unset for a in parser._actions if a.dest != 'help'})
+    given = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not unset}
+    if given.get('data') is None:
+        given.pop('data', None)  # argparse sets an optional positional, given or not
+    return given
+
+
+def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[argparse.Namespace, str]:
+    """Settings of a run, and the same as YAML text.
+
+    Raises:
+        SystemExit: With exit code 2 and one line, when the settings make no sense.
+    """
+    given = _explicit(parser, argv)
+    if given.get('config'):
+        given = {**load_config(parser, given['config']), **given}
+    if not argv:
+        given['dataset'] = SYNTHETIC
+    layers = [SCHEMES[given.get('scheme', parser.get_default('scheme'))]]
+    if given.get('dataset') == SYNTHETIC:
+        layers.append(SYNTHETIC_SETTINGS)
+    settings = {a.dest: a.default for a in parser._actions if a.dest != 'help'}
+    for layer in (*layers, given):
+        settings.update(layer)
+    args = argparse.Namespace(**settings)
+    _check(parser, args, given)
+    return args, yaml.safe_dump(vars(args), default_flow_style=False)
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict[str, Any]) -> None:
+    if args.data is not None and args.data_dir is not None:
+        parser.error(f'The data folder is given twice, {args.data} and --data-dir {args.data_dir}: give it once.')
+    args.data_dir = args.data_dir if args.data_dir is not None else args.data
+    if args.dataset == SYNTHETIC and args.data_dir is not None:
+        parser.error(f'--dataset {SYNTHETIC} draws its own images: leave out the folder {args.data_dir}.')
+    if args.data_dir is None and not args.dataset:
+        parser.error('No data is given: name a folder with train and val, or --dataset synthetic for drawn scenes.')
+    if args.resume == 'auto' and not args.experiment:
+        parser.error('--resume auto needs --experiment: it continues the last checkpoint of that run.')
+
+    is_focus_name = args.model.startswith('focus_')
+    if is_focus_name and args.method == 'none':
+        parser.error(f'--method none trains a plain model: give --model {args.model.removeprefix("focus_")}.')
+    args.method = args.method or ('focus' if is_focus_name else 'none')
+    if args.method == 'none':
+        foreign = sorted(k for k in given if k.startswith('focus_') and given[k] != parser.get_default(k))
+        if foreign:
+            names = ', '.join('--' + k.replace('_', '-') for k in foreign)
+            parser.error(f'{names} belongs to focus training: give --model focus_{args.model} or --method focus.')
+    for name, low in (
+            ('batch_size', 1), ('grad_accum_steps', 1), ('epochs', 1), ('workers', 0), ('log_interval', 1),
+            ('val_interval', 1), ('checkpoint_hist', 1), ('img_size', 1), ('num_classes', 1), ('in_chans', 1),
+            ('validation_batch_size', 1), ('recovery_interval', 0), ('warmup_epochs', 0), ('lr', 0), ('lr_base', 0),
+            ('weight_decay', 0), ('smoothing', 0), ('mixup', 0), ('cutmix', 0), ('reprob', 0), ('clip_grad', 0),
+            ('focus_alpha', 0), ('focus_beta', 0), ('focus_side_weight', 0), ('seed', 0),
+    ):
+        value = getattr(args, name)
+        if value is not None and not low <= value < float('inf'):
+            parser.error(f'--{name.replace("_", "-")} is {value}: give {low} or more.')
+    for name in ('smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop'):
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}: give a number from 0 to 1.')
+    for name in ('focus_threshold', 'focus_fraction', 'crop_pct'):
+        if not 0 < getattr(args, name) <= 1:
+            parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}: give a number above 0 and at most 1.')

@@ -1,0 +1,111 @@
+"""Checkpoints of train_focus.py: timm's, each written whole or not at all, with what is needed to go on in mid-epoch."""
+import os
+import shutil
+from typing import Any, Dict, NamedTuple, Optional
+
+import torch
+from timm.models import clean_state_dict
+from timm.task import TrainingTask
+from timm.utils import CheckpointSaver, load_checkpoint_metadata
+
+__all__ = ['Progress', 'FocusCheckpointSaver', 'resume']
+
+
+class Progress(NamedTuple):
+    """Where a run stands: the epoch and the batch in it to go on with, and the updates made so far."""
+    epoch: int
+    batch: int
+    updates: int
+
+
+class FocusCheckpointSaver(CheckpointSaver):
+    """timm's saver, without a moment at which `last` or `model_best` is missing or half written.
+
+    Attributes:
+        progress: Where the run stands; set it before each save.
+        scheduler: Learning rate scheduler whose state belongs to the run, or None.
+    """
+
+    progress: Optional[Progress] = None
+    scheduler: Any = None
+
+    def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
+        super()._save(save_path, epoch, metric)
+        with open(save_path, 'rb') as f:
+            os.fsync(f.fileno())  # a name must not outlive its content in a power cut
+
+    def _replace(self, src: str, dst: str) -> None:
+        os.replace(src, dst)
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        partial = f'{dst}.tmp'
+        if os.path.exists(partial):
+            os.unlink(partial)
+        try:
+            os.link(src, partial)
+        except OSError:  # a file system without hard links
+            shutil.copy2(src, partial)
+        os.replace(partial, dst)
+
+    def state_dict(self, epoch: Optional[int] = None, metric: Optional[float] = None) -> Dict[str, Any]:
+        state = super().state_dict(epoch, metric)
+        if self.progress is not None:
+            state['progress'] = dict(self.progress._asdict())
+        if self.scheduler is not None:
+            state['scheduler'] = {
+                k: v for k, v in self.scheduler.state_dict().items() if isinstance(v, (int, float, bool, str, list))}
+        return state
+
+
+def resume(
+        task: TrainingTask,
+        path: str,
+        optimizer: Optional[torch.optim.Optimizer] = None,
+        loss_scaler: Any = None,
+        scheduler: Any = None,
+) -> Progress:
+    """Restore a run from a checkpoint: model, heads and running average, and what else is given of it.
+
+    Raises:
+        ValueError: The file is missing, damaged, or no checkpoint of a run.
+    """
+    try:
+        state = load_checkpoint_metadata(path)
+    except FileNotFoundError:
+        raise ValueError(f'There is no checkpoint {path}.') from None
+    except Exception as e:
+        raise ValueError(f'The checkpoint {path} cannot be read ({type(e).__name__}), so it is damaged or no '
+                         f'checkpoint: {newest_good(path)}') from e
+    if not isinstance(state, dict) or not {'state_dict', 'epoch'} <= set(state):
+        raise ValueError(f'{path} has weights but no run to resume: start from it by --initial-checkpoint.')
+    try:
+        task.load_checkpoint_state(clean_state_dict(state['state_dict']), state.get('task_state'))
+        if task.has_ema():
+            ema = 'state_dict_ema' in state
+            task.load_checkpoint_state(
+                clean_state_dict(state['state_dict_ema' if ema else 'state_dict']),
+                state.get('task_state_ema' if ema else 'task_state'), ema=True)
+        if optimizer is not None and 'optimizer' in state:
+            optimizer.load_state_dict(state['optimizer'])
+    except (RuntimeError, ValueError) as e:
+        raise ValueError(f'The checkpoint {path} does not fit this run: {" ".join(str(e).split())[:500]}') from e
+    if loss_scaler is not None and loss_scaler.state_dict_key in state:
+        loss_scaler.load_state_dict(state[loss_scaler.state_dict_key])
+    saver = state.get('saver', {})
+    if scheduler is not None and 'scheduler' in saver:
+        scheduler.load_state_dict({**scheduler.state_dict(), **saver['scheduler']})
+    saved = saver.get('progress')
+    return Progress(**saved) if saved else Progress(state['epoch'] + 1, 0, 0)
+
+
+def newest_good(path: str) -> str:
+    """What to resume in place of a damaged checkpoint, as a sentence."""
+    folder = os.path.dirname(path) or '.'
+    others = [os.path.join(folder, f) for f in os.listdir(folder) if f.endswith('.pth.tar')]
+    for other in sorted(others, key=os.path.getmtime, reverse=True):
+        try:
+            if not os.path.samefile(other, path) and 'state_dict' in load_checkpoint_metadata(other):
+                return f'the newest good one is {other}.'
+        except Exception:
+            continue
+    return 'there is no good one beside it.'

@@ -1,0 +1,116 @@
+"""Every random draw of a run is a function of the seed and of what it is for.
+
+An image is augmented by (seed, epoch, index), a batch collated and mixed by (seed, epoch, its first index), and a step
+taken by (seed, epoch, batch, rank). So a run does not depend on how its workers took turns, and one that was
+interrupted goes on with the same numbers.
+"""
+import hashlib
+import random
+from typing import Any, Iterator, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+__all__ = ['ReproducibleLoader', 'derive_seed', 'seed_all']
+
+Key = Tuple[int, Any]  # epoch, and what the data set is indexed by
+
+
+def derive_seed(*parts: Any) -> int:
+    """A 63-bit seed of numbers and words, the same on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'little') >> 1
+
+
+def seed_all(*parts: Any) -> None:
+    """Seed Python, numpy and torch, on all devices, by `derive_seed`."""
+    seed = _seed_host(*parts)
+    torch.manual_seed(seed)
+
+
+def _seed_host(*parts: Any) -> int:
+    seed = derive_seed(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.default_generator.manual_seed(seed)  # not manual_seed: in a worker it would go looking for devices
+    return seed
+
+
+class _SeededDataset(Dataset):
+    """A map-style data set indexed by (epoch, index), whose draws depend on these and the seed alone."""
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: Sequence[Key]) -> List[Any]:
+        samples = []
+        for epoch, index in keys:
+            _seed_host(self.seed, 'sample', epoch, index)
+            samples.append(self.dataset[index])
+        _seed_host(self.seed, 'collate', *keys[0])  # what mixes the batch draws next, in the same process
+        return samples
+
+
+class _EpochBatches:
+    """Batches of (epoch, index) of a batch sampler, whose order depends on seed and epoch; it can start in the middle."""
+
+    def __init__(self, batch_sampler, seed: int):
+        self.batch_sampler = batch_sampler
+        self.seed = seed
+        self.epoch = 0
+        self.start_batch = 0
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[List[Key]]:
+        _seed_host(self.seed, 'order', self.epoch)
+        for i, batch in enumerate(self.batch_sampler):
+            if i >= self.start_batch:
+                yield [(self.epoch, index) for index in batch]
+
+
+class ReproducibleLoader(DataLoader):
+    """A timm loader's DataLoader, made again so that what it gives is a function of seed and epoch.
+
+    Args:
+        loader: The DataLoader of `timm.data.create_loader` in training, over a map-style data set.
+        seed: Seed of the run.
+        rank: Rank of this process.
+
+    Attributes:
+        set_epoch: Call it before each epoch, with the batch to start from.
+    """
+
+    def __init__(self, loader: DataLoader, seed: int, rank: int = 0):
+        if isinstance(loader.dataset, IterableDataset):
+            raise TypeError('An iterable data set draws its own order, so its batches cannot be reproduced.')
+        self._seed, self._rank = seed, rank
+        self._batches = _EpochBatches(loader.batch_sampler, seed)
+        super().__init__(
+            _SeededDataset(loader.dataset, seed),
+            batch_sampler=self._batches,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+            persistent_workers=loader.persistent_workers,
+        )
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch, and the batch in it, that the next iteration begins with."""
+        self._batches.epoch, self._batches.start_batch = epoch, start_batch
+        for sampler in (self._batches.batch_sampler, getattr(self._batches.batch_sampler, 'sampler', None)):
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        # the prefetcher erases at random in this process, right after it gets the batch
+        for i, batch in enumerate(super().__iter__(), self._batches.start_batch):
+            seed_all(self._seed, 'batch', self._batches.epoch, i, self._rank)
+            yield batch
