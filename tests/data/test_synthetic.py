@@ -1,6 +1,7 @@
-import multiprocessing
 import random
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,9 +17,14 @@ def contents(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
 
 
-def write_when_all_are_ready(root, barrier):
-    barrier.wait(timeout=30)
-    write_synthetic_scenes(root, train_per_class=6, val_per_class=2, size=32)
+# Runs the one file by its path: importing the package with torch and timm takes much longer than drawing.
+WRITE_WHEN_TOLD = """
+import runpy, sys
+write = runpy.run_path(sys.argv[1])['write_synthetic_scenes']
+print('ready', flush=True)
+sys.stdin.readline()
+write(sys.argv[2], train_per_class=6, val_per_class=2, size=32)
+"""
 
 
 def test_eight_sorted_classes():
@@ -178,14 +184,16 @@ def test_another_run_finishing_first_wins(tmp_path, monkeypatch):
 
 
 def test_concurrent_processes(tmp_path):
-    context = multiprocessing.get_context('spawn')
-    barrier = context.Barrier(2)
-    workers = [context.Process(target=write_when_all_are_ready, args=(tmp_path / 'set', barrier)) for _ in range(2)]
+    command = [sys.executable, '-c', WRITE_WHEN_TOLD, synthetic.__file__, str(tmp_path / 'set')]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [worker.stdout.readline() for worker in workers] == ['ready\n'] * 2
     for worker in workers:
-        worker.start()
+        worker.stdin.write('go\n')
+        worker.stdin.flush()
     for worker in workers:
-        worker.join(timeout=60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+        worker.communicate(timeout=60)
+    assert [worker.returncode for worker in workers] == [0, 0]
     assert [p.name for p in tmp_path.iterdir()] == ['set']
     assert len(list((tmp_path / 'set').rglob('*.png'))) == 64
 
