@@ -4,7 +4,10 @@ Importing it registers `focus_<name>` for every timm model that classifies, and 
 """
 from timm_focus.method import CamHead, FocusLoss, FocusNet, FocusOutput, export_backbone
 from timm_focus.models import create_focus_net
+from timm_focus.training.task import FocusTask, create_task
 
 __version__ = '0.1.0'
 
-__all__ = ['CamHead', 'FocusLoss', 'FocusNet', 'FocusOutput', 'create_focus_net', 'export_backbone']
+__all__ = [
+    'CamHead', 'FocusLoss', 'FocusNet', 'FocusOutput', 'FocusTask', 'create_focus_net', 'create_task', 'export_backbone',
+]

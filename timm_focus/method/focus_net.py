@@ -25,7 +25,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from .cam import class_activation_map, class_weights, mean_activation_map, normalize_map
-from .erase import erase, erased_share, keep_mask, keep_mask_like
+from .erase import erase, erased_share, keep_mask, keep_mask_like, resize_map
 
 __all__ = ['CamHead', 'FocusNet', 'FocusOutput', 'default_stage', 'export_backbone', 'find_stage']
 
