@@ -2,8 +2,11 @@
 from pathlib import Path
 from typing import Optional, Sequence, Union
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from timm_focus.method.erase import erase, resize_map
 
 __all__ = ['focus_sheet']
 
@@ -29,34 +32,30 @@ def focus_sheet(
     """
     from matplotlib.figure import Figure  # the one import here that takes a second
 
-    from timm_focus.method.cam import normalize_map
-    from timm_focus.method.erase import erase, resize_map
-
     was_training = model.training
     model.eval()
     final, (tap,) = model.backbone.forward_intermediates(
         x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW')
     main = model.backbone.forward_head(final)
     keep = model.keep_mask(tap, main, x.shape[-2:])
-    activation = model.cam_head.activation_map(tap, main.argmax(1))
-    heat = resize_map(normalize_map(activation), x.shape[-2:], model.interpolation).float().cpu()
+    heat = resize_map(model.activation_map(tap, main), x.shape[-2:], model.interpolation).float().cpu().numpy()
     model.train(was_training)
 
-    def pixels(images: Tensor) -> Tensor:
+    def pixels(images: Tensor) -> np.ndarray:
         scale, shift = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (std, mean))
-        return (images.float().cpu() * scale + shift).clamp(0, 1).permute(0, 2, 3, 1)
+        return (images.float().cpu() * scale + shift).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
-    original, erased, kept = pixels(x), pixels(erase(x, keep)), keep[:, 0].cpu()
+    original, erased, kept = pixels(x), pixels(erase(x, keep)), keep[:, 0].cpu().numpy()
     n = x.shape[0]
     figure = Figure(figsize=(8, 2 * n + 0.3), layout='constrained')
     axes = figure.subplots(n, 4, squeeze=False)
-    columns = ('original', 'class activation map', 'kept', 'erased')
+    columns = ('original', 'activation map', 'kept', 'erased')
     for i, row in enumerate(axes):
-        row[0].imshow(original[i].squeeze(-1), cmap='gray')
-        row[1].imshow(original[i].squeeze(-1), cmap='gray')
+        row[0].imshow(original[i], cmap='gray')
+        row[1].imshow(original[i], cmap='gray')
         row[1].imshow(heat[i], cmap='jet', alpha=0.5, vmin=0, vmax=1)
         row[2].imshow(kept[i], cmap='gray', vmin=0, vmax=1)
-        row[3].imshow(erased[i].squeeze(-1), cmap='gray')
+        row[3].imshow(erased[i], cmap='gray')
         for name, ax in zip(columns, row):
             ax.set_xticks([])
             ax.set_yticks([])

@@ -316,27 +316,39 @@ class FocusNet(nn.Module):
                 return self.backbone.forward_head(final)
             return self.erased_head(self.backbone.forward_head(final, pre_logits=True))
 
-    def keep_mask(self, tap: Tensor, main: Tensor, size: Tuple[int, int]) -> Tensor:
-        """What is kept of the images (Eq. 2), without gradient and in float32 or better, whatever the autocast.
+    @torch.no_grad()
+    def activation_map(self, tap: Tensor, main: Tensor) -> Tensor:
+        """Normalised map that decides what is erased (Eq. 1), in float32 or better, whatever the autocast.
 
         Args:
             tap: Feature at `stage`, `[B, C, h, w]`.
             main: Main logits `[B, K]`, whose highest class chooses the map.
+
+        Returns:
+            `[B, h, w]` in 0 to 1: the channel mean for `focus_map='mean'`, else the class activation map.
+        """
+        with torch.autocast(tap.device.type, enabled=False):
+            if self.map == 'mean':
+                return normalize_map(mean_activation_map(tap))
+            return normalize_map(self.cam_head.activation_map(tap, main.argmax(1)))
+
+    @torch.no_grad()
+    def keep_mask(self, tap: Tensor, main: Tensor, size: Tuple[int, int]) -> Tensor:
+        """What is kept of the images (Eq. 2).
+
+        Args:
+            tap: Feature at `stage`, `[B, C, h, w]`.
+            main: Main logits `[B, K]`.
             size: Height and width of the images.
 
         Returns:
             `[B, 1, H, W]` bool, True where the image is kept.
         """
-        with torch.no_grad(), torch.autocast(tap.device.type, enabled=False):
-            if self.map == 'mean':
-                activation = mean_activation_map(tap)
-            else:
-                activation = self.cam_head.activation_map(tap, main.argmax(1))
-            keep = keep_mask(normalize_map(activation), size, self.threshold, self.interpolation)
-            if self.map == 'random':
-                field = torch.randn_like(activation)
-                keep = keep_mask_like(resize_map(field, size), keep)
-            return keep
+        activation = self.activation_map(tap, main)
+        keep = keep_mask(activation, size, self.threshold, self.interpolation)
+        if self.map == 'random':
+            keep = keep_mask_like(resize_map(torch.randn_like(activation), size), keep)
+        return keep
 
     # timm's model interface: the backbone's own
 
