@@ -8,25 +8,28 @@
 A model named focus_<name> is trained by the method of "See More for Scene" (NeurIPS 2021), any other by its classifier
 alone; the loop is the same. What comes out is a plain timm model. Flags are named as in timm's train.py.
 """
-import argparse
 import contextlib
 import difflib
 import functools
 import logging
 import os
+import pickle
 import sys
-import time
 from datetime import datetime
 
 import timm
 import torch
 import torch.distributed as dist
+from PIL import ImageMode
 from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader, resolve_data_config
-from timm.models import create_model, resolve_model_input_args, safe_model_name
+from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.layers import convert_sync_batchnorm
+from timm.models import create_model, get_model_args, resolve_model_input_args, safe_model_name
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import (
-    NativeScaler, distribute_bn, get_outdir, init_distributed_device, setup_default_logging, update_summary)
+    NativeScaler, distribute_bn, get_outdir, init_distributed_device, setup_default_logging, unwrap_model,
+    update_summary)
 from timm.utils.summary import trim_summary
 
 import timm_focus  # registers focus_<name>
@@ -38,7 +41,7 @@ from timm_focus.training import (
     validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS, SYNTHETIC
 from timm_focus.training.checkpoint import Progress
-from timm_focus.training.task import mixes
+from timm_focus.training.task import classifiers, mixes
 
 _logger = logging.getLogger('train')
 
@@ -47,6 +50,18 @@ parser = build_parser()
 
 class SettingsError(ValueError):
     """The settings, the data or a checkpoint make no sense: one sentence, exit code 2."""
+
+
+@contextlib.contextmanager
+def explained(sentence):
+    """Turn what a library says of the settings into one sentence."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError,
+            TypeError, ValueError, pickle.UnpicklingError) as e:
+        raise SettingsError(f'{sentence}: {" ".join(str(e).split())[:500] or type(e).__name__}') from e
 
 
 def _parse_args():
@@ -61,38 +76,34 @@ def main():
     if not 0 < stop_epoch <= args.epochs:
         raise SettingsError(f'--stop-epoch is {args.stop_epoch}: give a number from 1 to --epochs, {args.epochs}.')
 
-    output_dir = None
-    if args.rank == 0:
-        name = args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}'
-        output_dir = get_outdir(args.output or './output/train', name)
-
     # data, model and task
     dataset_train, dataset_eval = create_datasets(args)
     seed_all(args.seed, 'model')  # every rank alike: DDP would copy rank 0's anyway
     model = build_model(args)
-    data_config = resolve_data_config(vars(args), model=model, verbose=args.rank == 0)
-    loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
+    with explained('--input-size, --mean and --std do not go together, a number a channel'):
+        data_config = resolve_data_config(vars(args), model=model)
+    with explained('The augmentation or interpolation cannot be made'):
+        loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
     model.to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     if args.distributed and args.sync_bn:
         args.dist_bn = ''  # the statistics are the same everywhere
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # timm's: torch's would lose the activations that timm fuses into norms
     task = create_task(model, args, device=device)
     augment = HideAndSeek() if args.has else None
 
     # optimizer and schedule
     if args.lr is None:
         args.lr = default_lr(args)
-    try:
+    metric_name = args.eval_metric if loader_eval is not None else 'loss'
+    updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
+    with explained('The optimizer or schedule cannot be made'):
         optimizer = create_optimizer_v2(
             model, **optimizer_kwargs(args), **args.opt_kwargs, filter_bias_and_bn=args.no_decay_1d)
-        updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
         lr_scheduler, num_epochs = create_scheduler_v2(
-            optimizer, **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+            optimizer, **scheduler_kwargs(args, decreasing_metric=metric_name == 'loss'),
             updates_per_epoch=updates_per_epoch)
-    except (ValueError, TypeError, AssertionError, RuntimeError) as e:
-        raise SettingsError(f'The optimizer or schedule cannot be made: {e}') from e
     if args.stop_epoch is None:
         stop_epoch = num_epochs
     if args.model_ema:
@@ -123,11 +134,14 @@ def main():
             lr_scheduler.step(start.epoch)
     if args.distributed:
         task.prepare_distributed(
-            device_ids=[device] if device.type == 'cuda' else None, broadcast_buffers=not args.no_ddp_bb)
+            device_ids=[device] if device.type == 'cuda' else None,
+            **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}))
 
-    saver, summary = None, None
-    metric_name = args.eval_metric if loader_eval is not None else 'loss'
+    saver, summary, output_dir = None, None, None
     if args.rank == 0:
+        name = args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}'
+        with explained(f'--output {args.output or "./output/train"} cannot be written'):
+            output_dir = get_outdir(args.output or './output/train', name)
         saver = FocusCheckpointSaver(
             model=model, task=task, optimizer=optimizer, args=args, amp_scaler=loss_scaler, checkpoint_dir=output_dir,
             recovery_dir=output_dir, decreasing=metric_name == 'loss', max_history=args.checkpoint_hist)
@@ -137,7 +151,7 @@ def main():
         summary = os.path.join(output_dir, 'summary.csv')
         trim_summary(summary, start.epoch)
         write_whole(os.path.join(output_dir, 'args.yaml'), args_text)
-        describe(args, model, dataset_train, dataset_eval, loader_train, optimizer, num_epochs, output_dir)
+        describe(args, model, dataset_train, dataset_eval, loader_train, data_config, num_epochs, output_dir)
 
     # train
     best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
@@ -155,6 +169,8 @@ def main():
             mixup_fn)
         if args.distributed and args.dist_bn:
             distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
+            if task.has_ema() and not args.model_ema_force_cpu:
+                distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
 
         milestone = args.save_epochs is not None and epoch + 1 in args.save_epochs
         eval_metrics = None
@@ -169,15 +185,17 @@ def main():
         if lr_scheduler is not None:
             lr_scheduler.step(epoch + 1, metric)
         if saver is not None:
-            if eval_metrics or loader_eval is None:
-                update_summary(epoch, train_metrics, eval_metrics, summary, lr=lr)
+            # an epoch that is not validated has a row, too, of the same columns
+            columns = dict.fromkeys(task.create_evaluator().metric_names, '') if loader_eval is not None else None
+            update_summary(epoch, train_metrics, eval_metrics or columns, summary, lr=lr)
             saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch)
             best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
             if milestone:
                 saver.save_milestone(epoch + 1)
 
     if args.rank == 0:
-        conclude(args, task, output_dir, metric_name, best_metric, best_epoch, loader_eval, dataset_train, data_config)
+        classes = getattr(getattr(dataset_train, 'reader', None), 'class_to_idx', None) or {}
+        conclude(args, task, output_dir, metric_name, best_metric, best_epoch, dataset_eval, classes, data_config)
     if args.distributed:
         dist.destroy_process_group()
 
@@ -191,10 +209,10 @@ def set_up_device(args):
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    try:
+    if args.sync_bn and not args.device.startswith('cuda'):
+        raise SettingsError('--sync-bn needs GPUs: leave it out on the CPU, where --dist-bn averages the statistics.')
+    with explained(f'--device is {args.device}, which cannot be used'):
         device = init_distributed_device(args)
-    except (RuntimeError, ValueError) as e:
-        raise SettingsError(f'--device is {args.device}, which cannot be used: {" ".join(str(e).split())}') from e
     logging.getLogger().setLevel(logging.INFO if args.rank == 0 else logging.WARNING)
     autocast, loss_scaler = contextlib.nullcontext, None
     if args.amp:
@@ -212,10 +230,13 @@ def create_datasets(args):
     if args.dataset == SYNTHETIC:
         if args.distributed and args.local_rank != 0:
             dist.barrier()
-        args.data_dir = str(synthetic_scenes())
+        with explained('The drawn scenes cannot be kept'):
+            args.data_dir = str(synthetic_scenes())
         if args.distributed and args.local_rank == 0:
             dist.barrier()
     folder = not args.dataset or args.dataset == SYNTHETIC
+    with explained(f'--input-img-mode is {args.input_img_mode}, but Pillow knows it not: give RGB or L'):
+        ImageMode.getmode(args.input_img_mode or 'RGB')
     common = dict(
         root=args.data_dir, download=args.dataset_download, seed=args.seed, input_key=args.input_key,
         target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
@@ -223,10 +244,8 @@ def create_datasets(args):
     name = '' if folder else args.dataset
 
     def load(split, flag, **kwargs):
-        try:
+        with explained(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read'):
             dataset = create_dataset(name, split=split, **common, **kwargs)
-        except (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError) as e:
-            raise SettingsError(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read: {e}') from e
         if folder and os.path.realpath(dataset.reader.root) == os.path.realpath(args.data_dir):
             raise SettingsError(
                 f'{args.data_dir} has no folder {split}: put the images into <split>/<class>/, or name the split by '
@@ -246,8 +265,8 @@ def create_datasets(args):
             args.val_split, 'val-split', class_map=classes if folder else args.class_map,
             batch_size=args.validation_batch_size or args.batch_size, num_samples=args.val_num_samples)
         if folder:
-            found = {e.name for e in os.scandir(val.reader.root) if e.is_dir()}
-            if not args.class_map and (strange := sorted(found - set(classes))):
+            found = find_images_and_targets(val.reader.root)[1]
+            if not args.class_map and (strange := sorted(set(found) - set(classes))):
                 raise SettingsError(
                     f'{len(strange)} of the classes in {val.reader.root} are not in {train.reader.root}, such as '
                     f'{strange[0]}: give both splits the same class folders.')
@@ -272,11 +291,13 @@ def build_model(args):
         num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
         drop_block_rate=args.drop_block, global_pool=args.gp, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps,
         in_chans=args.in_chans)
+    if args.initial_checkpoint and not os.path.isfile(args.initial_checkpoint):
+        raise SettingsError(f'There is no checkpoint {args.initial_checkpoint} to start from.')
     overlay = dict(args.pretrained_cfg_overlay)
     if args.pretrained_path:
         overlay.update(file=args.pretrained_path, num_classes=-1)  # -1: the file's classifier is not asked for
     wrapped = args.method == 'focus' and (sourced or not args.model.startswith('focus_'))
-    try:
+    with explained(f'The model {args.model} cannot be made'):
         kwargs = resolve_model_input_args(args.model, vars(args), **{**kwargs, **args.model_kwargs})
         if args.method == 'focus' and not wrapped:
             kwargs.update(focus_args)
@@ -285,22 +306,17 @@ def build_model(args):
             checkpoint_path=args.initial_checkpoint, **kwargs)
         if wrapped:
             model = timm_focus.FocusNet(model, **focus_args)
-    except (ValueError, TypeError, RuntimeError, AssertionError, KeyError, OSError) as e:
-        raise SettingsError(f'The model {args.model} cannot be made: {" ".join(str(e).split())[:500]}') from e
     if args.num_classes is None:
         args.num_classes = model.num_classes
-    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    if args.head_init_scale is not None:
-        with torch.no_grad():
-            classifier.weight.mul_(args.head_init_scale)
-            classifier.bias.mul_(args.head_init_scale)
-    if args.head_init_bias is not None:
-        torch.nn.init.constant_(classifier.bias, args.head_init_bias)
+    with torch.no_grad():
+        for name, p in (item for c in classifiers(model) for item in c.named_parameters()):
+            if args.head_init_scale is not None:
+                p.mul_(args.head_init_scale)
+            if args.head_init_bias is not None and name.endswith('bias'):
+                p.fill_(args.head_init_bias)
     if args.grad_checkpointing:
-        try:
+        with explained(f'--grad-checkpointing does not go with {args.model}'):
             model.set_grad_checkpointing(enable=True)
-        except (ValueError, AssertionError) as e:
-            raise SettingsError(f'--grad-checkpointing does not go with {args.model}: {e}') from e
     return model
 
 
@@ -390,7 +406,7 @@ def write_whole(path, text):
     os.replace(f'{path}.tmp', path)
 
 
-def describe(args, model, dataset_train, dataset_eval, loader_train, optimizer, num_epochs, output_dir):
+def describe(args, model, dataset_train, dataset_eval, loader_train, data_config, num_epochs, output_dir):
     """Say at the start of the log what is trained, on what and how."""
     parameters = sum(p.numel() for p in model.parameters())
     detail = ''
@@ -403,38 +419,46 @@ def describe(args, model, dataset_train, dataset_eval, loader_train, optimizer, 
     _logger.info(
         f'Data: {args.data_dir or args.dataset}, {len(dataset_train):,} training images, '
         f'{len(dataset_eval) if dataset_eval is not None else 0:,} validation images')
+    _logger.info('Input: ' + ', '.join(f'{k} {v}' for k, v in data_config.items()))
     _logger.info(
         f'Training: {num_epochs} epochs of {len(loader_train)} batches of {args.batch_size} x {args.world_size}, '
         f'{args.opt} at {args.lr:.4g}, scheme {args.scheme}, on {args.device}; the run is kept in {output_dir}')
 
 
-def conclude(args, task, output_dir, metric_name, best_metric, best_epoch, loader_eval, dataset_train, data_config):
+def conclude(args, task, output_dir, metric_name, best_metric, best_epoch, dataset_eval, classes, data_config):
     """Say what was reached and how to load it, and draw what the network looks at."""
     if best_metric is not None:
         _logger.info(f'Best {metric_name}: {best_metric:.4f} (epoch {best_epoch})')
-    model = task.get_trainable_module()
-    model = timm.utils.unwrap_model(model)
-    if isinstance(model, timm_focus.FocusNet) and loader_eval is not None:
-        images, targets = next(iter(loader_eval))
-        classes = {v: k for k, v in (getattr(dataset_train.reader, 'class_to_idx', None) or {}).items()} \
-            if hasattr(dataset_train, 'reader') else {}
-        step = max(1, len(images) // 8)
-        names = [str(classes.get(t, t)) for t in targets[::step][:8].tolist()]
+    model = unwrap_model(task.get_trainable_module())
+    drawable = dataset_eval is not None and not isinstance(dataset_eval, torch.utils.data.IterableDataset) \
+        and data_config['input_size'][0] in (1, 3)
+    if isinstance(model, timm_focus.FocusNet) and drawable:
         sheet = os.path.join(output_dir, 'focus.png')
-        focus_sheet(model, images[::step][:8].to(next(model.parameters()).device), sheet,
-                    data_config['mean'], data_config['std'], names)
+        draw_sheet(model, dataset_eval, classes, data_config, args.prefetcher, sheet)
         _logger.info(f'What it looks at: {sheet}')
-    plain = task.get_eval_model()
-    plain = timm.utils.unwrap_model(plain)
+    plain = unwrap_model(task.get_eval_model())
     architecture = (getattr(plain, 'pretrained_cfg', None) or {}).get('architecture')
     best = os.path.join(output_dir, 'model_best.pth.tar')
     if architecture and os.path.exists(best):
-        kwargs = {k: v for k, v in timm.models.get_model_args(plain).items()
-                  if k in ('num_classes', 'in_chans', 'img_size') or k in args.model_kwargs}
-        listed = ''.join(f', {k}={v!r}' for k, v in kwargs.items())
+        with torch.device('meta'):
+            default = get_model_args(timm.create_model(architecture))
+        kwargs = {k: v for k, v in get_model_args(plain).items() if k not in default or default[k] != v}
+        listed = ''.join(f', {k}={v!r}' for k, v in {'num_classes': args.num_classes, **kwargs}.items())
         needs = 'import timm_focus; ' if architecture.startswith('shufflenetv2_') else ''
-        _logger.info(
-            f"Load it with timm: {needs}timm.create_model({architecture!r}{listed}, checkpoint_path={best!r})")
+        _logger.info(f'Load it with timm: {needs}timm.create_model({architecture!r}{listed}, checkpoint_path={best!r})')
+
+
+def draw_sheet(model, dataset, classes, data_config, prefetcher, path, n=8):
+    """Draw what a focus model erases of n images, spread over the data set."""
+    picks = [i * len(dataset) // n for i in range(min(n, len(dataset)))]
+    device = next(model.parameters()).device
+    # the transform of the validation loader is the data set's own; this one only stacks and normalises
+    images, targets = next(iter(create_loader(
+        torch.utils.data.Subset(dataset, picks), input_size=data_config['input_size'], batch_size=len(picks),
+        mean=data_config['mean'], std=data_config['std'], num_workers=0, use_prefetcher=prefetcher, device=device)))
+    names = {index: name for name, index in classes.items()}
+    focus_sheet(model, images.to(device), path, data_config['mean'], data_config['std'],
+                [str(names.get(t, t)) for t in targets.tolist()])
 
 
 def cli():
@@ -443,6 +467,9 @@ def cli():
     except SettingsError as e:
         print(f'train_focus.py: error: {e}', file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as e:  # the run diverged
+        print(f'train_focus.py: error: {e}', file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_addoption(parser):
-    parser.addoption('--all-models', action='store_true', help='check every model class of timm, not the small ones alone')
+    parser.addoption('--all-models', action='store_true', help='check every model class of timm, not small ones alone')
     parser.addoption('--timm-tests', metavar='PATH', help="unpacked timm sdist whose own tests are run on timm_focus")
     parser.addoption('--scenes', metavar='PATH', default=os.environ.get('TIMM_FOCUS_SCENES'),
                      help='folder of real scene images, train/<class>/ and val/<class>/ (or $TIMM_FOCUS_SCENES)')

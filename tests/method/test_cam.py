@@ -59,6 +59,7 @@ def test_normalize_map():
         assert m.min() == 0 and m.max() == 1
     torch.testing.assert_close(normal[1].flatten(), torch.arange(12.) / 11)
     assert normalize_map(torch.ones(2, 1, 1)).isfinite().all()
+    assert torch.equal(normalize_map(torch.tensor([[[-3e38, 3e38, 1.]]])), torch.zeros(1, 1, 3)), 'an overflow'
 
 
 def test_mean_map_is_the_mean_over_channels():

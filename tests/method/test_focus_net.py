@@ -214,7 +214,9 @@ def test_stages_that_share_a_name():
     (dict(focus_threshold='0.7'), "focus_threshold is '0.7'"),
     (dict(focus_fraction=0.), 'focus_fraction is 0.0'),
     (dict(focus_fraction=2), 'focus_fraction is 2'),
+    (dict(focus_threshold=True), 'focus_threshold is True'),
     (dict(focus_width=0), 'focus_width is 0'),
+    (dict(focus_width=True), 'focus_width is True'),
     (dict(focus_width=1.5), 'focus_width is 1.5'),
     (dict(focus_interpolation='bicubic'), "focus_interpolation is 'bicubic': choose one of 'bilinear', 'nearest'"),
     (dict(focus_bn='frozen'), "focus_bn is 'frozen': choose one of 'shared', 'clean'"),
@@ -238,6 +240,8 @@ def test_backbones_that_cannot_be_trained(photos):
         FocusNet(timm.create_model('resnet10t', num_classes=0))
     with pytest.raises(ValueError, match='patch_drop_rate=0'):
         make('vit_tiny_patch16_224', img_size=64, patch_drop_rate=0.3)
+    with pytest.raises(ValueError, match='patch_drop_rate=0'):
+        make('eva02_tiny_patch14_224', img_size=56, patch_drop_rate=0.3)
     model = make('deit_tiny_distilled_patch16_224', img_size=64)
     with pytest.raises(ValueError, match='distilled training'):
         model.set_distilled_training(True)
@@ -330,9 +334,36 @@ def test_layer_decay_and_weight_decay_reach_the_backbone():
     decay = {id(p): g['weight_decay'] for g in optimizer.param_groups for p in g['params']}
     assert scale[id(model.cam_head.fc.weight)] == scale[id(model.erased_head.weight)] == 1
     assert scale[id(model.backbone.head.weight)] == 1
-    assert scale[id(model.backbone.blocks[0].attn.qkv.weight)] < scale[id(model.backbone.blocks[11].attn.qkv.weight)] < 1
+    first, last = (scale[id(model.backbone.blocks[i].attn.qkv.weight)] for i in (0, 11))
+    assert first < last < 1
     assert decay[id(model.backbone.pos_embed)] == 0 and decay[id(model.cam_head.conv.weight)] == 0.1
     assert len(scale) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize('name', ['inception_v3', 'pit_ti_224', 'cait_xxs24_224'])
+def test_layer_groups_of_backbones_that_give_a_function_or_none(name):
+    from timm.optim import auto_group_layers
+    with torch.device('meta'):
+        model = make(name)
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    if hasattr(model.backbone, 'group_matcher'):
+        own = group_parameters(model.backbone, model.backbone.group_matcher(), reverse=True)
+    else:
+        own = auto_group_layers(model.backbone)
+    assert len(set(own.values())) > 2
+    assert all(groups[f'backbone.{n}'] == g for n, g in own.items())
+    assert groups['cam_head.fc.weight'] == groups['erased_head.weight'] >= max(own.values())
+
+
+def test_frozen_heads_stay_frozen_and_cfgs_can_be_set():
+    model = make()
+    model.cam_head.requires_grad_(False)
+    model.set_branches(side=False, erased=False)
+    model.set_branches(side=True, erased=True)
+    assert not any(p.requires_grad for p in model.cam_head.parameters())
+    assert all(p.requires_grad for p in model.erased_head.parameters())
+    model.pretrained_cfg = dict(model.pretrained_cfg, license='mit')
+    assert model.backbone.pretrained_cfg['license'] == 'mit'
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(photos):
@@ -435,7 +466,8 @@ def test_export_through_wrappers(photos):
     model, x = make(), photos(2)
     model(x)
     expected = copy.deepcopy(model).eval()(x)
-    for wrapped in (model, model.backbone, nn.DataParallel(model), ModelEmaV3(model), torch.compile(model, backend='eager')):
+    compiled = torch.compile(model, backend='eager')
+    for wrapped in (model, model.backbone, nn.DataParallel(model), ModelEmaV3(model), compiled):
         torch.testing.assert_close(export_backbone(wrapped)(x), expected, rtol=0, atol=0)
 
 

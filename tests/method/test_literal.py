@@ -1,4 +1,4 @@
-"""The whole of section 4 as slow literal loops over pixels, classes and samples, against the module and its gradients."""
+"""Section 4 as slow literal loops over pixels, classes and samples, against the module and its gradients."""
 import pytest
 import timm
 import torch
@@ -17,7 +17,7 @@ MODELS = {
 
 
 def literal_step(model, x, target):
-    """Eq. 1 to 3 as printed, with the sign of the last term turned. Scalars of Python, or 0-dim tensors with gradients."""
+    """Eq. 1 to 3 as printed, with the sign of the last term turned."""
     final, (tap,) = model.backbone.forward_intermediates(
         x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW')
     main = model.backbone.forward_head(final)

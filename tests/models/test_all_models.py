@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 
-import pytest
 import timm
 import torch
 from timm.models import get_model_args, save_for_hf

@@ -11,10 +11,11 @@ The bias adds a constant to the map, which the min-max normalisation removes.
 import torch
 from torch import Tensor
 
-__all__ = ['class_activation_map', 'class_weights', 'mean_activation_map', 'normalize_map']
+__all__ = ['at_least_float32', 'class_activation_map', 'class_weights', 'mean_activation_map', 'normalize_map']
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -29,7 +30,7 @@ def class_weights(conv_weight: Tensor, fc_weight: Tensor, target: Tensor) -> Ten
     Returns:
         `[B, K]`, in float32 or better.
     """
-    return _at_least_float32(fc_weight[target]) @ _at_least_float32(conv_weight.flatten(1))
+    return at_least_float32(fc_weight[target]) @ at_least_float32(conv_weight.flatten(1))
 
 
 def class_activation_map(feature: Tensor, weight: Tensor) -> Tensor:
@@ -42,18 +43,18 @@ def class_activation_map(feature: Tensor, weight: Tensor) -> Tensor:
     Returns:
         `[B, h, w]`, in float32 or better.
     """
-    return torch.einsum('bk,bkhw->bhw', _at_least_float32(weight), _at_least_float32(feature))
+    return torch.einsum('bk,bkhw->bhw', at_least_float32(weight), at_least_float32(feature))
 
 
 def mean_activation_map(feature: Tensor) -> Tensor:
     """Mean of a feature `[B, K, h, w]` over its channels, `[B, h, w]`: section 4's "simple way", without a class."""
-    return _at_least_float32(feature).mean(1)
+    return at_least_float32(feature).mean(1)
 
 
 def normalize_map(activation: Tensor) -> Tensor:
     """Min-max normalisation of each map, (M - min) / (max - min) (section 4, below Eq. 1).
 
-    A flat map (max = min) prefers no position over another and becomes 0 everywhere, never NaN.
+    A flat map (max = min) prefers no position over another and becomes 0 everywhere; so does one that overflows.
 
     Args:
         activation: Maps, `[B, h, w]`.
@@ -63,4 +64,4 @@ def normalize_map(activation: Tensor) -> Tensor:
     """
     low = activation.amin((-2, -1), keepdim=True)
     span = activation.amax((-2, -1), keepdim=True) - low
-    return torch.where(span > 0, (activation - low) / span, 0.)
+    return torch.where((span > 0) & span.isfinite(), (activation - low) / span, 0.)

@@ -15,12 +15,13 @@ import logging
 import math
 import numbers
 import re
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import timm
 import torch
-from timm.layers import PatchDropout
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models import get_model_args
+from timm.optim import auto_group_layers
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -149,6 +150,10 @@ def _pre_logits_size(backbone: nn.Module) -> int:
     return classifier.in_features if isinstance(classifier, nn.Linear) else backbone.head_hidden_size
 
 
+def _of_backbone(name: str) -> property:
+    return property(lambda self: getattr(self.backbone, name), lambda self, value: setattr(self.backbone, name, value))
+
+
 class FocusNet(nn.Module):
     """A timm model with the training-time heads of "See More for Scene" (section 4).
 
@@ -207,14 +212,14 @@ class FocusNet(nn.Module):
             raise ValueError(f'{name} has no classifier (num_classes is 0), and focus training needs one.')
         if get_model_args(backbone).get('global_pool') == '':
             raise ValueError(f"{name} has global_pool='', and focus training needs pooled logits: leave it at its default.")
-        if any(isinstance(m, PatchDropout) and m.prob > 0 for m in backbone.modules()):
+        if any(isinstance(m, (PatchDropout, PatchDropoutWithIndices)) and m.prob > 0 for m in backbone.modules()):
             raise ValueError(
                 f'{name} drops patches (patch_drop_rate), which leaves no map of the image: set patch_drop_rate=0.')
-        if not (isinstance(focus_threshold, numbers.Real) and 0 < focus_threshold <= 1):
-            raise ValueError(f'focus_threshold is {focus_threshold!r}: give a number above 0 and at most 1.')
-        if not (isinstance(focus_fraction, numbers.Real) and 0 < focus_fraction <= 1):
-            raise ValueError(f'focus_fraction is {focus_fraction!r}: give a number above 0 and at most 1.')
-        if focus_width is not None and not (isinstance(focus_width, numbers.Integral) and focus_width >= 1):
+        for key, value in (('focus_threshold', focus_threshold), ('focus_fraction', focus_fraction)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
+                raise ValueError(f'{key} is {value!r}: give a number above 0 and at most 1.')
+        if focus_width is not None and (
+                isinstance(focus_width, bool) or not isinstance(focus_width, numbers.Integral) or focus_width < 1):
             raise ValueError(f'focus_width is {focus_width!r}: give a number of channels, 1 or more, or None.')
         for key, value, allowed in (
                 ('focus_interpolation', focus_interpolation, INTERPOLATIONS),
@@ -239,6 +244,7 @@ class FocusNet(nn.Module):
         self.cam_head = CamHead(info[self.stage]['num_chs'], backbone.num_classes, focus_width, **factory)
         self.erased_head = nn.Linear(_pre_logits_size(backbone), backbone.num_classes, **factory)
         self._focus_training = True
+        self._paused: Set[str] = set()  # parameters whose gradients a branch that does not run turned off
         self.set_branches(side=True, erased=True)
         self._model_args = dict(getattr(backbone, '_model_args', {}), **self.focus_args)
         self.register_load_state_dict_pre_hook(_accept_plain_state_dict)
@@ -272,8 +278,15 @@ class FocusNet(nn.Module):
         self.side_branch = bool(side)
         self.erased_branch = bool(erased)
         self.erased_by = erased_by
-        self.cam_head.requires_grad_(self.side_branch)
-        self.erased_head.requires_grad_(self.erased_branch and erased_by == 'erased_head')
+        trained = {'cam_head': self.side_branch, 'erased_head': self.erased_branch and erased_by == 'erased_head'}
+        for head, runs in trained.items():
+            for name, p in getattr(self, head).named_parameters(head):
+                if not runs and p.requires_grad:
+                    self._paused.add(name)
+                    p.requires_grad_(False)
+                elif runs and name in self._paused:  # what the user froze stays frozen
+                    self._paused.discard(name)
+                    p.requires_grad_(True)
 
     def set_focus_training(self, enable: bool = True) -> None:
         """Switch the heads on or off in training: off, `model(x)` is `backbone(x)` in training, too."""
@@ -352,33 +365,13 @@ class FocusNet(nn.Module):
 
     # timm's model interface: the backbone's own
 
-    @property
-    def num_classes(self) -> int:
-        return self.backbone.num_classes
-
-    @property
-    def num_features(self) -> int:
-        return self.backbone.num_features
-
-    @property
-    def head_hidden_size(self) -> int:
-        return self.backbone.head_hidden_size
-
-    @property
-    def in_chans(self) -> int:
-        return self.backbone.in_chans
-
-    @property
-    def feature_info(self):
-        return self.backbone.feature_info
-
-    @property
-    def pretrained_cfg(self) -> Dict[str, Any]:
-        return self.backbone.pretrained_cfg
-
-    @property
-    def default_cfg(self) -> Dict[str, Any]:
-        return self.backbone.default_cfg
+    num_classes = _of_backbone('num_classes')
+    num_features = _of_backbone('num_features')
+    head_hidden_size = _of_backbone('head_hidden_size')
+    in_chans = _of_backbone('in_chans')
+    feature_info = _of_backbone('feature_info')
+    pretrained_cfg = _of_backbone('pretrained_cfg')
+    default_cfg = _of_backbone('default_cfg')
 
     @property
     def _traits(self) -> Dict[str, Any]:  # where timm's get_model_input_config looks
@@ -409,7 +402,7 @@ class FocusNet(nn.Module):
             self.erased_head = nn.Linear(_pre_logits_size(self.backbone), num_classes, **factory)
             self.set_branches(self.side_branch, self.erased_branch, self.erased_by)
 
-    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> Union[Dict[str, Any], Callable[[str], Any]]:
         """The backbone's layer groups; the heads match none and so join the last, as a classifier does."""
         def under_backbone(spec):
             if spec is None:
@@ -418,7 +411,14 @@ class FocusNet(nn.Module):
                 # a ^ inside could never match behind the prefix, and timm matches from the start anyway
                 return rf'backbone\.(?:{_ANCHOR.sub("", spec)})'
             return [(under_backbone(s[0]), s[1]) for s in spec]
-        return {group: under_backbone(spec) for group, spec in self.backbone.group_matcher(coarse=coarse).items()}
+
+        if hasattr(self.backbone, 'group_matcher'):
+            own = self.backbone.group_matcher(coarse=coarse)
+        else:
+            own = auto_group_layers(self.backbone).get  # what timm does where a model has no groups
+        if callable(own):
+            return lambda name: own(name.removeprefix('backbone.')) if name.startswith('backbone.') else float('inf')
+        return {group: under_backbone(spec) for group, spec in own.items()}
 
     def no_weight_decay(self) -> Set[str]:
         own = self.backbone.no_weight_decay() if hasattr(self.backbone, 'no_weight_decay') else ()

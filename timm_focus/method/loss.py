@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cam import at_least_float32
 from .focus_net import FocusOutput
 
 __all__ = ['FocusLoss', 'attention_mining', 'kl_consistency']
@@ -28,10 +29,6 @@ __all__ = ['FocusLoss', 'attention_mining', 'kl_consistency']
 KL_DIRECTIONS = ('erased_main', 'main_erased', 'symmetric')
 KL_DETACH = (None, 'main', 'erased')
 CONSISTENCIES = ('kl', 'attention_mining')
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def kl_consistency(
@@ -54,8 +51,8 @@ def kl_consistency(
     Returns:
         Mean over the n images, a scalar tensor in nats.
     """
-    log_p = F.log_softmax(_at_least_float32(main), dim=1)
-    log_q = F.log_softmax(_at_least_float32(erased), dim=1)
+    log_p = F.log_softmax(at_least_float32(main), dim=1)
+    log_q = F.log_softmax(at_least_float32(erased), dim=1)
     log_p = log_p.detach() if detach == 'main' else log_p
     log_q = log_q.detach() if detach == 'erased' else log_q
     q_p = F.kl_div(log_p, log_q, reduction='batchmean', log_target=True) if direction != 'main_erased' else 0.
@@ -73,7 +70,7 @@ def attention_mining(erased: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar tensor in 0 to 1, for class indices.
     """
-    probability = _at_least_float32(erased).softmax(1)
+    probability = at_least_float32(erased).softmax(1)
     if target.ndim == 1:
         return probability.gather(1, target[:, None]).mean()
     return (probability * target).sum(1).mean()
@@ -128,7 +125,7 @@ class FocusLoss(nn.Module):
         if self.uses_erased and not self.uses_side:
             warnings.warn(
                 'side_weight is 0 while images are erased: the class activation map then comes from a CAM head that '
-                "nothing trains. Give side_weight a value, or erase by focus_map='mean'.", stacklevel=2)
+                "nothing trains. Give side_weight a value, unless the model erases by focus_map='mean'.", stacklevel=2)
 
     @property
     def uses_side(self) -> bool:
@@ -161,14 +158,14 @@ class FocusLoss(nn.Module):
         """
         # AMP would cast the criterion's matrix products, if it has any: the loss is in full precision
         with torch.autocast(output.main.device.type, enabled=False):
-            main = _at_least_float32(output.main)
+            main = at_least_float32(output.main)
             zero = main.new_zeros(())
             main_loss = self.criterion(main, target)
             side_loss, erased_loss, consistency_loss = zero, zero, zero
             if self.uses_side:
-                side_loss = self.criterion(_at_least_float32(self._branch(output, 'side')), target)
+                side_loss = self.criterion(at_least_float32(self._branch(output, 'side')), target)
             if self.uses_erased:
-                erased = _at_least_float32(self._branch(output, 'erased'))
+                erased = at_least_float32(self._branch(output, 'erased'))
                 n = erased.shape[0]
                 if self.consistency == 'attention_mining':
                     erased_loss = attention_mining(erased, target[:n])

@@ -6,7 +6,8 @@ From weak to strong: the parser's defaults, the settings of `--scheme` and of th
 import argparse
 import difflib
 import logging
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+import math
+from typing import Any, Dict, Sequence, Tuple
 
 import yaml
 from timm.utils import ParseKwargs
@@ -27,6 +28,7 @@ SYNTHETIC_SETTINGS = dict(
     model='focus_resnet10t', img_size=64, batch_size=32, epochs=10, lr=0.05, weight_decay=5e-4, workers=2,
     log_interval=20, experiment='synthetic',
 )
+METRICS = ('top1', 'top5', 'loss')
 FOCUS_MODEL_FLAGS = ('stage', 'threshold', 'width', 'interpolation', 'bn', 'map', 'fraction')
 FOCUS_LOSS_FLAGS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
 
@@ -36,6 +38,9 @@ def _stage(text: str):
         return int(text)
     except ValueError:
         return text
+
+
+WANTED = {int: 'a whole number', float: 'a number', str: 'text', _stage: 'a name or an index'}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,7 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--grayscale-prob', type=float, help='probability of grey')
     g.add_argument('--gaussian-blur-prob', type=float, help='probability of blur')
     g.add_argument('--aa', help="AutoAugment policy: 'rand-...', 'augmix-...', 'v0', 'original'")
-    g.add_argument('--aug-repeats', type=int, default=0, help='repeated augmentation, with several processes')
+    g.add_argument('--aug-repeats', type=float, default=0., help='repeated augmentation, with several processes')
     g.add_argument('--reprob', type=float, default=0., help='probability of random erasing')
     g.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what it fills with')
     g.add_argument('--recount', type=int, default=1, help='how many areas it erases')
@@ -225,13 +230,15 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--checkpoint-hist', type=int, default=10, help='how many epoch checkpoints to keep')
     g.add_argument('--output', default='', metavar='DIR', help='where runs are kept (default: ./output/train)')
     g.add_argument('--experiment', default='', metavar='NAME', help='folder of this run in there')
-    g.add_argument('--eval-metric', default='top1', help='metric that ranks checkpoints')
+    g.add_argument('--eval-metric', default='top1', choices=METRICS, help='metric that ranks checkpoints')
     return parser
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:
     """A YAML value as the action's type, converting like the command line would; ValueError says what is wanted."""
     if value is None:
+        if action.default is not None:
+            raise ValueError('a value, or leave the line out')
         return None
     if isinstance(action, (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
         if not isinstance(value, bool):
@@ -251,11 +258,11 @@ def _convert(action: argparse.Action, value: Any) -> Any:
     def one(v: Any) -> Any:
         kind = action.type or str
         if isinstance(v, bool) or (kind is int and isinstance(v, float) and not v.is_integer()):
-            raise ValueError(kind.__name__)
+            raise ValueError(WANTED[kind])
         try:
-            v = kind(v)
+            v = kind(str(v) if kind is _stage else v)
         except (TypeError, ValueError):
-            raise ValueError(kind.__name__) from None
+            raise ValueError(WANTED[kind]) from None
         if action.choices is not None and v not in action.choices:
             raise ValueError('one of ' + ', '.join(map(repr, action.choices)))
         return v
@@ -295,10 +302,29 @@ def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str,
     """What the command line itself sets."""
     unset = object()
     blank = argparse.Namespace(**{a.dest: unset for a in parser._actions if a.dest != 'help'})
-    given = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not unset}
+    try:
+        parsed = parser.parse_args(argv, blank)
+    except ValueError:  # of timm's ParseKwargs
+        names = ', '.join(a.option_strings[0] for a in parser._actions if isinstance(a, ParseKwargs))
+        parser.error(f'What follows {names} is written key=value.')
+    given = {k: v for k, v in vars(parsed).items() if v is not unset}
     if given.get('data') is None:
         given.pop('data', None)  # argparse sets an optional positional, given or not
     return given
+
+
+def _give_way(parser: argparse.ArgumentParser, config: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, Any]:
+    """A file's settings without those that the command line overrides by another name."""
+    dropped = set()
+    if {'data', 'data_dir'} & set(given):
+        dropped |= {'data', 'data_dir'}
+        if config.get('dataset') == SYNTHETIC:
+            dropped.add('dataset')
+    if 'scheme' in given:  # an args.yaml has the old scheme's settings, too
+        old = SCHEMES[config.get('scheme', parser.get_default('scheme'))]
+        dropped |= {k for k, v in old.items() if config.get(k) == v}
+        dropped |= {k for k in set().union(*SCHEMES.values()) - set(old) if config.get(k) == parser.get_default(k)}
+    return {k: v for k, v in config.items() if k not in dropped}
 
 
 def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[argparse.Namespace, str]:
@@ -309,7 +335,8 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[ar
     """
     given = _explicit(parser, argv)
     if given.get('config'):
-        given = {**load_config(parser, given['config']), **given}
+        config = load_config(parser, given['config'])
+        given = {**_give_way(parser, config, given), **given}
     if not argv:
         given['dataset'] = SYNTHETIC
     layers = [SCHEMES[given.get('scheme', parser.get_default('scheme'))]]
@@ -320,13 +347,15 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[ar
         settings.update(layer)
     args = argparse.Namespace(**settings)
     _check(parser, args, given)
-    return args, yaml.safe_dump(vars(args), default_flow_style=False)
+    # the method as it was given, so that the file serves as --config of another model
+    return args, yaml.safe_dump({**vars(args), 'method': settings['method']}, default_flow_style=False)
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict[str, Any]) -> None:
     if args.data is not None and args.data_dir is not None:
         parser.error(f'The data folder is given twice, {args.data} and --data-dir {args.data_dir}: give it once.')
     args.data_dir = args.data_dir if args.data_dir is not None else args.data
+    args.data = None  # so that args.yaml, given as --config, names it once
     if args.dataset == SYNTHETIC and args.data_dir is not None:
         parser.error(f'--dataset {SYNTHETIC} draws its own images: leave out the folder {args.data_dir}.')
     if args.data_dir is None and not args.dataset:
@@ -343,19 +372,41 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dic
         if foreign:
             names = ', '.join('--' + k.replace('_', '-') for k in foreign)
             parser.error(f'{names} belongs to focus training: give --model focus_{args.model} or --method focus.')
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                parser.error(f'--{name.replace("_", "-")} is {number}: give a finite number.')
     for name, low in (
             ('batch_size', 1), ('grad_accum_steps', 1), ('epochs', 1), ('workers', 0), ('log_interval', 1),
             ('val_interval', 1), ('checkpoint_hist', 1), ('img_size', 1), ('num_classes', 1), ('in_chans', 1),
             ('validation_batch_size', 1), ('recovery_interval', 0), ('warmup_epochs', 0), ('lr', 0), ('lr_base', 0),
             ('weight_decay', 0), ('smoothing', 0), ('mixup', 0), ('cutmix', 0), ('reprob', 0), ('clip_grad', 0),
-            ('focus_alpha', 0), ('focus_beta', 0), ('focus_side_weight', 0), ('seed', 0),
+            ('focus_alpha', 0), ('focus_beta', 0), ('focus_side_weight', 0), ('seed', 0), ('start_epoch', 0),
+            ('aug_repeats', 0), ('recount', 1), ('momentum', 0), ('min_lr', 0), ('warmup_lr', 0), ('focus_width', 1),
+            ('lr_base_size', 1), ('head_init_scale', 0), ('epoch_repeats', 0),
     ):
         value = getattr(args, name)
-        if value is not None and not low <= value < float('inf'):
+        if value is not None and value < low:
             parser.error(f'--{name.replace("_", "-")} is {value}: give {low} or more.')
-    for name in ('smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop'):
-        if not 0 <= getattr(args, name) <= 1:
-            parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}: give a number from 0 to 1.')
+    for name in (
+            'smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop', 'drop_path', 'drop_block',
+            'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob'):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            parser.error(f'--{name.replace("_", "-")} is {value}: give a number from 0 to 1.')
+    for name, counts in (('scale', [2]), ('ratio', [2]), ('cutmix_minmax', [2]), ('opt_betas', [2, 3]), ('lr_noise', [1, 2])):
+        value = getattr(args, name)
+        if value is not None and len(value) not in counts:
+            parser.error(f'--{name.replace("_", "-")} has {len(value)} values: give {" or ".join(map(str, counts))}.')
+    if args.decay_epochs <= 0:
+        parser.error(f'--decay-epochs is {args.decay_epochs}: give a number above 0.')
+    if args.std is not None and min(args.std) <= 0:
+        parser.error(f'--std is {args.std}: give numbers above 0.')
+    if args.start_epoch is not None and args.start_epoch >= args.epochs:
+        parser.error(f'--start-epoch is {args.start_epoch}, but --epochs is {args.epochs}: give a lower number.')
+    late = [e for e in args.save_epochs or () if not 1 <= e <= args.epochs]
+    if late:
+        parser.error(f'--save-epochs has {late[0]}: give numbers from 1 to --epochs, {args.epochs}.')
     for name in ('focus_threshold', 'focus_fraction', 'crop_pct'):
         if not 0 < getattr(args, name) <= 1:
             parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}: give a number above 0 and at most 1.')

@@ -5,10 +5,13 @@ from typing import Any, Dict, NamedTuple, Optional
 
 import torch
 from timm.models import clean_state_dict
+from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
 from timm.utils import CheckpointSaver, load_checkpoint_metadata
 
 __all__ = ['Progress', 'FocusCheckpointSaver', 'resume']
+
+PLATEAU_COUNTERS = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 
 
 class Progress(NamedTuple):
@@ -23,7 +26,8 @@ class FocusCheckpointSaver(CheckpointSaver):
 
     Attributes:
         progress: Where the run stands; set it before each save.
-        scheduler: Learning rate scheduler whose state belongs to the run, or None.
+        scheduler: Learning rate scheduler of the run, or None. Only plateau has a state; what the others give is a
+            function of the progress and of the settings, which may be new ones after a resume.
     """
 
     progress: Optional[Progress] = None
@@ -51,9 +55,10 @@ class FocusCheckpointSaver(CheckpointSaver):
         state = super().state_dict(epoch, metric)
         if self.progress is not None:
             state['progress'] = dict(self.progress._asdict())
-        if self.scheduler is not None:
-            state['scheduler'] = {
-                k: v for k, v in self.scheduler.state_dict().items() if isinstance(v, (int, float, bool, str, list))}
+        if isinstance(self.scheduler, PlateauLRScheduler):  # timm's own state dict leaves out the patience used up
+            state['plateau'] = {
+                'restore_lr': self.scheduler.restore_lr,
+                **{name: getattr(self.scheduler.lr_scheduler, name) for name in PLATEAU_COUNTERS}}
         return state
 
 
@@ -92,8 +97,10 @@ def resume(
     if loss_scaler is not None and loss_scaler.state_dict_key in state:
         loss_scaler.load_state_dict(state[loss_scaler.state_dict_key])
     saver = state.get('saver', {})
-    if scheduler is not None and 'scheduler' in saver:
-        scheduler.load_state_dict({**scheduler.state_dict(), **saver['scheduler']})
+    if isinstance(scheduler, PlateauLRScheduler) and 'plateau' in saver:
+        scheduler.restore_lr = saver['plateau']['restore_lr']
+        for name in PLATEAU_COUNTERS:
+            setattr(scheduler.lr_scheduler, name, saver['plateau'][name])
     saved = saver.get('progress')
     return Progress(**saved) if saved else Progress(state['epoch'] + 1, 0, 0)
 

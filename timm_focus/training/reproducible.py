@@ -10,11 +10,13 @@ from typing import Any, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data.distributed import DistributedSampler
 
 __all__ = ['ReproducibleLoader', 'derive_seed', 'seed_all']
 
-Key = Tuple[int, Any]  # epoch, and what the data set is indexed by
+Key = Tuple[Any, ...]  # epoch, what the data set is indexed by, and with repeated augmentation which draw it is
 
 
 def derive_seed(*parts: Any) -> int:
@@ -49,8 +51,8 @@ class _SeededDataset(Dataset):
 
     def __getitems__(self, keys: Sequence[Key]) -> List[Any]:
         samples = []
-        for epoch, index in keys:
-            _seed_host(self.seed, 'sample', epoch, index)
+        for epoch, index, *draw in keys:
+            _seed_host(self.seed, 'sample', epoch, index, *draw)
             samples.append(self.dataset[index])
         _seed_host(self.seed, 'collate', *keys[0])  # what mixes the batch draws next, in the same process
         return samples
@@ -59,9 +61,12 @@ class _SeededDataset(Dataset):
 class _EpochBatches:
     """Batches of (epoch, index) of a batch sampler, whose order depends on seed and epoch; it can start in the middle."""
 
-    def __init__(self, batch_sampler, seed: int):
+    def __init__(self, batch_sampler, seed: int, rank: int):
         self.batch_sampler = batch_sampler
         self.seed = seed
+        self.rank = rank
+        # the copies of an image, in one process or several, are to differ
+        self.repeats = isinstance(getattr(batch_sampler, 'sampler', None), RepeatAugSampler)
         self.epoch = 0
         self.start_batch = 0
 
@@ -72,7 +77,8 @@ class _EpochBatches:
         _seed_host(self.seed, 'order', self.epoch)
         for i, batch in enumerate(self.batch_sampler):
             if i >= self.start_batch:
-                yield [(self.epoch, index) for index in batch]
+                draws = [(self.rank, i, j) if self.repeats else () for j in range(len(batch))]
+                yield [(self.epoch, index, *draw) for index, draw in zip(batch, draws)]
 
 
 class ReproducibleLoader(DataLoader):
@@ -91,7 +97,9 @@ class ReproducibleLoader(DataLoader):
         if isinstance(loader.dataset, IterableDataset):
             raise TypeError('An iterable data set draws its own order, so its batches cannot be reproduced.')
         self._seed, self._rank = seed, rank
-        self._batches = _EpochBatches(loader.batch_sampler, seed)
+        self._batches = _EpochBatches(loader.batch_sampler, seed, rank)
+        if isinstance(loader.sampler, DistributedSampler):
+            loader.sampler.seed = seed  # torch's order depends on the epoch alone
         super().__init__(
             _SeededDataset(loader.dataset, seed),
             batch_sampler=self._batches,

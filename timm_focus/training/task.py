@@ -112,14 +112,14 @@ class FocusTask(TrainingTask):
         model = unwrap_model(self.trainable_module)
         spared = set()
         if exclude_head:
-            spared = {id(p) for module in _classifiers(model) for p in module.parameters()}
+            spared = {id(p) for c in (*classifiers(model), model.cam_head, model.erased_head) for p in c.parameters()}
         return (p for p in model.parameters() if id(p) not in spared)
 
 
-def _classifiers(model: FocusNet) -> List[nn.Module]:
-    own = model.get_classifier()
-    own = list(own) if isinstance(own, (tuple, list)) else [own]
-    return [*own, model.cam_head, model.erased_head]
+def classifiers(model: nn.Module) -> List[nn.Module]:
+    """The classifying layers of a timm model: one, two of distilled ones, none if it does not tell."""
+    own = model.get_classifier() if hasattr(model, 'get_classifier') else ()
+    return list(own) if isinstance(own, (tuple, list, nn.ModuleList)) else [own]
 
 
 def create_task(
@@ -145,7 +145,7 @@ def create_task(
         weights = {name: getattr(args, f'focus_{name}') for name in FOCUS_LOSS_FLAGS}
         loss = FocusLoss(**weights, criterion=create_classification_loss(**criterion_kwargs))
         return FocusTask(model, loss, device=device)
-    return ClassificationTask(model, criterion_kwargs=criterion_kwargs, device=device)
+    return ClassificationTask(model, criterion_kwargs=criterion_kwargs, device=device, verbose=False)
 
 
 def mixes(args: argparse.Namespace) -> bool:

@@ -1,0 +1,639 @@
+"""The training script from end to end: what a run writes, every option, interruptions, mistakes, several processes."""
+import csv
+import logging
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+import yaml
+from timm.data import create_dataset, create_transform
+from torch.nn import functional as F
+
+import train_focus
+from timm_focus import export_backbone
+from timm_focus.training import build_parser, parse_args
+
+TINY, NO_BATCH_NORM = 'resnet10t', 'convnext_atto'
+METRICS = ['loss', 'top1', 'top5']
+TERMS = ['loss', 'main_loss', 'side_loss', 'erased_loss', 'consistency_loss', 'erased_fraction']
+COLUMNS = ['epoch', *(f'train_{t}' for t in TERMS), *(f'eval_{m}' for m in METRICS), 'lr']
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1'}
+
+
+@pytest.fixture(autouse=True)
+def _quietly():
+    torch.set_num_threads(1)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+class Run(SimpleNamespace):
+    """What a run left behind: `folder`, and `err`, its log."""
+
+    @property
+    def rows(self):
+        with open(self.folder / 'summary.csv') as f:
+            return list(csv.DictReader(f))
+
+    def column(self, name):
+        return [float(row[name]) for row in self.rows]
+
+    def checkpoint(self, name='last'):
+        return torch.load(self.folder / f'{name}.pth.tar', weights_only=False)
+
+    def weights(self, name='last'):
+        return self.checkpoint(name)['state_dict']
+
+
+@pytest.fixture
+def settings(image_folder, tmp_path):
+    """`settings('--lr 1', experiment='a')` is the command line of a small run, the last mention of a flag counting."""
+    def make(more='', experiment='run', model=f'focus_{TINY}', data=image_folder):
+        return [str(data), '--model', model, *shlex.split(
+            f'--img-size 32 -b 8 -j 0 --epochs 1 --lr 0.05 --device cpu --output {tmp_path}/out '
+            f'--experiment {experiment} {more}')]
+    return make
+
+
+@pytest.fixture
+def train(settings, tmp_path, monkeypatch, capsys):
+    """`train('--lr 1', experiment='a')` runs the script in this process, which saves importing torch each time."""
+    def run(more='', experiment='run', **kwargs):
+        monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(more, experiment, **kwargs)])
+        capsys.readouterr()
+        logging.getLogger().handlers.clear()  # each run sets up its own
+        train_focus.main()
+        return Run(folder=tmp_path / 'out' / experiment, err=capsys.readouterr().err)
+    return run
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """`launch(*argv)` runs a process of its own, python with these arguments, elsewhere than in the sources."""
+    def run(*argv):
+        elsewhere = tmp_path / 'elsewhere'
+        elsewhere.mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, *argv], cwd=elsewhere, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return run
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def finite(state):
+    return all(v.isfinite().all() for v in state.values() if v.is_floating_point())
+
+
+def evaluate(model, root, split='validation'):
+    """Loss and accuracy, image by image, with nothing of the script's."""
+    dataset = create_dataset('', root=str(root), split=split)
+    dataset.transform = create_transform(32, is_training=False, crop_pct=0.875, interpolation='bilinear')
+    model.eval()
+    losses, correct = [], 0
+    with torch.no_grad():
+        for image, target in dataset:
+            logits = model(image[None])
+            losses.append(F.cross_entropy(logits, torch.tensor([target])).item())
+            correct += int(logits.argmax()) == target
+    return sum(losses) / len(losses), 100 * correct / len(losses)
+
+
+# what a run leaves behind
+
+LOADER = """
+import sys
+import timm, torch
+from timm.data import create_dataset, create_transform
+model = {expression}
+dataset = create_dataset('', root={root!r}, split='validation')
+dataset.transform = create_transform(32, is_training=False, crop_pct=0.875, interpolation='bilinear')
+with torch.no_grad():
+    hits = [int(model.eval()(x[None]).argmax()) == t for x, t in dataset]
+assert not any(name.startswith('timm_focus') for name in sys.modules)
+print(100 * sum(hits) / len(hits))
+"""
+
+
+def test_a_focus_run(launch, settings, image_folder, tmp_path):
+    """As a user runs it, and loads the result with timm alone."""
+    done = launch('-m', 'train_focus', *settings('--epochs 2 -j 2 --log-interval 1'))
+    assert done.returncode == 0, done.stderr
+    run = Run(folder=tmp_path / 'out/run', err=done.stderr)
+    assert (run.folder / 'summary.csv').read_text().splitlines()[0].split(',') == COLUMNS
+    assert [row['epoch'] for row in run.rows] == ['0', '1']
+    for row in run.rows:
+        terms = {k: float(v) for k, v in row.items()}
+        assert all(map(math.isfinite, terms.values())) and 0 < terms['train_erased_fraction'] < 1
+        assert terms['train_loss'] == pytest.approx(
+            terms['train_main_loss'] + terms['train_side_loss'] + terms['train_erased_loss']
+            + 2 * terms['train_consistency_loss'], rel=1e-5)
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'focus.png', 'last.pth.tar', 'model_best.pth.tar',
+        'summary.csv']
+    written = yaml.safe_load((run.folder / 'args.yaml').read_text())
+    assert written == yaml.safe_load(parse_args(build_parser(), settings('--epochs 2 -j 2 --log-interval 1'))[1])
+    assert (run.folder / 'focus.png').read_bytes().startswith(b'\x89PNG')
+
+    lines = re.findall(r'Train: (\d) \[ *(\d)/3\]  loss .* main .* side .* erased .* consistency .* erased .*%  lr .* '
+                       r'img/s  left \d:\d\d:\d\d', run.err)
+    assert lines == [(e, b) for e in '01' for b in '123']
+    best = max(run.column('eval_top1'))
+    assert f'Best top1: {best:.4f}' in run.err and 'Traceback' not in run.err
+    expression = re.search(r'Load it with timm: (.*)', run.err)[1]
+    loaded = launch('-c', LOADER.format(expression=expression, root=str(image_folder)))
+    assert loaded.returncode == 0, loaded.stderr
+    assert float(loaded.stdout) == best
+
+
+def test_a_plain_run_goes_by_the_same_loop(train, image_folder):
+    run = train('--epochs 2', model=TINY)
+    assert list(run.rows[0]) == ['epoch', 'train_loss', *(f'eval_{m}' for m in METRICS), 'lr']
+    assert 'task_state' not in run.checkpoint() and not (run.folder / 'focus.png').exists()
+    expression = re.search(r'Load it with timm: (.*)', run.err)[1]
+    loss, top1 = evaluate(eval(expression), image_folder)
+    best = run.column('eval_top1').index(max(run.column('eval_top1')))
+    assert (top1, loss) == (run.column('eval_top1')[best], pytest.approx(run.column('eval_loss')[best], rel=1e-4))
+
+
+@pytest.mark.parametrize('more, model', [
+    ('--in-chans 1', TINY), ('--gp max', TINY), ('--model-kwargs act_layer=silu', TINY), ('', 'shufflenetv2_x0_5'),
+    ('--model-ema --model-ema-decay 0.5 --smoothing 0.2', TINY)])
+def test_the_printed_line_loads_what_was_validated(train, image_folder, more, model):
+    run = train(more, model=f'focus_{model}')
+    expression = re.search(r'Load it with timm: (?:import timm_focus; )?(.*)', run.err)[1]
+    assert ('import timm_focus' in run.err) == model.startswith('shufflenet')  # not one of timm's own
+    loaded = eval(expression)
+    if '--in-chans' in more:
+        assert loaded.conv1[0].in_channels == 1
+        return
+    loss, top1 = evaluate(loaded, image_folder)
+    assert (top1, loss) == (run.column('eval_top1')[0], pytest.approx(run.column('eval_loss')[0], rel=1e-4))
+
+
+# methods
+
+METHODS = {
+    'focus': (f'focus_{TINY}', ''),
+    'focus by method': (TINY, '--method focus'),
+    'half of the batch': (f'focus_{TINY}', '--focus-fraction 0.5'),
+    'attention mining': (f'focus_{TINY}', '--focus-consistency attention_mining'),
+    'clean': (f'focus_{TINY}', '--focus-bn clean'),
+    'mean': (f'focus_{TINY}', '--focus-map mean'),
+    'random': (f'focus_{TINY}', '--focus-map random'),
+    'side only': (f'focus_{TINY}', '--focus-alpha 0 --focus-beta 0'),
+    'focus+has': (f'focus_{TINY}', '--has'),
+    'none': (TINY, ''),
+    'none+has': (TINY, '--has'),
+}
+
+
+@pytest.fixture(scope='module')
+def seen_weights():
+    """Weights that a method has led to, by its name: no two methods may lead to the same."""
+    return {}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_every_method_trains_resumes_and_exports(train, image_folder, seen_weights, name):
+    model, more = METHODS[name]
+    run = train(more, model=model)
+    first = run.weights()
+    assert finite(first)
+    for other, weights in seen_weights.items():
+        assert equal(weights, first) == ({name, other} == {'focus', 'focus by method'}), other
+    seen_weights[name] = first
+
+    again = train(f'{more} --epochs 2 --resume auto', model=model)
+    assert [row['epoch'] for row in again.rows] == ['0', '1'] and 'Resuming' in again.err
+    assert finite(again.weights()) and not equal(again.weights(), first)
+    wrapped = timm.create_model(model if model.startswith('focus_') else TINY, num_classes=2)
+    wrapped.load_state_dict(again.weights()) if model == TINY else wrapped.backbone.load_state_dict(again.weights())
+    plain = export_backbone(wrapped)
+    assert equal(plain.state_dict(), again.weights())
+    assert evaluate(plain, image_folder)[1] == again.column('eval_top1')[-1]
+
+
+def test_the_columns_of_a_method_are_its_own_terms(train):
+    side = train('--focus-alpha 0 --focus-beta 0', 'side').rows[0]
+    assert 'train_erased_fraction' not in side
+    assert float(side['train_erased_loss']) == 0 < float(side['train_side_loss'])
+    mined = train('--focus-consistency attention_mining', 'mining').rows[0]
+    assert 'train_erased_fraction' in mined and float(mined['train_erased_fraction']) > 0
+
+
+# options
+
+@pytest.fixture(scope='module')
+def _base():
+    return {}
+
+
+@pytest.fixture
+def base(train, _base):
+    """Weights that the settings lead to when no option is given, by model."""
+    def weights(model):
+        if model not in _base:
+            _base[model] = train(experiment='base', model=model).weights()
+        return _base[model]
+    return weights
+
+
+@pytest.mark.parametrize('more, model', [(more, f'focus_{TINY}') for more in (
+    '--amp', '--mixup 0.2 --cutmix 1', '--bce-loss', '--bce-loss --mixup 0.2 --smoothing 0.1 --bce-target-thresh 0.2',
+    '--reprob 0.9', '--scheme complex', '--opt adamw --lr 1e-3 --layer-decay 0.5', '--grad-accum-steps 2'
+)] + [(more, TINY) for more in ('--amp', '--mixup 0.2 --cutmix 1', '--bce-loss --smoothing 0.1')])
+def test_an_option_has_its_effect(train, base, more, model):
+    run = train(more, model=model)
+    assert finite(run.weights()) and math.isfinite(run.column('train_loss')[0])
+    assert not equal(run.weights(), base(model))
+    if '--layer-decay' in more:
+        scales = {g['lr_scale'] for g in run.checkpoint()['optimizer']['param_groups']}
+        assert len(scales) > 3 and max(scales) == 1
+
+
+@pytest.mark.parametrize('more', [
+    '', '--workers 2', '--log-interval 1 --recovery-interval 1', '-vb 3 --save-epochs 1'])
+def test_what_does_not_concern_the_training_leaves_it_alone(train, base, more):
+    """And the same settings give the same weights, bit for bit."""
+    weights = train(more).weights()
+    assert equal(weights, base(f'focus_{TINY}'))
+
+
+def test_the_prefetcher_makes_no_difference_but_rounding(train):
+    with_it, without = (train(f'--lr 1e-6 {more}', 'p', model=TINY) for more in ('', '--no-prefetcher'))
+    for column in ('train_loss', 'eval_loss'):  # it normalises the images elsewhere
+        assert without.column(column) == pytest.approx(with_it.column(column), rel=1e-3)
+
+
+def test_another_seed_is_another_run(train, base):
+    assert not equal(train('--seed 1').weights(), base(f'focus_{TINY}'))
+
+
+def test_mixing_can_end(train):
+    whole, ended = train('--epochs 2 --mixup 1', 'whole'), train('--epochs 2 --mixup 1 --mixup-off-epoch 1', 'ended')
+    assert equal(whole.weights('checkpoint-0'), ended.weights('checkpoint-0'))
+    assert not equal(whole.weights(), ended.weights())
+    assert ended.rows[0] != ended.rows[1]
+
+
+def test_a_running_average_is_kept_and_validated(train, image_folder):
+    run = train('--model-ema --model-ema-decay 0.9', model=TINY)
+    saved = run.checkpoint()
+    assert not equal(saved['state_dict'], saved['state_dict_ema'])
+    model = timm.create_model(TINY, num_classes=2)
+    model.load_state_dict(saved['state_dict_ema'])
+    assert evaluate(model, image_folder)[0] == pytest.approx(run.column('eval_loss')[0], rel=1e-4)
+    warm = train('--model-ema --model-ema-decay 0.9 --model-ema-warmup', 'warm', model=TINY).checkpoint()
+    assert equal(warm['state_dict'], saved['state_dict']) and not equal(warm['state_dict_ema'], saved['state_dict_ema'])
+
+
+@pytest.mark.parametrize('model', [NO_BATCH_NORM, f'focus_{NO_BATCH_NORM}'])
+def test_accumulated_gradients_are_those_of_the_whole_batch(train, model):
+    whole = train('--no-aug --lr 0.01', 'whole', model=model)
+    parts = train('--no-aug --lr 0.01 -b 4 --grad-accum-steps 2', 'parts', model=model)
+    assert parts.column('train_loss') == pytest.approx(whole.column('train_loss'), rel=1e-4)
+    weights, start = parts.weights(), train('--no-aug --lr 0', 'start', model=model).weights()
+    for name, expected in whole.weights().items():
+        moved = (expected - start[name]).abs().max()
+        assert (weights[name] - expected).abs().max() <= 1e-2 * moved + 1e-7, name
+
+
+def test_the_last_update_of_an_epoch_may_be_of_fewer_batches(train):
+    run = train('-b 4 --grad-accum-steps 4 --recovery-interval 1')  # 6 batches: an update of 4, one of 2
+    assert run.checkpoint()['saver']['progress'] == {'epoch': 1, 'batch': 0, 'updates': 2}
+    assert run.checkpoint('recovery-0-3')['saver']['progress'] == {'epoch': 0, 'batch': 4, 'updates': 1}
+
+
+@pytest.mark.parametrize('mode', ['norm', 'value', 'agc'])
+def test_gradients_are_clipped(train, mode):
+    """Plain gradient descent without momentum or decay goes no further than the clipped gradients let it."""
+    more, clip, lr, steps = '--momentum 0 --weight-decay 0 --no-aug', 1e-4, 0.1, 3
+    start = train(f'{more} --lr 0', 'start').weights()
+    end = train(f'{more} --lr {lr} --sched none --clip-grad {clip} --clip-mode {mode}', mode).weights()
+    names = [n for n in start if n.endswith(('weight', 'bias'))]
+    moved = {n: end[n] - start[n] for n in names}
+    limit = steps * lr * clip * 1.01
+    if mode == 'norm':
+        assert 0 < torch.stack([m.square().sum() for m in moved.values()]).sum().sqrt() <= limit
+    elif mode == 'value':
+        assert 0 < max(m.abs().max() for m in moved.values()) <= limit
+    else:
+        kernels = [n for n in names if start[n].ndim == 4]
+        for n in kernels:
+            unit = start[n].flatten(1).norm(dim=1)
+            assert (moved[n].flatten(1).norm(dim=1) <= limit * unit.clamp(min=1e-3) * 1.1).all()
+        assert moved['fc.weight'].norm() > 10 * limit * start['fc.weight'].norm()  # the classifiers are spared
+
+
+def test_schedules(train):
+    def rates(more, epochs=3, name='s'):
+        return train(f'--epochs {epochs} {more}', name, model=TINY).column('lr')
+
+    assert rates('--sched none', 2, 'none') == [0.05, 0.05]
+    assert rates('--sched step --decay-epochs 1', 3, 'step') == pytest.approx([0.05, 0.005, 0.0005])
+    assert rates('', 2, 'cosine') == pytest.approx([0.05, 0.025])
+    # after the third of six updates, and the sixth
+    assert rates('--sched-on-updates', 2, 'updates') == pytest.approx([0.025, 0.], abs=1e-9)
+    assert rates('--warmup-epochs 1 --warmup-lr 0.01', 2, 'warm')[0] == pytest.approx(0.01)
+
+
+@pytest.mark.filterwarnings('ignore:.*Plateau.*:FutureWarning')
+def test_plateau_watches_the_validation_or_else_the_loss(train):
+    still = '--epochs 3 --sched plateau --patience-epochs 0 --lr 1e-6'
+    assert train(still, 'top1', model=NO_BATCH_NORM).column('lr') == pytest.approx([1e-6, 1e-6, 1e-7])
+    falling = train('--epochs 4 --sched plateau --patience-epochs 0 --no-aug --lr 1e-3 --val-split ""', 'l', model=TINY)
+    losses = falling.column('train_loss')
+    assert losses == sorted(losses, reverse=True) and falling.column('lr') == [1e-3] * 4
+
+
+def test_without_validation_the_loss_ranks(train):
+    run = train('--epochs 2 --val-split ""')
+    assert list(run.rows[0]) == [c for c in COLUMNS if not c.startswith('eval_')]
+    best = min(range(2), key=run.column('train_loss').__getitem__)
+    assert run.checkpoint('model_best')['epoch'] == best and f'(epoch {best})' in run.err
+
+
+def test_validation_now_and_then(train):
+    run = train('--epochs 5 --val-interval 2 --save-epochs 3 --stop-epoch 5 --checkpoint-hist 1')
+    assert [row['epoch'] for row in run.rows if row['eval_top1']] == ['1', '2', '3', '4']  # a milestone, and the end
+    assert list(run.rows[0]) == COLUMNS and [row['epoch'] for row in run.rows] == list('01234')
+    assert all(row['lr'] and row['train_loss'] for row in run.rows)
+    assert run.checkpoint('milestone-3')['epoch'] == 2 and len(list(run.folder.glob('checkpoint-*'))) == 1
+
+
+def test_a_run_may_stop_before_its_schedule_ends(train):
+    run = train('--epochs 4 --stop-epoch 2')
+    assert run.column('lr') == pytest.approx([0.05, 0.05 * (1 + math.cos(math.pi / 4)) / 2])
+    whole = train('--epochs 4 --stop-epoch 3 --resume auto')
+    assert equal(whole.weights(), train('--epochs 4 --stop-epoch 3', 'at_once').weights())
+
+
+def test_a_run_starts_from_a_plain_runs_weights(train):
+    plain = train(experiment='plain', model=TINY)
+    start = plain.folder / 'model_best.pth.tar'
+    run = train(f'--initial-checkpoint {start} --lr 0 --no-aug', 'focus')
+    names = [n for n in plain.weights() if n.endswith(('weight', 'bias'))]
+    assert all(torch.equal(run.weights()[n], plain.weights()[n]) for n in names)
+    assert re.search('plain model: .*cam_head.*erased_head.* are not in it', run.err)
+
+
+def test_a_model_of_a_local_folder_is_wrapped(train, tmp_path, image_folder):
+    torch.manual_seed(3)
+    model = timm.create_model(TINY, num_classes=5)
+    timm.models.save_for_hf(model, tmp_path / 'hub')
+    run = train('--method focus --pretrained --lr 0 --no-aug', model=f'local-dir:{tmp_path}/hub')
+    weights = run.weights()
+    assert torch.equal(weights['conv1.0.weight'], model.state_dict()['conv1.0.weight'])
+    assert len(weights['fc.weight']) == 2 and set(run.checkpoint()['task_state']) == {'cam_head', 'erased_head'}
+    loss, _ = evaluate(eval(re.search(r'Load it with timm: (.*)', run.err)[1]), image_folder)
+    assert loss == pytest.approx(run.column('eval_loss')[0], rel=1e-4)
+
+
+def test_a_yaml_file_runs(train, tmp_path):
+    config = tmp_path / 'config.yaml'
+    config.write_text('epochs: 7\nfocus-threshold: 0.5\nlr: 0.5\n')
+    run = train(f'--config {config}')
+    written = yaml.safe_load((run.folder / 'args.yaml').read_text())
+    assert (written['epochs'], written['lr'], written['focus_threshold']) == (1, 0.05, 0.5)
+
+
+# interruptions
+
+KILLER = """
+import os, signal, sys
+from timm_focus.training import FocusCheckpointSaver
+method, when, count = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
+original = getattr(FocusCheckpointSaver, method)
+def saving(self, *args, **kwargs):
+    global count
+    count -= 1
+    if when == 'before' and not count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(self, *args, **kwargs)
+    if not count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(FocusCheckpointSaver, method, saving)
+import train_focus
+train_focus.main()
+"""
+# everything that draws numbers or has a state
+DRAWING = ('--epochs 2 -b 4 -j 2 --drop 0.1 --mixup 0.4 --cutmix 1 --reprob 0.5 --model-ema --model-ema-decay 0.8 '
+           '--has --model-ema-warmup --sched-on-updates --recovery-interval 2 --focus-map random --color-jitter 0.4')
+
+
+@pytest.fixture
+def whole(train):
+    return train(DRAWING, 'whole')
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, whole, launch, settings, tmp_path):
+    """Killed after an epoch's checkpoint, after its line in the summary, and in mid-epoch."""
+    for name, method, when, count, stood in (
+            ('after', 'save_checkpoint', 'after', 1, (1, 0)),
+            ('before', 'save_checkpoint', 'before', 2, (1, 4)),
+            ('middle', 'save_recovery', 'after', 3, (1, 2))):
+        killed = launch('-c', KILLER, method, when, str(count), *settings(DRAWING, name))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert len(Run(folder=tmp_path / 'out' / name).rows) == (2 if name == 'before' else 1)
+        run = train(f'{DRAWING} --resume auto', name)
+        assert 'at epoch {}, batch {}.'.format(*stood) in run.err
+        assert [row['epoch'] for row in run.rows] == ['0', '1']
+        for column in ('eval_loss', 'eval_top1', 'lr'):
+            assert run.column(column) == whole.column(column), (name, column)
+        saved, expected = run.checkpoint(), whole.checkpoint()
+        for state in ('state_dict', 'state_dict_ema'):
+            assert equal(saved[state], expected[state]), (name, state)
+        for state in ('task_state', 'task_state_ema'):
+            assert all(equal(saved[state][head], expected[state][head]) for head in expected[state])
+        momenta = [[s['momentum_buffer'] for s in c['optimizer']['state'].values()] for c in (saved, expected)]
+        assert all(map(torch.equal, *momenta)) and len(momenta[0]) > 10
+        assert saved['saver']['best_metric'] == expected['saver']['best_metric']
+        assert equal(run.checkpoint('model_best')['state_dict'], whole.checkpoint('model_best')['state_dict'])
+
+
+def test_resuming_a_finished_run_changes_nothing(train):
+    run = train('--epochs 2')
+    names = ['last.pth.tar', 'model_best.pth.tar', 'checkpoint-0.pth.tar', 'summary.csv']
+    before = [(run.folder / n).read_bytes() for n in names], [(run.folder / n).stat().st_ino for n in names]
+    again = train('--epochs 2 --resume auto')
+    assert ([(run.folder / n).read_bytes() for n in names], [(run.folder / n).stat().st_ino for n in names]) == before
+    assert 'Train:' not in again.err and 'Best top1' in again.err
+
+
+def test_resume_auto_begins_a_run_that_is_not_there(train):
+    assert 'Resuming' not in train('--resume auto').err
+
+
+def test_a_checkpoint_resumes_into_another_folder(train):
+    first = train('--epochs 2 --stop-epoch 1', 'first')
+    second = train(f'--epochs 2 --resume {first.folder}/last.pth.tar', 'second')
+    assert [row['epoch'] for row in second.rows] == ['1'] and len(first.rows) == 1
+    assert equal(second.weights(), train('--epochs 2', 'at_once').weights())
+
+
+# several processes
+
+def test_two_processes_count_each_image_once(launch, settings, image_folder, tmp_path):
+    (image_folder / 'val/right/0.jpg').unlink()  # nine images: one process validates one of them twice
+    done = launch('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'train_focus',
+                  *settings('-b 4 -vb 2 --model-ema --model-ema-decay 0.5'))
+    assert done.returncode == 0, done.stderr
+    run = Run(folder=tmp_path / 'out/run', err=done.stderr)
+    assert len(run.rows) == 1 and run.err.count('Best top1') == 1
+    model = timm.create_model(TINY, num_classes=2)
+    model.load_state_dict(run.checkpoint()['state_dict_ema'])
+    loss, top1 = evaluate(model, image_folder)
+    assert run.column('eval_top1')[0] == pytest.approx(top1, abs=1e-9)
+    assert run.column('eval_loss')[0] == pytest.approx(loss, rel=1e-4)
+    model.load_state_dict(run.weights())
+    raw = float(re.search(r'Validate: loss ([\d.]+)', run.err)[1])
+    assert raw == pytest.approx(evaluate(model, image_folder)[0], rel=1e-4) != pytest.approx(loss, rel=1e-2)
+
+
+# mistakes
+
+@pytest.fixture
+def refusal(settings, monkeypatch, capsys):
+    """`refusal(more)` is the one line on stderr with which the script refuses the settings."""
+    def refuse(more='', **kwargs):
+        monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(more, **kwargs)])
+        capsys.readouterr()
+        logging.getLogger().handlers.clear()
+        with pytest.raises(SystemExit) as e:
+            train_focus.cli()
+        out, err = capsys.readouterr()
+        assert e.value.code == 2 and not out
+        assert err.startswith('train_focus.py: error: ') and err.count('\n') == 1, err
+        return err
+    return refuse
+
+
+def test_a_mistake_is_one_line_of_a_process(launch, settings, tmp_path):
+    done = launch('-m', 'train_focus', *settings(data=tmp_path / 'nowhere'))
+    assert done.returncode == 2 and not done.stdout
+    assert re.fullmatch(r'train_focus\.py: error: There is no folder .*nowhere: .*\n', done.stderr)
+
+
+def test_folders_that_are_not_there(refusal, image_folder, tmp_path):
+    (image_folder / 'train').rename(tmp_path / 'train')
+    assert 'has no folder train: ' in refusal()
+    (tmp_path / 'train').rename(image_folder / 'train')
+    (image_folder / 'val').rename(tmp_path / 'val')
+    assert 'has no folder validation: ' in refusal()
+    assert 'has no folder test: ' in refusal('--val-split test')
+    (image_folder / 'val').mkdir()
+    assert 'cannot be read' in refusal()
+
+
+def test_classes_that_training_lacks(refusal, image_folder):
+    (image_folder / 'val/right').rename(image_folder / 'val/wrong')
+    assert re.search('1 of the classes in .*val are not in .*train, such as wrong', refusal())
+
+
+def test_folders_without_images_are_no_classes(train, image_folder):
+    (image_folder / 'val/.ipynb_checkpoints').mkdir()
+    nested = image_folder / 'val/group'
+    nested.mkdir()
+    (image_folder / 'val/left').rename(nested / 'left')
+    assert '10 validation images' in train(model=TINY).err
+
+
+def test_a_class_without_validation_images_shifts_none(train, image_folder):
+    import shutil
+    shutil.rmtree(image_folder / 'val/left')
+    run = train('--epochs 1', model=TINY)
+    model = timm.create_model(TINY, num_classes=2)
+    model.load_state_dict(run.weights())
+    dataset = create_dataset('', root=str(image_folder), split='validation', class_map={'left': 0, 'right': 1})
+    dataset.transform = create_transform(32, is_training=False, crop_pct=0.875, interpolation='bilinear')
+    model.eval()
+    with torch.no_grad():
+        hits = [int(model(x[None]).argmax()) == 1 for x, _ in dataset]
+    assert run.column('eval_top1') == [100 * sum(hits) / len(hits)]
+
+
+@pytest.mark.parametrize('model, more, words', [
+    ('resnet81', '', r'timm knows no model resnet81.*Did you mean resnet\d+\?'),
+    ('focus_resnet81', '', r'Did you mean focus_resnet'),
+    ('local-dir:/nowhere', '--method focus', 'local-dir:/nowhere cannot be made'),
+    (f'focus_{TINY}', '--focus-stage layer9', "no feature 'layer9': .*layer1.*layer4"),
+    (f'focus_{TINY}', '--focus-stage 17', 'no feature 17: .*layer1.*layer4'),
+    (f'focus_{TINY}', '-b 25', 'only 24 training images'),
+    (f'focus_{TINY}', '-b 5 --mixup 1', 'even number'),
+    (f'focus_{TINY}', '--num-classes 1', 'the data has 2 classes'),
+    (f'focus_{TINY}', '--opt sgdd', 'sgdd'),
+    (f'focus_{TINY}', '--sched cosinus', 'schedule cannot be made'),
+    (f'focus_{TINY}', '--mean 0.5 0.5', 'do not go together'),
+    (f'focus_{TINY}', '--aug-repeats 3', 'torchrun'),
+    (f'focus_{TINY}', '--model-kwargs no_such=1', 'cannot be made.*no_such'),
+    (f'focus_{TINY}', '--focus-bn clean --grad-checkpointing', 'focus_bn'),
+    (f'focus_{TINY}', '--initial-checkpoint nowhere.pth', 'nowhere.pth'),
+    (f'focus_{TINY}', '--amp --amp-dtype float16', 'float16 needs a GPU'),
+    (f'focus_{TINY}', '--device nonsense', '--device is nonsense'),
+    (f'focus_{TINY}', '--resume nowhere.pth.tar', r'There is no checkpoint nowhere\.pth\.tar'),
+    (f'focus_{TINY}', '--epochs 2 --stop-epoch 3', '--stop-epoch is 3: .* 1 to --epochs, 2'),
+    (f'focus_{TINY}', '--epochs 2 --stop-epoch 0', '--stop-epoch is 0'),
+    (f'focus_{TINY}', '--interpolation curly', 'curly'),
+    (f'focus_{TINY}', '--aa nonsense', 'nonsense'),
+])
+def test_a_mistake_is_one_line(refusal, model, more, words):
+    assert re.search(words, refusal(more, model=model))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without CUDA')
+def test_a_gpu_that_is_not_there_is_one_line(refusal):
+    assert '--device is cuda, but torch finds no CUDA device' in refusal('--device cuda')
+
+
+def test_damaged_checkpoints_are_one_line(train, refusal):
+    run = train(model=TINY)
+    last = run.folder / 'last.pth.tar'
+    data = last.read_bytes()
+    last.unlink()
+    last.write_bytes(data[:1000])
+    for more in ('--resume auto', f'--resume {last}'):
+        assert re.search('cannot be read .*newest good one is .*(checkpoint-0|model_best)', refusal(more, model=TINY))
+    assert 'cannot be made' in refusal(f'--initial-checkpoint {last}')
+    (last.parent / 'empty.pth').write_bytes(b'')
+    assert 'cannot be made' in refusal(f'--initial-checkpoint {last.parent}/empty.pth')
+
+
+def test_a_plain_runs_checkpoint_does_not_resume_as_a_focus_run(train, refusal):
+    run = train(experiment='plain', model=TINY)
+    assert '--initial-checkpoint' in refusal(f'--resume {run.folder}/last.pth.tar')
+
+
+def test_main_raises_what_cli_prints(train):
+    with pytest.raises(ValueError, match='stop-epoch'):
+        train('--epochs 2 --stop-epoch 3')
+
+
+def test_a_run_that_diverges_says_so(settings, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings('--lr 1e30 --epochs 2', model=TINY)])
+    with pytest.raises(SystemExit) as e:
+        train_focus.cli()
+    assert e.value.code == 1
+    assert re.search(r'error: The loss of epoch \d is (nan|inf).*--lr', capsys.readouterr().err.splitlines()[-1])
+
+
+# on a GPU
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_float16_on_a_gpu(train):
+    run = train('--device cuda --amp --amp-dtype float16 --epochs 2 --model-ema')
+    assert finite(run.weights()) and 'amp_scaler' in run.checkpoint()
+    assert (run.folder / 'focus.png').exists()
+    train('--device cuda --amp --amp-dtype float16 --epochs 3 --model-ema --resume auto')

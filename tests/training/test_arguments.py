@@ -1,0 +1,258 @@
+"""The command line: its layers, its YAML file, and one sentence for every mistake."""
+import argparse
+import inspect
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import timm.data.config
+import timm.models
+import yaml
+from timm.optim import optimizer_kwargs
+from timm.scheduler import scheduler_kwargs
+
+from timm_focus.training import build_parser, parse_args
+from timm_focus.training.arguments import FOCUS_LOSS_FLAGS, FOCUS_MODEL_FLAGS
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(*argv):
+    return parse_args(build_parser(), argv)[0]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """`config('epochs: 3')` is the path of a YAML file with this text."""
+    def write(text):
+        path = tmp_path / 'config.yaml'
+        path.write_text(text)
+        return str(path)
+    return write
+
+
+@pytest.fixture
+def refusal(capsys):
+    """`refusal(*argv)` is the one line on stderr with which the settings are refused."""
+    def refuse(*argv):
+        with pytest.raises(SystemExit) as e:
+            parse(*argv)
+        assert e.value.code == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.count('\n') == 1 and err.startswith('train_focus.py: error: ')
+        return err
+    return refuse
+
+
+def test_no_argument_means_the_drawn_scenes():
+    args = parse()
+    assert (args.dataset, args.model, args.method, args.img_size) == ('synthetic', 'focus_resnet10t', 'focus', 64)
+    assert args.epochs == 10 and args.data_dir is None
+    assert vars(parse('--dataset', 'synthetic')) == vars(args)
+
+
+def test_a_folder_is_trained_on_by_the_papers_recipe():
+    args = parse('/data')
+    assert args.data_dir == '/data' and parse('--data-dir', '/data').data_dir == '/data'
+    assert (args.model, args.method, args.epochs, args.batch_size) == ('resnet50', 'none', 40, 256)
+    assert (args.lr, args.lr_base, args.lr_base_size, args.weight_decay, args.opt) == (None, 0.1, 256, 2e-4, 'momentum')
+    assert (args.smoothing, args.warmup_epochs, args.min_lr, args.crop_pct) == (0, 0, 0, 0.875)
+
+
+@pytest.mark.parametrize('model, method, expected', [
+    ('resnet18', None, 'none'), ('resnet18', 'focus', 'focus'), ('resnet18', 'none', 'none'),
+    ('focus_resnet18', None, 'focus'), ('focus_resnet18', 'focus', 'focus'), ('hf-hub:a/b', 'focus', 'focus')])
+def test_the_method_goes_by_the_name_unless_it_is_given(model, method, expected):
+    assert parse('d', '--model', model, *(['--method', method] if method else [])).method == expected
+
+
+# layers
+
+def test_the_scheme_sets_the_augmentation():
+    simple, complex_ = parse('d'), parse('d', '--scheme', 'complex')
+    assert (simple.color_jitter, simple.scale, simple.ratio) == (0, None, None)
+    assert complex_.color_jitter == 0.4 and complex_.scale == [0.08, 1] and complex_.ratio == [3 / 4, 4 / 3]
+    assert simple.train_interpolation == complex_.train_interpolation == 'bilinear'
+
+
+def test_an_explicit_flag_wins_over_the_scheme():
+    args = parse('d', '--scheme', 'complex', '--color-jitter', '0', '--scale', '0.5', '1')
+    assert args.color_jitter == 0 and args.scale == [0.5, 1] and args.ratio == [3 / 4, 4 / 3]
+
+
+def test_an_explicit_flag_wins_over_the_synthetic_settings():
+    args = parse('--dataset', 'synthetic', '--model', 'resnet18', '--epochs', '40')
+    assert (args.model, args.method) == ('resnet18', 'none')
+    assert args.epochs == 40  # though it is the parser's default
+    assert args.batch_size == parse().batch_size
+
+
+def test_yaml_wins_over_scheme_and_synthetic_settings(config):
+    args = parse('--config', config('dataset: synthetic\nscheme: complex\ncolor_jitter: 0.1\nepochs: 3'))
+    assert (args.dataset, args.model, args.epochs) == ('synthetic', 'focus_resnet10t', 3)
+    assert args.color_jitter == 0.1 and args.scale == [0.08, 1]
+
+
+def test_an_explicit_flag_wins_over_yaml(config):
+    path = config('epochs: 3\nmodel_ema: true\nchannels_last: true\nlr: 0.5\nscheme: complex')
+    args = parse('d', '--config', path, '--epochs', '40', '--no-channels-last', '--scheme', 'simple')
+    assert (args.epochs, args.channels_last, args.scheme, args.color_jitter) == (40, False, 'simple', 0)
+    assert args.model_ema is True and args.lr == 0.5
+
+
+@pytest.mark.parametrize('name', ['data', 'data-dir', 'data_dir'])
+def test_a_folder_on_the_command_line_wins_over_yaml(config, name):
+    path = config(f'{name}: /of/yaml')
+    assert parse('--config', path).data_dir == '/of/yaml'
+    assert parse('/mine', '--config', path).data_dir == '/mine'
+    assert parse('--data-dir', '/mine', '--config', path).data_dir == '/mine'
+
+
+@pytest.mark.parametrize('argv', [
+    [], ['/data', '--model', 'focus_resnet18', '--scheme', 'complex', '--focus-stage', '2', '--opt-betas', '.9', '.99'],
+    ['--data-dir', '/data', '--lr', '3e-4', '--model-kwargs', 'zero_init_last=False', '--no-channels-last']])
+def test_the_written_settings_give_the_run_again(config, argv):
+    args, text = parse_args(build_parser(), argv)
+    again = parse('--config', config(text))
+    assert {**vars(again), 'config': None} == vars(args)
+    assert yaml.safe_load(text)['model'] == args.model
+
+
+# YAML values
+
+def test_yaml_converts_like_the_command_line(config):
+    args = parse('d', '--config', config(
+        "lr: '3e-4'\nweight-decay: 1e-3\nbatch_size: '8'\nepochs: 3.0\nopt_betas: ['0.9', 1]\nexperiment: 5\n"
+        'focus_stage: layer2\nmodel: focus_resnet18\nmodel_kwargs: {zero_init_last: false}\nimg_size: null\n'
+        'clip-mode: agc\ninput_size: [3, 32, 32]'))
+    assert args.lr == 3e-4 and args.weight_decay == 1e-3 and args.opt_betas == [0.9, 1.]
+    assert (args.batch_size, args.epochs, args.experiment) == (8, 3, '5')
+    assert isinstance(args.epochs, int) and isinstance(args.opt_betas[1], float)
+    assert (args.focus_stage, args.model_kwargs, args.img_size) == ('layer2', {'zero_init_last': False}, None)
+    assert (args.clip_mode, args.input_size) == ('agc', [3, 32, 32])
+    assert parse('d', '--model', 'focus_resnet18', '--config', config('focus_stage: 2')).focus_stage == 2
+    assert parse('d', '--model', 'focus_resnet18', '--config', config('focus_stage: 2.5')).focus_stage == '2.5'
+
+
+def test_an_unknown_key_is_ignored_with_the_nearest_name(config, caplog):
+    with caplog.at_level(logging.WARNING):
+        args = parse('d', '--config', config('weight_dekay: 7\nqqqqqqq: 1\nepochs: 2'))
+    assert args.weight_decay == 2e-4 and args.epochs == 2 and not hasattr(args, 'weight_dekay')
+    assert 'unknown key weight_dekay, which is ignored: did you mean weight_decay?' in caplog.text
+    assert 'unknown key qqqqqqq, which is ignored.' in caplog.text and len(caplog.records) == 2
+
+
+@pytest.mark.parametrize('text, words', [
+    ('epochs: ten', 'epochs in --config .* a whole number'),
+    ('epochs: 2.5', 'a whole number'),
+    ('epochs: true', 'a whole number'),
+    ('epochs: null', 'leave the line out'),
+    ('lr: fast', 'a number'),
+    ('weight-decay: [1, 2]', 'weight-decay in --config .* a single value'),
+    ('lr: {a: 1}', 'a single value'),
+    ('opt_betas: 0.9', 'a list'),
+    ('opt_betas: [0.9, x]', 'a number'),
+    ('input_size: [3, 32]', 'a list of 3 values'),
+    ('model_kwargs: 3', 'a mapping'),
+    ('model_ema: 1', 'true or false'),
+    ("channels_last: 'yes'", 'true or false'),
+    ('scheme: hard', "one of 'simple', 'complex'"),
+    ('focus_map: heat', "one of 'cam', 'mean', 'random'"),
+    ('focus_stage: true', 'a name or an index'),
+    ('- epochs', 'no mapping'),
+    ('a: [', 'Cannot read'),
+])
+def test_a_wrong_yaml_value_is_one_line(config, refusal, text, words):
+    assert re.search(words, refusal('d', '--config', config(text)))
+
+
+def test_a_missing_yaml_file_is_one_line(refusal, tmp_path):
+    assert 'Cannot read --config' in refusal('d', '--config', str(tmp_path / 'none.yaml'))
+    assert 'Cannot read --config' in refusal('d', '--config', str(tmp_path))
+
+
+# mistakes
+
+@pytest.mark.parametrize('argv, words', [
+    (['--epochs', '3'], 'No data is given'),
+    (['--model', 'resnet18'], 'No data is given'),
+    (['d', '--data-dir', 'e'], 'given twice'),
+    (['d', '--dataset', 'synthetic'], 'draws its own images'),
+    (['d', '--resume', 'auto'], '--resume auto needs --experiment'),
+    (['d', '--model', 'resnet18', '--focus-alpha', '2'], '--focus-alpha belongs to focus training.*focus_resnet18'),
+    (['d', '--focus-bn', 'clean', '--focus-stage', '1'], '--focus-bn, --focus-stage belongs'),
+    (['d', '--model', 'focus_resnet18', '--method', 'none'], 'give --model resnet18'),
+    (['d', '--method', 'acol'], 'invalid choice'),
+    (['d', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
+    (['d', '--epochs', 'ten'], 'invalid int value'),
+    (['d', '--eval-metric', 'f1'], 'invalid choice'),
+    (['d', '--model-kwargs', 'depth'], 'key=value'),
+    (['d', 'e'], 'unrecognized arguments: e'),
+])
+def test_a_mistake_is_one_line(refusal, argv, words):
+    assert re.search(words, refusal(*argv))
+
+
+def test_focus_flags_at_their_defaults_do_not_disturb_a_plain_model():
+    assert parse('d', '--model', 'resnet18', '--focus-alpha', '1', '--focus-map', 'cam').method == 'none'
+
+
+@pytest.mark.parametrize('flag, values', [
+    ('batch-size', ['0', '-3']), ('grad-accum-steps', ['0']), ('epochs', ['0', '-1']), ('workers', ['-1']),
+    ('log-interval', ['0']), ('val-interval', ['0']), ('checkpoint-hist', ['0']), ('img-size', ['0']),
+    ('num-classes', ['0']), ('validation-batch-size', ['0']), ('recovery-interval', ['-1']), ('seed', ['-1']),
+    ('lr', ['-1', 'nan', 'inf']), ('lr-base', ['nan', '-0.1']), ('weight-decay', ['-1', 'nan']),
+    ('smoothing', ['-0.1', '1.5', 'nan']), ('reprob', ['2', 'nan']), ('drop', ['1.5', 'nan']), ('mixup', ['-1', 'nan']),
+    ('cutmix', ['-1', 'inf']), ('clip-grad', ['-1', 'nan']), ('hflip', ['1.1']), ('mixup-prob', ['nan']),
+    ('crop-pct', ['0', '1.5', 'nan']), ('focus-threshold', ['0', '1.1', 'nan']), ('focus-fraction', ['0', '2', 'nan']),
+    ('focus-alpha', ['-1', 'nan', 'inf']), ('focus-beta', ['-1', 'nan']), ('focus-side-weight', ['-1', 'inf']),
+    ('drop-path', ['-1', 'nan']), ('model-ema-decay', ['1.5', 'nan']), ('momentum', ['-1', 'nan']), ('min-lr', ['-1']),
+    ('opt-betas', ['nan']), ('decay-rate', ['inf']), ('start-epoch', ['-1']), ('focus-width', ['0']),
+])
+def test_a_number_out_of_range_is_one_line(refusal, flag, values):
+    for value in values:
+        line = refusal('d', '--model', 'focus_resnet18', f'--{flag}={value}')
+        assert line.startswith(f'train_focus.py: error: --{flag} is '), line
+
+
+@pytest.mark.parametrize('flag, value', [
+    ('lr', '0'), ('smoothing', '1'), ('focus-threshold', '1'), ('focus-fraction', '1e-3'), ('focus-beta', '0'),
+    ('drop', '0'), ('workers', '0'), ('recovery-interval', '0'), ('crop-pct', '1'), ('seed', '0')])
+def test_the_end_of_a_range_belongs_to_it(flag, value):
+    args = parse('d', '--model', 'focus_resnet18', f'--{flag}={value}')
+    assert getattr(args, flag.replace('-', '_')) == float(value)
+
+
+# no flag is dead
+
+def _names_read_by_timm():
+    """What timm's helpers take from the settings, found by asking them."""
+    class Settings:
+        def __init__(self):
+            self.read = set()
+
+        def __getattr__(self, name):
+            self.read.add(name)
+            return None
+    settings = Settings()
+    optimizer_kwargs(settings)
+    scheduler_kwargs(settings, decreasing_metric=False)
+    sources = inspect.getsource(timm.data.config) + inspect.getsource(timm.models._factory)
+    return settings.read | set(re.findall(r"args(?:\.get\(|\[)'(\w+)'", sources))
+
+
+def test_every_flag_is_read_by_the_script_or_by_timm():
+    files = [ROOT / 'train_focus.py', *sorted((ROOT / 'timm_focus/training').glob('*.py'))]
+    text = '\n'.join(p.read_text() for p in files if p.name != 'arguments.py')  # which checks, but obeys none
+    read = set(re.findall(r'\bargs\.(\w+)\b(?!\s*=[^=])', text)) | _names_read_by_timm()
+    read |= {f'focus_{name}' for name in (*FOCUS_MODEL_FLAGS, *FOCUS_LOSS_FLAGS)}  # by getattr, from these lists
+    read |= {'config', 'data', 'help'}  # by the parser
+    assert {'opt_eps', 'lr_noise', 'decay_rate', 'mean', 'interpolation', 'clip_mode', 'has'} <= read
+    assert not {a.dest for a in build_parser()._actions} - read
+
+
+def test_every_flag_has_a_help_text():
+    assert not [a.dest for a in build_parser()._actions if not a.help]
+    assert isinstance(build_parser(), argparse.ArgumentParser) and '--focus-threshold' in build_parser().format_help()
