@@ -214,6 +214,7 @@ def set_up_device(args):
     with explained(f'--device is {args.device}, which cannot be used'):
         device = init_distributed_device(args)
     logging.getLogger().setLevel(logging.INFO if args.rank == 0 else logging.WARNING)
+    logging.getLogger('matplotlib').setLevel(logging.WARNING)
     autocast, loss_scaler = contextlib.nullcontext, None
     if args.amp:
         dtype = args.amp_dtype or ('float16' if device.type == 'cuda' else 'bfloat16')

@@ -48,7 +48,7 @@ def refusal(capsys):
 
 def test_no_argument_means_the_drawn_scenes():
     args = parse()
-    assert (args.dataset, args.model, args.method, args.img_size) == ('synthetic', 'focus_resnet10t', 'focus', 64)
+    assert (args.dataset, args.model, args.method, args.img_size) == ('synthetic', 'focus_test_resnet', 'focus', 64)
     assert args.epochs == 10 and args.data_dir is None
     assert vars(parse('--dataset', 'synthetic')) == vars(args)
 
@@ -91,7 +91,7 @@ def test_an_explicit_flag_wins_over_the_synthetic_settings():
 
 def test_yaml_wins_over_scheme_and_synthetic_settings(config):
     args = parse('--config', config('dataset: synthetic\nscheme: complex\ncolor_jitter: 0.1\nepochs: 3'))
-    assert (args.dataset, args.model, args.epochs) == ('synthetic', 'focus_resnet10t', 3)
+    assert (args.dataset, args.model, args.epochs) == ('synthetic', 'focus_test_resnet', 3)
     assert args.color_jitter == 0.1 and args.scale == [0.08, 1]
 
 

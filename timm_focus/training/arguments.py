@@ -25,8 +25,8 @@ SCHEMES = {
 }
 SYNTHETIC = 'synthetic'
 SYNTHETIC_SETTINGS = dict(
-    model='focus_resnet10t', img_size=64, batch_size=32, epochs=10, lr=0.05, weight_decay=5e-4, workers=2,
-    log_interval=20, experiment='synthetic',
+    model='focus_test_resnet', img_size=64, batch_size=32, epochs=12, opt='adamw', lr=2e-3, weight_decay=0.05,
+    warmup_epochs=1, sched_on_updates=True, workers=2, log_interval=20,
 )
 METRICS = ('top1', 'top5', 'loss')
 FOCUS_MODEL_FLAGS = ('stage', 'threshold', 'width', 'interpolation', 'bn', 'map', 'fraction')
