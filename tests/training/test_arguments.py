@@ -49,7 +49,7 @@ def refusal(capsys):
 def test_no_argument_means_the_drawn_scenes():
     args = parse()
     assert (args.dataset, args.model, args.method, args.img_size) == ('synthetic', 'focus_test_resnet', 'focus', 64)
-    assert args.epochs == 10 and args.data_dir is None
+    assert args.epochs == 12 and args.data_dir is None
     assert vars(parse('--dataset', 'synthetic')) == vars(args)
 
 
