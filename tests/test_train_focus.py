@@ -588,6 +588,9 @@ def test_a_class_without_validation_images_shifts_none(train, image_folder):
     (f'focus_{TINY}', '--epochs 2 --stop-epoch 0', '--stop-epoch is 0'),
     (f'focus_{TINY}', '--interpolation curly', 'curly'),
     (f'focus_{TINY}', '--aa nonsense', 'nonsense'),
+    (f'focus_{TINY}', '--sync-bn', '--sync-bn needs GPUs'),
+    (f'focus_{TINY}', '--input-img-mode FOO', '--input-img-mode is FOO'),
+    (f'focus_{TINY}', '--output /dev/null/x', '--output /dev/null/x cannot be written'),
 ])
 def test_a_mistake_is_one_line(refusal, model, more, words):
     assert re.search(words, refusal(more, model=model))
@@ -637,3 +640,25 @@ def test_float16_on_a_gpu(train):
     assert finite(run.weights()) and 'amp_scaler' in run.checkpoint()
     assert (run.folder / 'focus.png').exists()
     train('--device cuda --amp --amp-dtype float16 --epochs 3 --model-ema --resume auto')
+
+
+@pytest.mark.parametrize('model, more', [
+    ('focus_efficientnet_lite0', '--bn-eps 0.5'),
+    ('focus_levit_128s', '--head-init-scale 0.5 --head-init-bias 0.1 --img-size 224 -b 4'),
+    ('focus_pit_ti_224', '--opt adamw --lr 1e-4 --layer-decay 0.7 --img-size 224 -b 4'),
+])
+def test_the_load_line_gives_what_was_evaluated(train, image_folder, model, more):
+    """Evaluated anew by what the last line of the log says, whatever the model was made with."""
+    run = train(more, model=model)
+    line = next(row for row in run.err.splitlines() if row.startswith('Load it with timm: '))
+    import timm
+    loaded = eval(line.removeprefix('Load it with timm: '), dict(timm=timm)).eval()
+    size = 224 if '224' in more else 32
+    dataset = create_dataset('', root=str(image_folder), split='validation')
+    cfg = loaded.pretrained_cfg
+    dataset.transform = create_transform(
+        size, is_training=False, crop_pct=0.875, interpolation='bilinear', mean=cfg['mean'], std=cfg['std'])
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(
+            torch.cat([loaded(x[None]) for x, _ in dataset]), torch.tensor([y for _, y in dataset]))
+    assert loss.item() == pytest.approx(run.column('eval_loss')[-1], rel=1e-3)

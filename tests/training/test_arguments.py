@@ -256,3 +256,34 @@ def test_every_flag_is_read_by_the_script_or_by_timm():
 def test_every_flag_has_a_help_text():
     assert not [a.dest for a in build_parser()._actions if not a.help]
     assert isinstance(build_parser(), argparse.ArgumentParser) and '--focus-threshold' in build_parser().format_help()
+
+
+def test_args_yaml_of_a_run_serves_another_model_and_scheme(tmp_path):
+    """The fair comparison: the same settings, another model."""
+    path = tmp_path / 'args.yaml'
+    path.write_text(parse_args(build_parser(), ['/data', '--model', 'focus_resnet18', '--epochs', '7'])[1])
+    plain = parse('--config', str(path), '--model', 'resnet18')
+    assert (plain.method, plain.epochs, plain.data_dir) == ('none', 7, '/data')
+    assert parse('--config', str(path)).method == 'focus'
+    other = parse('--config', str(path), '--scheme', 'complex', '/other')
+    assert (other.color_jitter, other.scale, other.data_dir) == (0.4, [0.08, 1.], '/other')
+    path.write_text(parse_args(build_parser(), ['/data', '--scheme', 'complex', '--color-jitter', '0.2'])[1])
+    back = parse('--config', str(path), '--scheme', 'simple')
+    assert (back.color_jitter, back.scale, back.ratio) == (0.2, None, None), 'what was not the scheme stays'
+    path.write_text(parse_args(build_parser(), [])[1])
+    assert parse('--config', str(path), '/data').dataset == ''
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--scale', '0.5'], '--scale has 1 values: give 2'),
+    (['--ratio', '1', '1', '1'], '--ratio has 3 values'),
+    (['--cutmix-minmax', '0.2'], '--cutmix-minmax has 1 values'),
+    (['--opt-betas', '0.9'], '--opt-betas has 1 values: give 2 or 3'),
+    (['--lr-base-size', '0'], '--lr-base-size is 0'),
+    (['--decay-epochs', '0'], '--decay-epochs is 0'),
+    (['--std', '0', '0', '0'], '--std is'),
+    (['--start-epoch', '5', '--epochs', '3'], '--start-epoch is 5, but --epochs is 3'),
+    (['--save-epochs', '99'], '--save-epochs has 99'),
+])
+def test_numbers_that_make_no_sense_together(refusal, argv, words):
+    assert words in refusal('/data', *argv)
