@@ -117,8 +117,7 @@ def main():
         resume_path = find_last(os.path.join(args.output or './output/train', args.experiment))
     if resume_path:
         try:
-            start = resume(
-                task, resume_path, *((None, None, None) if args.no_resume_opt else (optimizer, loss_scaler, lr_scheduler)))
+            start = resume(task, resume_path, *(() if args.no_resume_opt else (optimizer, loss_scaler, lr_scheduler)))
         except ValueError as e:
             raise SettingsError(str(e)) from e
         if args.start_epoch is not None:
@@ -330,13 +329,15 @@ def create_loaders(args, dataset_train, dataset_eval, data_config, device):
             switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
             num_classes=args.num_classes)
         if args.batch_size % 2:
-            raise SettingsError(f'--batch-size is {args.batch_size}: mixup and cutmix pair images, give an even number.')
+            raise SettingsError(
+                f'--batch-size is {args.batch_size}: mixup and cutmix pair images, give an even number.')
         if args.prefetcher:
             collate_fn = FastCollateMixup(**mixup_args)
         else:
             mixup_fn = Mixup(**mixup_args)
     if args.aug_repeats and not args.distributed:
-        raise SettingsError('--aug-repeats repeats images over processes: start several with torchrun, or leave it out.')
+        raise SettingsError(
+            '--aug-repeats repeats images over processes: start several with torchrun, or leave it out.')
     common = dict(
         input_size=data_config['input_size'], use_prefetcher=args.prefetcher, mean=data_config['mean'],
         std=data_config['std'], num_workers=args.workers, distributed=args.distributed, pin_memory=args.pin_mem,

@@ -38,9 +38,9 @@ def step_time(task, optimizer, images, labels):
 
 def main():
     args = parse_args()
-    print(f'{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, '
-          f'timm {timm.__version__}; batch {args.batch_size}, {args.img_size} px, float32, channels_last, '
-          f'{args.steps} steps of each')
+    print(f'{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, '
+          f'torch {torch.__version__}, timm {timm.__version__}; batch {args.batch_size}, '
+          f'{args.img_size} px, float32, channels_last, {args.steps} steps of each')
     for name in args.models:
         tasks = {}
         for kind, prefix, make_task in (('plain', '', ClassificationTask), ('focus', 'focus_', FocusTask)):

@@ -22,7 +22,8 @@ def scenes(request):
 
 def test_an_epoch_beats_chance_and_is_loaded_by_timm(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [
-        'train_focus.py', scenes, '--model', 'focus_test_resnet', '--img-size', '64', '-b', '64', '--epochs', '1', '-j', '2',
+        'train_focus.py', scenes, '--model', 'focus_test_resnet', '--img-size', '64', '-b', '64', '--epochs', '1',
+        '-j', '2',
         '--opt', 'adamw', '--lr', '1e-3', '--output', str(tmp_path), '--experiment', 'run', '--device', 'cpu'])
     train_focus.main()
     row = next(csv.DictReader((tmp_path / 'run' / 'summary.csv').open()))

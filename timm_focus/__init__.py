@@ -9,5 +9,6 @@ from timm_focus.training.task import FocusTask, create_task
 __version__ = '0.1.0'
 
 __all__ = [
-    'CamHead', 'FocusLoss', 'FocusNet', 'FocusOutput', 'FocusTask', 'create_focus_net', 'create_task', 'export_backbone',
+    'CamHead', 'FocusLoss', 'FocusNet', 'FocusOutput', 'FocusTask', 'create_focus_net', 'create_task',
+    'export_backbone',
 ]

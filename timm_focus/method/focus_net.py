@@ -211,7 +211,8 @@ class FocusNet(nn.Module):
         if not getattr(backbone, 'num_classes', 0):
             raise ValueError(f'{name} has no classifier (num_classes is 0), and focus training needs one.')
         if get_model_args(backbone).get('global_pool') == '':
-            raise ValueError(f"{name} has global_pool='', and focus training needs pooled logits: leave it at its default.")
+            raise ValueError(
+                f"{name} has global_pool='', and focus training needs pooled logits: leave it at its default.")
         if any(isinstance(m, (PatchDropout, PatchDropoutWithIndices)) and m.prob > 0 for m in backbone.modules()):
             raise ValueError(
                 f'{name} drops patches (patch_drop_rate), which leaves no map of the image: set patch_drop_rate=0.')
@@ -297,7 +298,8 @@ class FocusNet(nn.Module):
             raise ValueError('The model has no classifier (num_classes is 0): call reset_classifier before training.')
         if main.ndim != 2:
             raise ValueError(
-                f"The main logits have {main.ndim} dimensions, not [B, K]: set the model's global_pool before training.")
+                f'The main logits have {main.ndim} dimensions, not [B, K]: '
+                "set the model's global_pool before training.")
 
     def forward(self, x: Tensor) -> Union[Tensor, FocusOutput]:
         """`FocusOutput` of images `[B, C, H, W]` in training, the backbone's logits `[B, K]` in evaluation.
@@ -432,7 +434,8 @@ class FocusNet(nn.Module):
         """
         if enable and self.bn == 'clean':
             raise ValueError(
-                "Gradient checkpointing does not go with focus_bn='clean': choose focus_bn='shared', or no checkpointing.")
+                "Gradient checkpointing does not go with focus_bn='clean': "
+                "choose focus_bn='shared', or no checkpointing.")
         self.backbone.set_grad_checkpointing(enable)
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:

@@ -44,7 +44,8 @@ def create_focus_net(
             hint = f' Did you mean {near[0]}?' if near else ''
             raise TypeError(f'There is no argument {key}: FocusNet takes {", ".join(FOCUS_ARGS)}.{hint}')
     if kwargs.get('features_only'):
-        raise ValueError(f'features_only=True has no classifier to focus-train: use the plain model {name} for features.')
+        raise ValueError(
+            f'features_only=True has no classifier to focus-train: use the plain model {name} for features.')
     if is_scriptable():
         raise ValueError('scriptable=True cannot script focus training: script the plain model of export_backbone.')
     if kwargs.get('num_classes') == 0:

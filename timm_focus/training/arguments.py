@@ -139,7 +139,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--layer-decay', type=float, help='learning rate decay from layer to layer')
     g.add_argument('--layer-decay-min-scale', type=float, default=0., help='lowest scale of that')
     g.add_argument('--layer-decay-no-opt-scale', type=float, help='freeze layers below this scale')
-    g.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, help='more optimizer arguments, key=value')
+    g.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs,
+                   help='more optimizer arguments as key=value')
 
     g = parser.add_argument_group('Schedule')
     g.add_argument('--sched', default='cosine', help="timm scheduler, 'none' for none (default: cosine)")
@@ -213,7 +214,8 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('Device')
     g.add_argument('--device', help='device (default: cuda if there is one, else cpu)')
     g.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    g.add_argument('--amp-dtype', choices=('float16', 'bfloat16'), help='its type (default: float16 on cuda, bfloat16 on cpu)')
+    g.add_argument('--amp-dtype', choices=('float16', 'bfloat16'),
+                   help='its type (default: float16 on cuda, bfloat16 on cpu)')
     g.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     g.add_argument('--synchronize-step', action='store_true', help='wait for the device after each step')
     g.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
@@ -389,12 +391,13 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dic
         if value is not None and value < low:
             parser.error(f'--{name.replace("_", "-")} is {value}: give {low} or more.')
     for name in (
-            'smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop', 'drop_path', 'drop_block',
-            'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob'):
+            'smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop', 'drop_path',
+            'drop_block', 'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob'):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             parser.error(f'--{name.replace("_", "-")} is {value}: give a number from 0 to 1.')
-    for name, counts in (('scale', [2]), ('ratio', [2]), ('cutmix_minmax', [2]), ('opt_betas', [2, 3]), ('lr_noise', [1, 2])):
+    for name, counts in (
+            ('scale', [2]), ('ratio', [2]), ('cutmix_minmax', [2]), ('opt_betas', [2, 3]), ('lr_noise', [1, 2])):
         value = getattr(args, name)
         if value is not None and len(value) not in counts:
             parser.error(f'--{name.replace("_", "-")} has {len(value)} values: give {" or ".join(map(str, counts))}.')

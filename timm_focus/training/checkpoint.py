@@ -1,4 +1,4 @@
-"""Checkpoints of train_focus.py: timm's, each written whole or not at all, with what is needed to go on in mid-epoch."""
+"""Checkpoints of train_focus.py: timm's, written whole or not at all, with what is needed to go on in mid-epoch."""
 import os
 import shutil
 from typing import Any, Dict, NamedTuple, Optional

@@ -66,7 +66,8 @@ def _duration(seconds: float) -> str:
 
 
 def _bar(total: int, initial: int, name: str, show: bool) -> tqdm:
-    return tqdm(total=total, initial=initial, desc=name, unit='batch', leave=False, dynamic_ncols=True, disable=not show)
+    return tqdm(
+        total=total, initial=initial, desc=name, unit='batch', leave=False, dynamic_ncols=True, disable=not show)
 
 
 def train_one_epoch(

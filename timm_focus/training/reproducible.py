@@ -59,7 +59,7 @@ class _SeededDataset(Dataset):
 
 
 class _EpochBatches:
-    """Batches of (epoch, index) of a batch sampler, whose order depends on seed and epoch; it can start in the middle."""
+    """Batches of (epoch, index) of a batch sampler, in an order of seed and epoch, from any batch on."""
 
     def __init__(self, batch_sampler, seed: int, rank: int):
         self.batch_sampler = batch_sampler
