@@ -1,6 +1,11 @@
+import csv
+import logging
 import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,3 +77,97 @@ def image_folder(tmp_path, photo):
                 photo.crop((left + 3 * i, top + 2 * i, left + 3 * i + 250, top + 2 * i + 250)).resize((48, 48)).save(
                     folder / f'{i}.jpg')
     return root
+
+
+# the training script
+
+TINY = 'resnet10t'
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1'}
+
+
+@pytest.fixture
+def quietly():
+    """One thread, and the log handlers that a run of the script sets up taken down again."""
+    torch.set_num_threads(1)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+class Run(SimpleNamespace):
+    """What a run left behind: `folder`, and `err`, its log."""
+
+    @property
+    def rows(self):
+        with open(self.folder / 'summary.csv') as f:
+            return list(csv.DictReader(f))
+
+    def column(self, name):
+        return [float(row[name]) for row in self.rows]
+
+    def checkpoint(self, name='last'):
+        return torch.load(self.folder / f'{name}.pth.tar', weights_only=False)
+
+    def weights(self, name='last'):
+        return self.checkpoint(name)['state_dict']
+
+
+@pytest.fixture
+def settings(image_folder, tmp_path):
+    """`settings('--lr 1', experiment='a')` is the command line of a small run, the last mention of a flag counting."""
+    def make(more='', experiment='run', model=f'focus_{TINY}', data=image_folder):
+        return [str(data), '--model', model, *shlex.split(
+            f'--img-size 32 -b 8 -j 0 --epochs 1 --lr 0.05 --device cpu --output {tmp_path}/out '
+            f'--experiment {experiment} {more}')]
+    return make
+
+
+@pytest.fixture
+def train(settings, tmp_path, monkeypatch, capsys):
+    """`train('--lr 1', experiment='a')` runs the script in this process, which saves importing torch each time."""
+    def run(more='', experiment='run', **kwargs):
+        monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(more, experiment, **kwargs)])
+        capsys.readouterr()
+        logging.getLogger().handlers.clear()  # each run sets up its own
+        import train_focus
+        train_focus.main()
+        return Run(folder=tmp_path / 'out' / experiment, err=capsys.readouterr().err)
+    return run
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """`launch(*argv)` runs a process of its own, python with these arguments, elsewhere than in the sources."""
+    def run(*argv, alone=False):  # alone in its process group, which signals can be sent to
+        elsewhere = tmp_path / 'elsewhere'
+        elsewhere.mkdir(exist_ok=True)
+        return subprocess.run(
+            [sys.executable, *argv], cwd=elsewhere, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+            start_new_session=alone)
+    return run
+
+
+@pytest.fixture
+def refusal(settings, monkeypatch, capsys):
+    """`refusal(more)` is the one line on stderr with which the script refuses the settings."""
+    def refuse(more='', **kwargs):
+        monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(more, **kwargs)])
+        capsys.readouterr()
+        logging.getLogger().handlers.clear()
+        import train_focus
+        with pytest.raises(SystemExit) as e:
+            train_focus.cli()
+        out, err = capsys.readouterr()
+        assert e.value.code == 2 and not out
+        assert err.startswith('train_focus.py: error: ') and err.count('\n') == 1, err
+        return err
+    return refuse
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def finite(state):
+    return all(v.isfinite().all() for v in state.values() if v.is_floating_point())

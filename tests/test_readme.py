@@ -51,7 +51,7 @@ def test_command_trains(command, image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['train_focus.py', *arguments, *SMALL])
     monkeypatch.chdir(tmp_path)
     train_focus.main()
-    assert list(tmp_path.glob('output/train/*/model_best.pth.tar'))
+    assert bool(list(tmp_path.glob('output/train/*/model_best.pth.tar'))) == ('--dry-run' not in command)
 
 
 def test_starting_from_a_plain_run(image_folder, tmp_path, monkeypatch, caplog):

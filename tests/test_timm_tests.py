@@ -33,8 +33,5 @@ def test_models(timm_tests):
 
 
 def test_train_resume(timm_tests):
-    # scheduled resolutions, whose flag one case of this is about, are not there yet
-    summary = timm_tests(
-        'tests/test_train_resume.py',
-        '--deselect', 'tests/test_train_resume.py::test_load_config_rejects_invalid_values[cfg0]')
-    assert int(summary.split(' passed')[0].split()[-1]) >= 11
+    summary = timm_tests('tests/test_train_resume.py')
+    assert int(summary.split(' passed')[0].split()[-1]) >= 12

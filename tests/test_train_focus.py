@@ -1,14 +1,9 @@
 """The training script from end to end: what a run writes, every option, interruptions, mistakes, several processes."""
-import csv
-import logging
 import math
 import os
 import re
-import shlex
 import signal
-import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -18,82 +13,15 @@ from timm.data import create_dataset, create_transform
 from torch.nn import functional as F
 
 import train_focus
+from conftest import TINY, Run, equal, finite
 from timm_focus import export_backbone
 from timm_focus.training import build_parser, parse_args
 
-TINY, NO_BATCH_NORM = 'resnet10t', 'convnext_atto'
+pytestmark = pytest.mark.usefixtures('quietly')
+NO_BATCH_NORM = 'convnext_atto'
 METRICS = ['loss', 'top1', 'top5']
 TERMS = ['loss', 'main_loss', 'side_loss', 'erased_loss', 'consistency_loss', 'erased_fraction']
 COLUMNS = ['epoch', *(f'train_{t}' for t in TERMS), *(f'eval_{m}' for m in METRICS), 'lr']
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1'}
-
-
-@pytest.fixture(autouse=True)
-def _quietly():
-    torch.set_num_threads(1)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
-class Run(SimpleNamespace):
-    """What a run left behind: `folder`, and `err`, its log."""
-
-    @property
-    def rows(self):
-        with open(self.folder / 'summary.csv') as f:
-            return list(csv.DictReader(f))
-
-    def column(self, name):
-        return [float(row[name]) for row in self.rows]
-
-    def checkpoint(self, name='last'):
-        return torch.load(self.folder / f'{name}.pth.tar', weights_only=False)
-
-    def weights(self, name='last'):
-        return self.checkpoint(name)['state_dict']
-
-
-@pytest.fixture
-def settings(image_folder, tmp_path):
-    """`settings('--lr 1', experiment='a')` is the command line of a small run, the last mention of a flag counting."""
-    def make(more='', experiment='run', model=f'focus_{TINY}', data=image_folder):
-        return [str(data), '--model', model, *shlex.split(
-            f'--img-size 32 -b 8 -j 0 --epochs 1 --lr 0.05 --device cpu --output {tmp_path}/out '
-            f'--experiment {experiment} {more}')]
-    return make
-
-
-@pytest.fixture
-def train(settings, tmp_path, monkeypatch, capsys):
-    """`train('--lr 1', experiment='a')` runs the script in this process, which saves importing torch each time."""
-    def run(more='', experiment='run', **kwargs):
-        monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(more, experiment, **kwargs)])
-        capsys.readouterr()
-        logging.getLogger().handlers.clear()  # each run sets up its own
-        train_focus.main()
-        return Run(folder=tmp_path / 'out' / experiment, err=capsys.readouterr().err)
-    return run
-
-
-@pytest.fixture
-def launch(tmp_path):
-    """`launch(*argv)` runs a process of its own, python with these arguments, elsewhere than in the sources."""
-    def run(*argv):
-        elsewhere = tmp_path / 'elsewhere'
-        elsewhere.mkdir(exist_ok=True)
-        return subprocess.run(
-            [sys.executable, *argv], cwd=elsewhere, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    return run
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def finite(state):
-    return all(v.isfinite().all() for v in state.values() if v.is_floating_point())
 
 
 def evaluate(model, root, split='validation'):
@@ -312,7 +240,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(train, model):
 
 def test_the_last_update_of_an_epoch_may_be_of_fewer_batches(train):
     run = train('-b 4 --grad-accum-steps 4 --recovery-interval 1')  # 6 batches: an update of 4, one of 2
-    assert run.checkpoint()['saver']['progress'] == {'epoch': 1, 'batch': 0, 'updates': 2}
+    assert run.checkpoint()['saver']['progress'] == {'epoch': 1, 'batch': 0, 'updates': 2, 'totals': None}
     assert run.checkpoint('recovery-0-3')['saver']['progress'] == {'epoch': 0, 'batch': 4, 'updates': 1}
 
 
@@ -451,8 +379,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, whole, launch, s
         run = train(f'{DRAWING} --resume auto', name)
         assert 'at epoch {}, batch {}.'.format(*stood) in run.err
         assert [row['epoch'] for row in run.rows] == ['0', '1']
-        for column in ('eval_loss', 'eval_top1', 'lr'):
-            assert run.column(column) == whole.column(column), (name, column)
+        assert run.rows == whole.rows, name
         saved, expected = run.checkpoint(), whole.checkpoint()
         for state in ('state_dict', 'state_dict_ema'):
             assert equal(saved[state], expected[state]), (name, state)
@@ -462,6 +389,76 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, whole, launch, s
         assert all(map(torch.equal, *momenta)) and len(momenta[0]) > 10
         assert saved['saver']['best_metric'] == expected['saver']['best_metric']
         assert equal(run.checkpoint('model_best')['state_dict'], whole.checkpoint('model_best')['state_dict'])
+
+
+SIGNALLED = """
+import os, signal, sys
+from timm.task import ClassificationEvaluator
+from timm_focus.training import FocusTask
+where, count, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+owner, method = dict(training=(FocusTask, 'forward'), validation=(ClassificationEvaluator, 'update'))[where]
+original = getattr(owner, method)
+def counting(self, *args):
+    global count
+    count -= int(os.environ.get('RANK', '1')) == 1
+    if not count:
+        os.killpg(0, number) if 'RANK' not in os.environ else os.kill(os.getpid(), number)
+    return original(self, *args)
+setattr(owner, method, counting)
+import train_focus
+train_focus.cli()
+"""
+
+
+@pytest.mark.parametrize('where, count, number, stood', [
+    ('training', 8, signal.SIGTERM, (1, 2)), ('validation', 5, signal.SIGINT, (0, 6)),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        ('training', 3, signal.SIGINT, (0, 3)), ('training', 6, signal.SIGTERM, (0, 6)),
+        ('validation', 2, signal.SIGTERM, (0, 6)), ('validation', 8, signal.SIGINT, (1, 6))))])
+def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
+        train, whole, launch, settings, where, count, number, stood):
+    """Sent to the run and its workers at once, as terminals and schedulers do."""
+    ended = launch('-c', SIGNALLED, where, str(count), str(int(number)), *settings(DRAWING), alone=True)
+    assert ended.returncode == 128 + number, ended.stderr
+    assert f'Ended by {number.name}, with a recovery checkpoint' in ended.stderr and 'Traceback' not in ended.stderr
+    run = train(f'{DRAWING} --resume auto')
+    assert re.search(f'at epoch {stood[0]}, batch {stood[1]}', run.err)
+    assert run.rows == whole.rows  # the means of training, too
+    saved, expected = run.checkpoint(), whole.checkpoint()
+    for state in ('state_dict', 'state_dict_ema'):
+        assert equal(saved[state], expected[state])
+
+
+def test_a_signal_to_one_process_ends_both(launch, settings, tmp_path, train):
+    flags = '-b 4 --epochs 2 --sched-on-updates'
+    command = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable)
+    ended = launch(*command, '-c', SIGNALLED, 'training', '2', str(int(signal.SIGTERM)), *settings(flags))
+    assert ended.returncode and ended.stderr.count('Ended by SIGTERM') == 1, ended.stderr
+    run = Run(folder=tmp_path / 'out/run')
+    recovery, = run.folder.glob('recovery-*')
+    progress = torch.load(recovery, weights_only=False)['saver']['progress']
+    assert progress['totals']['count'] == progress['batch'] * 8  # of both
+    done = launch(*command, '-m', 'train_focus', *settings(f'{flags} --resume auto'))
+    assert done.returncode == 0, done.stderr
+    again = launch(*command, '-m', 'train_focus', *settings(flags, 'whole'))
+    assert again.returncode == 0, again.stderr
+    whole = Run(folder=tmp_path / 'out/whole')
+    assert equal(run.weights(), whole.weights())
+    for column in run.rows[0]:
+        assert run.column(column) == pytest.approx(whole.column(column), rel=1e-9)
+
+
+def test_a_second_signal_is_obeyed_at_once():
+    from timm_focus.training import Interruption
+    with Interruption() as interruption:
+        assert interruption.noted() == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.noted() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):
+                pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_resuming_a_finished_run_changes_nothing(train):
@@ -504,22 +501,6 @@ def test_two_processes_count_each_image_once(launch, settings, image_folder, tmp
 
 
 # mistakes
-
-@pytest.fixture
-def refusal(settings, monkeypatch, capsys):
-    """`refusal(more)` is the one line on stderr with which the script refuses the settings."""
-    def refuse(more='', **kwargs):
-        monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(more, **kwargs)])
-        capsys.readouterr()
-        logging.getLogger().handlers.clear()
-        with pytest.raises(SystemExit) as e:
-            train_focus.cli()
-        out, err = capsys.readouterr()
-        assert e.value.code == 2 and not out
-        assert err.startswith('train_focus.py: error: ') and err.count('\n') == 1, err
-        return err
-    return refuse
-
 
 def test_a_mistake_is_one_line_of_a_process(launch, settings, tmp_path):
     done = launch('-m', 'train_focus', *settings(data=tmp_path / 'nowhere'))

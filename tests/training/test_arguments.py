@@ -14,6 +14,7 @@ from timm.scheduler import scheduler_kwargs
 
 from timm_focus.training import build_parser, parse_args
 from timm_focus.training.arguments import FOCUS_LOSS_FLAGS, FOCUS_MODEL_FLAGS
+from timm_focus.training.checks import REFUSED
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,7 +205,7 @@ def test_focus_flags_at_their_defaults_do_not_disturb_a_plain_model():
     ('log-interval', ['0']), ('val-interval', ['0']), ('checkpoint-hist', ['0']), ('img-size', ['0']),
     ('num-classes', ['0']), ('validation-batch-size', ['0']), ('recovery-interval', ['-1']), ('seed', ['-1']),
     ('lr', ['-1', 'nan', 'inf']), ('lr-base', ['nan', '-0.1']), ('weight-decay', ['-1', 'nan']),
-    ('smoothing', ['-0.1', '1.5', 'nan']), ('reprob', ['2', 'nan']), ('drop', ['1.5', 'nan']), ('mixup', ['-1', 'nan']),
+    ('smoothing', ['-0.1', '1', '1.5', 'nan']), ('reprob', ['2', 'nan']), ('drop', ['1.5', 'nan']), ('mixup', ['-1', 'nan']),
     ('cutmix', ['-1', 'inf']), ('clip-grad', ['-1', 'nan']), ('hflip', ['1.1']), ('mixup-prob', ['nan']),
     ('crop-pct', ['0', '1.5', 'nan']), ('focus-threshold', ['0', '1.1', 'nan']), ('focus-fraction', ['0', '2', 'nan']),
     ('focus-alpha', ['-1', 'nan', 'inf']), ('focus-beta', ['-1', 'nan']), ('focus-side-weight', ['-1', 'inf']),
@@ -218,7 +219,7 @@ def test_a_number_out_of_range_is_one_line(refusal, flag, values):
 
 
 @pytest.mark.parametrize('flag, value', [
-    ('lr', '0'), ('smoothing', '1'), ('focus-threshold', '1'), ('focus-fraction', '1e-3'), ('focus-beta', '0'),
+    ('lr', '0'), ('smoothing', '0.99'), ('focus-threshold', '1'), ('focus-fraction', '1e-3'), ('focus-beta', '0'),
     ('drop', '0'), ('workers', '0'), ('recovery-interval', '0'), ('crop-pct', '1'), ('seed', '0')])
 def test_the_end_of_a_range_belongs_to_it(flag, value):
     args = parse('d', '--model', 'focus_resnet18', f'--{flag}={value}')
@@ -245,10 +246,11 @@ def _names_read_by_timm():
 
 def test_every_flag_is_read_by_the_script_or_by_timm():
     files = [ROOT / 'train_focus.py', *sorted((ROOT / 'timm_focus/training').glob('*.py'))]
-    text = '\n'.join(p.read_text() for p in files if p.name != 'arguments.py')  # which checks, but obeys none
+    text = '\n'.join(p.read_text() for p in files if p.name not in ('arguments.py', 'checks.py'))  # which obey none
     read = set(re.findall(r'\bargs\.(\w+)\b(?!\s*=[^=])', text)) | _names_read_by_timm()
     read |= {f'focus_{name}' for name in (*FOCUS_MODEL_FLAGS, *FOCUS_LOSS_FLAGS)}  # by getattr, from these lists
-    read |= {'config', 'data', 'help'}  # by the parser
+    read |= {'config', 'data', 'help', 'recipe'}  # by the parser
+    read |= {'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', *REFUSED}  # by the checks: other names, or refused
     assert {'opt_eps', 'lr_noise', 'decay_rate', 'mean', 'interpolation', 'clip_mode', 'has'} <= read
     assert not {a.dest for a in build_parser()._actions} - read
 

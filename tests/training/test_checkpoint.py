@@ -113,9 +113,9 @@ def test_a_running_average_can_begin_at_a_resume(tmp_path):
 
 def test_progress_in_mid_epoch_travels_in_a_recovery_checkpoint(tmp_path):
     run = Run(tmp_path)
-    run.saver.progress = Progress(2, 7, 31)
+    run.saver.progress = progress = Progress(2, 7, 31, {'loss': 9.5, 'count': 28.})
     run.saver.save_recovery(2, batch_idx=6)
-    assert Run(tmp_path, seed=1).resume(tmp_path / 'recovery-2-6.pth.tar') == (2, 7, 31)
+    assert Run(tmp_path, seed=1).resume(tmp_path / 'recovery-2-6.pth.tar') == progress
     assert not list(tmp_path.glob('*tmp*'))
 
 

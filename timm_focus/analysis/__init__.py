@@ -1,2 +1,3 @@
 """What a network looks at."""
+from .complexity import multiply_adds
 from .plots import focus_sheet

@@ -22,6 +22,8 @@ from PIL import Image, ImageDraw
 
 __all__ = ['SCENES', 'draw_scene', 'synthetic_scenes', 'write_synthetic_scenes']
 
+SYNTHETIC = 'synthetic'  # its name as --dataset
+
 # Part of the cache folder's name: raise it whenever the pictures change.
 VERSION = 1
 

@@ -1,19 +1,22 @@
 """The command line of train_focus.py: timm's names and meanings, the paper's recipe as defaults.
 
-From weak to strong: the parser's defaults, the settings of `--scheme` and of the synthetic demo, a YAML file of
-`--config`, the command line.
+From weak to strong: the parser's defaults, the settings of `--recipe`, of `--scheme` and of the synthetic demo, a YAML
+file of `--config`, the command line.
 """
 import argparse
 import difflib
 import logging
-import math
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import yaml
+from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
 
+from timm_focus.data.synthetic import SYNTHETIC
 from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
+
+from .checks import check
 
 __all__ = ['build_parser', 'parse_args']
 
@@ -23,7 +26,12 @@ SCHEMES = {
     'simple': dict(color_jitter=0., train_interpolation='bilinear'),
     'complex': dict(color_jitter=0.4, train_interpolation='bilinear', scale=[0.08, 1.], ratio=[3. / 4., 4. / 3.]),
 }
-SYNTHETIC = 'synthetic'
+RECIPES = {
+    'paper': {},  # the parser's defaults
+    'timm': dict(
+        batch_size=128, epochs=300, opt='sgd', weight_decay=2e-5, no_decay_1d=True, warmup_epochs=5, smoothing=0.1,
+        scheme='complex', train_interpolation='random', crop_pct=None, interpolation='', channels_last=False),
+}
 SYNTHETIC_SETTINGS = dict(
     model='focus_test_resnet', img_size=64, batch_size=32, epochs=12, opt='adamw', lr=2e-3, weight_decay=0.05,
     warmup_epochs=1, sched_on_updates=True, workers=2, log_interval=20,
@@ -40,6 +48,9 @@ def _stage(text: str):
         return text
 
 
+# names of one thing: what the command line says of it by one replaces what a file says by any
+SAME = (('data', 'data_dir'), ('loss', 'bce_loss', 'jsd_loss'), ('loss_pos_weight', 'bce_pos_weight'),
+        ('drop_path', 'drop_connect'))
 WANTED = {int: 'a whole number', float: 'a number', str: 'text', _stage: 'a name or an index'}
 
 
@@ -100,9 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--head-init-bias', type=float, help="set the new classifier's bias")
     g.add_argument('--drop', type=float, default=0., help='dropout rate')
     g.add_argument('--drop-path', type=float, help='stochastic depth rate')
+    g.add_argument('--drop-connect', type=float, help='the same, by its old name')
     g.add_argument('--drop-block', type=float, help='drop block rate')
     g.add_argument('--bn-momentum', type=float, help='momentum of BatchNorm')
     g.add_argument('--bn-eps', type=float, help='epsilon of BatchNorm')
+    g.add_argument('--split-bn', action='store_true', help='BatchNorm of its own for each augmentation split')
     g.add_argument('--sync-bn', action='store_true', help='share BatchNorm statistics between processes')
     g.add_argument('--dist-bn', default='reduce', choices=('reduce', 'broadcast', ''),
                    help='spread BatchNorm statistics between processes after each epoch')
@@ -123,6 +136,19 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-kl-direction', default='erased_main', choices=KL_DIRECTIONS, help='direction of the KL')
     g.add_argument('--focus-kl-detach', choices=[c for c in KL_DETACH if c], help='branch that the KL does not train')
     g.add_argument('--has', action='store_true', help='Hide-and-Seek on the images, with any model')
+
+    g = parser.add_argument_group('Distillation (of plain models)')
+    g.add_argument('--kd-model-name', help='timm model that teaches, with its pretrained weights')
+    g.add_argument('--kd-distill-type', default='logit', choices=('logit', 'feature', 'token'), help='what it teaches')
+    g.add_argument('--kd-loss-type', default='kl', choices=('kl',), help='loss of logit distillation')
+    g.add_argument('--distill-loss-weight', type=float, help='weight of the distillation loss (default: 1, or what the '
+                   "task loss's leaves of 1)")
+    g.add_argument('--task-loss-weight', type=float, help='weight of the classification loss (default: 1)')
+    g.add_argument('--kd-temperature', type=float, default=4., help='temperature of the softmax')
+    g.add_argument('--kd-student-feature-dim', type=int, help="the student's feature width (default: found)")
+    g.add_argument('--kd-teacher-feature-dim', type=int, help="the teacher's feature width (default: found)")
+    g.add_argument('--kd-token-distill-type', default='soft', choices=('soft', 'hard'), help='targets of token '
+                   'distillation')
 
     g = parser.add_argument_group('Optimizer')
     g.add_argument('-b', '--batch-size', type=int, default=256, help='images a step and process (default: 256)')
@@ -188,9 +214,12 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--gaussian-blur-prob', type=float, help='probability of blur')
     g.add_argument('--aa', help="AutoAugment policy: 'rand-...', 'augmix-...', 'v0', 'original'")
     g.add_argument('--aug-repeats', type=float, default=0., help='repeated augmentation, with several processes')
+    g.add_argument('--aug-splits', type=int, default=0, help='copies of each batch, the first of them not augmented '
+                   '(0, or 2 and more)')
     g.add_argument('--reprob', type=float, default=0., help='probability of random erasing')
     g.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what it fills with')
     g.add_argument('--recount', type=int, default=1, help='how many areas it erases')
+    g.add_argument('--resplit', action='store_true', help='no random erasing in the first augmentation split')
     g.add_argument('--mixup', type=float, default=0., help='alpha of mixup')
     g.add_argument('--cutmix', type=float, default=0., help='alpha of cutmix')
     g.add_argument('--cutmix-minmax', type=float, nargs='+', help='least and largest share of cutmix')
@@ -198,12 +227,38 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix, with both')
     g.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='what they are drawn for')
     g.add_argument('--mixup-off-epoch', type=int, default=0, help='epoch from which they are off (0: never)')
-    g.add_argument('--smoothing', type=float, default=0., help='label smoothing')
-    g.add_argument('--bce-loss', action='store_true', help='binary cross-entropy in place of cross-entropy')
-    g.add_argument('--bce-sum', action='store_true', help='sum it over the classes')
-    g.add_argument('--bce-target-thresh', type=float, help='binarise soft targets above this')
-    g.add_argument('--bce-pos-weight', type=float, help='weight of positives in it')
     g.add_argument('--train-interpolation', default='bilinear', help='resizing in training (default: bilinear)')
+
+    g = parser.add_argument_group('Loss')
+    g.add_argument('--smoothing', type=float, default=0., help='label smoothing')
+    g.add_argument('--loss', choices=LOSS_TYPES, help='classification loss (default: ce)')
+    g.add_argument('--bce-loss', action='store_true', help='the same as --loss bce')
+    g.add_argument('--jsd-loss', action='store_true', help='the same as --loss jsd, with --aug-splits')
+    g.add_argument('--bce-sum', action='store_true', help='sum binary cross-entropy over the classes')
+    g.add_argument('--bce-target-thresh', type=float, help='binarise soft targets above this')
+    g.add_argument('--bce-pos-weight', type=float, help='the same as --loss-pos-weight')
+    g.add_argument('--loss-class-weight', help="weight of each class in bce: numbers, a file, 'inv_freq' or "
+                   "'effective_num'")
+    g.add_argument('--loss-pos-weight', help="weight of positives in bce: numbers, a file, or 'neg_pos'")
+    g.add_argument('--loss-weight-power', type=float, default=1., help='exponent of neg_pos and inv_freq')
+    g.add_argument('--class-stats', metavar='FILE', help='JSON with pos_counts and num_samples, for weights by name')
+    g.add_argument('--poly-epsilon', type=float, default=2., help='coefficient of poly')
+    g.add_argument('--poly-gamma', type=float, default=0., help='focusing of poly with several labels')
+
+    g = parser.add_argument_group('Scheduled resolution')
+    g.add_argument('--train-img-sizes', type=int, nargs='+', metavar='N', help='sizes of which each batch has one')
+    g.add_argument('--train-batch-sizes', type=int, nargs='+', metavar='N', help="each size's batch size (default: "
+                   "--batch-size for all)")
+    g.add_argument('--train-size-probs', type=float, nargs='+', metavar='P', help="each size's weight (default: equal)")
+    g.add_argument('--train-size-schedule', default='constant', choices=('constant', 'progressive'),
+                   help='progressive goes from the first size to the last')
+    g.add_argument('--train-size-schedule-spread', type=float, default=0.65, help='how many sizes at a time, as a '
+                   'standard deviation')
+    g.add_argument('--train-size-random-mix', type=float, default=0.1, help='share of batches of any size')
+    g.add_argument('--train-batches-per-epoch', '--train-steps-per-epoch', type=int, metavar='N',
+                   help='batches an epoch (default: what the data gives)')
+    g.add_argument('--variable-batch-loss-scale', default='none', choices=('none', 'sqrt', 'linear'),
+                   help='scale the loss by the batch over --batch-size')
 
     g = parser.add_argument_group('Running average of the weights')
     g.add_argument('--model-ema', action='store_true', help='keep an exponential moving average and validate it')
@@ -216,15 +271,30 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--amp', action='store_true', help='automatic mixed precision')
     g.add_argument('--amp-dtype', choices=('float16', 'bfloat16'),
                    help='its type (default: float16 on cuda, bfloat16 on cpu)')
+    g.add_argument('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='type of weights and images, '
+                   'without --amp (default: float32)')
+    g.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the training step '
+                   'and validation')
+    g.add_argument('--torchcompile-mode', metavar='MODE', help="torch.compile's mode")
+    g.add_argument('--fast-norm', action='store_true', help="timm's faster, less exact norms under --amp")
+    g.add_argument('--fuser', default='', choices=('', 'te', 'old', 'nvfuser'), help='fuser of TorchScript functions')
+    g.add_argument('--device-modules', nargs='+', metavar='MODULE', help='modules to import for other devices')
     g.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     g.add_argument('--synchronize-step', action='store_true', help='wait for the device after each step')
     g.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
     g.add_argument('-j', '--workers', type=int, default=4, help='worker processes that load images')
     g.add_argument('--pin-mem', action='store_true', help='pin memory for transfers to the device')
     g.add_argument('--no-prefetcher', action='store_true', help="do without timm's prefetcher")
+    g.add_argument('--worker-seeding', default='all', choices=('all', 'part'), help='what workers seed with iterable '
+                   'data sets; the draws of others are functions of --seed')
+    g.add_argument('--use-multi-epochs-loader', action='store_true', help='validation workers look ahead to the next '
+                   'epoch; all workers live on anyway')
 
     g = parser.add_argument_group('Run')
     g.add_argument('-c', '--config', metavar='FILE', help='YAML file of settings')
+    g.add_argument('--recipe', default='paper', choices=tuple(RECIPES), help="timm sets timm's defaults")
+    g.add_argument('--dry-run', action='store_true', help='say what would be trained on what, train one step, keep '
+                   'nothing')
     g.add_argument('--seed', type=int, default=42, help='seed of everything random')
     g.add_argument('--log-interval', type=int, default=50, help='batches between lines of the log')
     g.add_argument('--val-interval', type=int, default=1, help='epochs between validations')
@@ -233,13 +303,36 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--output', default='', metavar='DIR', help='where runs are kept (default: ./output/train)')
     g.add_argument('--experiment', default='', metavar='NAME', help='folder of this run in there')
     g.add_argument('--eval-metric', default='top1', choices=METRICS, help='metric that ranks checkpoints')
+    g.add_argument('--tensorboard', action='store_true', help='log to TensorBoard, in the folder of the run')
+    g.add_argument('--log-wandb', action='store_true', help='log to Weights & Biases')
+    g.add_argument('--wandb-project', metavar='NAME', help='its project')
+    g.add_argument('--wandb-tags', nargs='+', default=[], metavar='TAG', help="the run's tags there")
+    g.add_argument('--wandb-resume-id', default='', metavar='ID', help='run there that goes on, with --resume')
+    g.add_argument('--save-images', action='store_true', help='keep a batch as it is trained on, every log interval')
+    g.add_argument('--focus-save-images', action='store_true',
+                   help='draw original, map, kept area and erased image of some at every validation')
+
+    g = parser.add_argument_group("Understood and refused, for timm's command lines")
+    g.add_argument('--task', default='classification', choices=('classification', 'multilabel'), help='one label an '
+                   'image is trained on')
+    g.add_argument('--target-format', help='format of several labels')
+    g.add_argument('--multilabel-threshold', type=float, default=0.5, help='threshold of several labels')
+    g.add_argument('--torchscript', action='store_true', help='give --torchcompile')
+    g.add_argument('--tta', type=int, default=0, help='oversampling in validation')
+    g.add_argument('--naflex-loader', action='store_true', help='NaFlex')
+    g.add_argument('--naflex-patchify-channels-first', action='store_true', help='NaFlex')
+    g.add_argument('--naflex-train-seq-lens', type=int, nargs='+', default=[128, 256, 576, 784, 1024], help='NaFlex')
+    g.add_argument('--naflex-max-seq-len', type=int, default=576, help='NaFlex')
+    g.add_argument('--naflex-patch-sizes', type=int, nargs='+', help='NaFlex')
+    g.add_argument('--naflex-patch-size-probs', type=float, nargs='+', help='NaFlex')
+    g.add_argument('--naflex-loss-scale', default='linear', choices=('none', 'sqrt', 'linear'), help='NaFlex')
     return parser
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:
     """A YAML value as the action's type, converting like the command line would; ValueError says what is wanted."""
     if value is None:
-        if action.default is not None:
+        if action.default is not None and all(r.get(action.dest, '') is not None for r in RECIPES.values()):
             raise ValueError('a value, or leave the line out')
         return None
     if isinstance(action, (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
@@ -315,17 +408,28 @@ def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str,
     return given
 
 
+def _scheme_of(parser: argparse.ArgumentParser, recipe: str) -> str:
+    return RECIPES[recipe].get('scheme', parser.get_default('scheme'))
+
+
+def _layer(parser: argparse.ArgumentParser, recipe: str, scheme: Optional[str]) -> Dict[str, Any]:
+    """Settings of a recipe and of a scheme, or of the recipe's own scheme, over which the recipe has the last word."""
+    if scheme is None:
+        return {**SCHEMES[_scheme_of(parser, recipe)], **RECIPES[recipe]}
+    return {**RECIPES[recipe], **SCHEMES[scheme]}
+
+
 def _give_way(parser: argparse.ArgumentParser, config: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, Any]:
     """A file's settings without those that the command line overrides by another name."""
-    dropped = set()
-    if {'data', 'data_dir'} & set(given):
-        dropped |= {'data', 'data_dir'}
-        if config.get('dataset') == SYNTHETIC:
-            dropped.add('dataset')
-    if 'scheme' in given:  # an args.yaml has the old scheme's settings, too
-        old = SCHEMES[config.get('scheme', parser.get_default('scheme'))]
-        dropped |= {k for k, v in old.items() if config.get(k) == v}
-        dropped |= {k for k in set().union(*SCHEMES.values()) - set(old) if config.get(k) == parser.get_default(k)}
+    dropped = {k for names in SAME if set(names) & set(given) for k in names}
+    if {'data', 'data_dir'} & set(given) and config.get('dataset') == SYNTHETIC:
+        dropped.add('dataset')
+    if {'recipe', 'scheme'} & set(given):  # an args.yaml has the settings of the old ones, too
+        recipe, scheme = config.get('recipe', parser.get_default('recipe')), config.get('scheme')
+        old = _layer(parser, recipe, scheme if scheme != _scheme_of(parser, recipe) else None)
+        tables = (RECIPES, SCHEMES) if 'recipe' in given else (SCHEMES,)
+        names = {name for table in tables for settings in table.values() for name in settings}
+        dropped |= {k for k in names & set(config) if config[k] == old.get(k, parser.get_default(k))}
     return {k: v for k, v in config.items() if k not in dropped}
 
 
@@ -341,75 +445,13 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[ar
         given = {**_give_way(parser, config, given), **given}
     if not argv:
         given['dataset'] = SYNTHETIC
-    layers = [SCHEMES[given.get('scheme', parser.get_default('scheme'))]]
+    layers = [_layer(parser, given.get('recipe', parser.get_default('recipe')), given.get('scheme'))]
     if given.get('dataset') == SYNTHETIC:
         layers.append(SYNTHETIC_SETTINGS)
     settings = {a.dest: a.default for a in parser._actions if a.dest != 'help'}
     for layer in (*layers, given):
         settings.update(layer)
     args = argparse.Namespace(**settings)
-    _check(parser, args, given)
+    check(parser, args, given)
     # the method as it was given, so that the file serves as --config of another model
     return args, yaml.safe_dump({**vars(args), 'method': settings['method']}, default_flow_style=False)
-
-
-def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict[str, Any]) -> None:
-    if args.data is not None and args.data_dir is not None:
-        parser.error(f'The data folder is given twice, {args.data} and --data-dir {args.data_dir}: give it once.')
-    args.data_dir = args.data_dir if args.data_dir is not None else args.data
-    args.data = None  # so that args.yaml, given as --config, names it once
-    if args.dataset == SYNTHETIC and args.data_dir is not None:
-        parser.error(f'--dataset {SYNTHETIC} draws its own images: leave out the folder {args.data_dir}.')
-    if args.data_dir is None and not args.dataset:
-        parser.error('No data is given: name a folder with train and val, or --dataset synthetic for drawn scenes.')
-    if args.resume == 'auto' and not args.experiment:
-        parser.error('--resume auto needs --experiment: it continues the last checkpoint of that run.')
-
-    is_focus_name = args.model.startswith('focus_')
-    if is_focus_name and args.method == 'none':
-        parser.error(f'--method none trains a plain model: give --model {args.model.removeprefix("focus_")}.')
-    args.method = args.method or ('focus' if is_focus_name else 'none')
-    if args.method == 'none':
-        foreign = sorted(k for k in given if k.startswith('focus_') and given[k] != parser.get_default(k))
-        if foreign:
-            names = ', '.join('--' + k.replace('_', '-') for k in foreign)
-            parser.error(f'{names} belongs to focus training: give --model focus_{args.model} or --method focus.')
-    for name, value in vars(args).items():
-        for number in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                parser.error(f'--{name.replace("_", "-")} is {number}: give a finite number.')
-    for name, low in (
-            ('batch_size', 1), ('grad_accum_steps', 1), ('epochs', 1), ('workers', 0), ('log_interval', 1),
-            ('val_interval', 1), ('checkpoint_hist', 1), ('img_size', 1), ('num_classes', 1), ('in_chans', 1),
-            ('validation_batch_size', 1), ('recovery_interval', 0), ('warmup_epochs', 0), ('lr', 0), ('lr_base', 0),
-            ('weight_decay', 0), ('smoothing', 0), ('mixup', 0), ('cutmix', 0), ('reprob', 0), ('clip_grad', 0),
-            ('focus_alpha', 0), ('focus_beta', 0), ('focus_side_weight', 0), ('seed', 0), ('start_epoch', 0),
-            ('aug_repeats', 0), ('recount', 1), ('momentum', 0), ('min_lr', 0), ('warmup_lr', 0), ('focus_width', 1),
-            ('lr_base_size', 1), ('head_init_scale', 0), ('epoch_repeats', 0),
-    ):
-        value = getattr(args, name)
-        if value is not None and value < low:
-            parser.error(f'--{name.replace("_", "-")} is {value}: give {low} or more.')
-    for name in (
-            'smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop', 'drop_path',
-            'drop_block', 'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob'):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            parser.error(f'--{name.replace("_", "-")} is {value}: give a number from 0 to 1.')
-    for name, counts in (
-            ('scale', [2]), ('ratio', [2]), ('cutmix_minmax', [2]), ('opt_betas', [2, 3]), ('lr_noise', [1, 2])):
-        value = getattr(args, name)
-        if value is not None and len(value) not in counts:
-            parser.error(f'--{name.replace("_", "-")} has {len(value)} values: give {" or ".join(map(str, counts))}.')
-    if args.decay_epochs <= 0:
-        parser.error(f'--decay-epochs is {args.decay_epochs}: give a number above 0.')
-    if args.std is not None and min(args.std) <= 0:
-        parser.error(f'--std is {args.std}: give numbers above 0.')
-    if args.start_epoch is not None and args.start_epoch >= args.epochs:
-        parser.error(f'--start-epoch is {args.start_epoch}, but --epochs is {args.epochs}: give a lower number.')
-    late = [e for e in args.save_epochs or () if not 1 <= e <= args.epochs]
-    if late:
-        parser.error(f'--save-epochs has {late[0]}: give numbers from 1 to --epochs, {args.epochs}.')
-    for name in ('focus_threshold', 'focus_fraction', 'crop_pct'):
-        if not 0 < getattr(args, name) <= 1:
-            parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}: give a number above 0 and at most 1.')

@@ -15,10 +15,18 @@ PLATEAU_COUNTERS = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 
 
 class Progress(NamedTuple):
-    """Where a run stands: the epoch and the batch in it to go on with, and the updates made so far."""
+    """Where a run stands.
+
+    Attributes:
+        epoch: Epoch to go on with.
+        batch: Batch in it to go on with.
+        updates: Updates made so far.
+        totals: Sums of that epoch's scalars and number of its images up to that batch, over all processes.
+    """
     epoch: int
     batch: int
     updates: int
+    totals: Optional[Dict[str, float]] = None
 
 
 class FocusCheckpointSaver(CheckpointSaver):

@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
 from typing import Any, Callable, Dict, Optional
@@ -13,10 +14,12 @@ from timm.task import TrainingTask
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
+from torchvision.utils import save_image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .checkpoint import FocusCheckpointSaver, Progress
+from .interrupt import Interrupted, Interruption
 from .reproducible import seed_all
 
 __all__ = ['train_one_epoch', 'validate']
@@ -25,28 +28,37 @@ _logger = logging.getLogger('train')
 
 
 class Averages:
-    """Means of named scalars over images, kept on the device: reading them is what waits for it."""
+    """Means of named scalars over images, kept on the device: reading them is what waits for it.
 
-    def __init__(self, device: torch.device):
+    Args:
+        device: Where the scalars are.
+        totals: What `totals` gave, to go on from.
+    """
+
+    def __init__(self, device: torch.device, totals: Optional[Dict[str, float]] = None):
         self.device = device
-        self.sums: Dict[str, Tensor] = {}
-        self.count = 0
+        self.dtype = torch.float32 if device.type == 'mps' else torch.float64
+        totals = dict(totals or {})
+        self.count = totals.pop('count', 0)
+        self.sums = {name: torch.tensor(total, dtype=self.dtype, device=device) for name, total in totals.items()}
 
     @torch.no_grad()
     def update(self, values: Dict[str, Tensor], n: int) -> None:
-        dtype = torch.float32 if self.device.type == 'mps' else torch.float64
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().to(dtype) * n
+            self.sums[name] = self.sums.get(name, 0) + value.detach().to(self.dtype) * n
         self.count += n
 
-    def means(self, distributed: bool = False) -> Dict[str, float]:
-        if not self.sums:
-            return {}
-        packed = torch.stack([*self.sums.values(), torch.full_like(next(iter(self.sums.values())), self.count)])
+    def totals(self, distributed: bool = False) -> Dict[str, float]:
+        """Sums over images by name, and their number as 'count'."""
+        count = torch.tensor(self.count, dtype=self.dtype, device=self.device)
+        packed = torch.stack([*self.sums.values(), count])
         if distributed:
             dist.all_reduce(packed)
-        *sums, count = packed.tolist()
-        return {name: total / count for name, total in zip(self.sums, sums)}
+        return dict(zip([*self.sums, 'count'], packed.tolist()))
+
+
+def _means(totals: Dict[str, float]) -> Dict[str, float]:
+    return {name: total / totals['count'] for name, total in totals.items() if name != 'count'}
 
 
 def _describe(means: Dict[str, float]) -> str:
@@ -70,6 +82,12 @@ def _bar(total: int, initial: int, name: str, show: bool) -> tqdm:
         total=total, initial=initial, desc=name, unit='batch', leave=False, dynamic_ncols=True, disable=not show)
 
 
+def _loss_scale(args: argparse.Namespace, input: Tensor) -> float:
+    """Weight of a batch whose size the schedule of resolutions chose."""
+    scale = input.shape[0] / args.batch_size
+    return {'none': 1., 'sqrt': scale ** 0.5, 'linear': scale}[args.variable_batch_loss_scale]
+
+
 def train_one_epoch(
         task: TrainingTask,
         loader: Any,
@@ -83,6 +101,7 @@ def train_one_epoch(
         saver: Optional[FocusCheckpointSaver] = None,
         augment: Optional[Callable[[Tensor], Tensor]] = None,
         mixup_fn: Optional[Callable[[Tensor, Tensor], Any]] = None,
+        interruption: Optional[Interruption] = None,
 ) -> Dict[str, float]:
     """Train from `start` to the end of its epoch.
 
@@ -96,34 +115,38 @@ def train_one_epoch(
         autocast: Context of the forward pass.
         loss_scaler: timm's, for float16.
         lr_scheduler: timm's, stepped by update here.
-        saver: Writes recovery checkpoints.
+        saver: Writes recovery checkpoints; left with the progress made.
         augment: Changes images on the device, such as Hide-and-Seek.
         mixup_fn: Mixes batches, where the loader does not.
+        interruption: Has it end after an update.
 
     Returns:
-        Means of the task's scalars over the images of all processes, this call's part of the epoch.
+        Means of the task's scalars over the epoch's images, of all processes.
 
     Raises:
         FloatingPointError: The mean loss is not finite.
+        Interrupted: A signal was noted, and a recovery checkpoint written.
     """
     task.train()
     epoch, n_batches, accum = start.epoch, len(loader), args.grad_accum_steps
     last_window = n_batches - n_batches % accum  # the batches from here on are fewer than a full window
     updates = start.updates
-    epoch_means, recent = Averages(device), Averages(device)
     primary = args.rank == 0
+    before = start.totals or {}  # of all processes: one of them counts it
+    whole, recent = Averages(device, before if primary else dict.fromkeys(before, 0)), Averages(device)
+    dtype = getattr(torch, args.model_dtype or 'float32')
     exclude_head = args.clip_mode == 'agc'
     parameters = list(task.get_clip_parameters(exclude_head=exclude_head)) if args.clip_grad is not None else None
 
     optimizer.zero_grad()
-    began = time.perf_counter()
+    began, logged = time.perf_counter(), start.batch
     bar = _bar(n_batches, start.batch, f'Train {epoch}', primary and sys.stderr.isatty())
     with bar, logging_redirect_tqdm() if not bar.disable else contextlib.nullcontext():
         for batch, (input, target) in enumerate(loader, start.batch):
             window = accum if batch < last_window else n_batches - last_window
             update = (batch + 1) % accum == 0 or batch + 1 == n_batches
             if not args.prefetcher:
-                input, target = input.to(device), target.to(device)
+                input, target = input.to(device, dtype), target.to(device)
                 if mixup_fn is not None:
                     input, target = mixup_fn(input, target)
             if args.channels_last:
@@ -135,7 +158,7 @@ def train_one_epoch(
             with contextlib.nullcontext() if update else task.no_sync():
                 with autocast():
                     result = task(input, target)
-                loss = result['loss'] / window
+                loss = result['loss'] * _loss_scale(args, input) / window
                 if loss_scaler is not None:
                     loss_scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode,
                                 parameters=parameters, need_update=update)
@@ -146,7 +169,7 @@ def train_one_epoch(
                             dispatch_clip_grad(parameters, args.clip_grad, mode=args.clip_mode)
                         optimizer.step()
             scalars = {name: value for name, value in result.items() if name != 'output'}
-            epoch_means.update(scalars, input.shape[0])
+            whole.update(scalars, input.shape[0])
             recent.update(scalars, input.shape[0])
             bar.update()
 
@@ -160,24 +183,37 @@ def train_one_epoch(
                     torch.cuda.synchronize()
 
             if (batch + 1) % args.log_interval == 0 or batch + 1 == n_batches:
-                means = recent.means()
+                means = _means(recent.totals())
                 now = time.perf_counter()
                 rate = recent.count * args.world_size / (now - began)
-                seconds = (now - began) * args.batch_size / recent.count
+                seconds = (now - began) / (batch + 1 - logged)
                 left = n_batches - batch - 1 + (args.last_epoch - epoch - 1) * n_batches
                 lr = max(group['lr'] for group in optimizer.param_groups)
                 if primary:
                     _logger.info(
                         f'Train: {epoch} [{batch + 1:>4}/{n_batches}]  {_describe(means)}  lr {lr:.3e}  '
                         f'{rate:.1f} img/s  left {_duration(left * seconds)}')
-                recent, began = Averages(device), time.perf_counter()
+                    if args.save_images and saver is not None:
+                        path = os.path.join(saver.checkpoint_dir, f'train-batch-{batch}.jpg')
+                        save_image(input.float(), path, padding=0, normalize=True)
+                recent, began, logged = Averages(device), time.perf_counter(), batch + 1
 
-            if saver is not None and args.recovery_interval and update and batch + 1 < n_batches \
-                    and (batch + 1) // args.recovery_interval > (batch + 1 - window) // args.recovery_interval:
-                saver.progress = Progress(epoch, batch + 1, updates)
-                saver.save_recovery(epoch, batch_idx=batch)
+            if update and batch + 1 < n_batches:
+                number = interruption.noted() if interruption is not None else 0
+                due = args.recovery_interval and \
+                    (batch + 1) // args.recovery_interval > (batch + 1 - window) // args.recovery_interval
+                if number or due:
+                    totals = whole.totals(args.distributed)
+                    if saver is not None:
+                        saver.progress = Progress(epoch, batch + 1, updates, totals)
+                        saver.save_recovery(epoch, batch_idx=batch)
+                if number:
+                    raise Interrupted(number)
 
-    means = epoch_means.means(args.distributed)
+    totals = whole.totals(args.distributed)
+    if saver is not None:
+        saver.progress = Progress(epoch, n_batches, updates, totals)
+    means = _means(totals)
     if not math.isfinite(means['loss']):
         raise FloatingPointError(
             f'The loss of epoch {epoch} is {means["loss"]}: lower --lr, or clip with --clip-grad.')
@@ -192,21 +228,28 @@ def validate(
         device: torch.device,
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         name: str = 'Validate',
+        interruption: Optional[Interruption] = None,
 ) -> Dict[str, float]:
-    """Loss and accuracies in percent of a model over all images of a loader, each counted once over all processes."""
+    """Loss and accuracies in percent of a model over all images of a loader, each counted once over all processes.
+
+    Raises:
+        Interrupted: A signal was noted.
+    """
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     model.eval()
     bar = _bar(len(loader), 0, name, args.rank == 0 and sys.stderr.isatty())
     with bar, torch.inference_mode():
         for input, target in loader:
             if not args.prefetcher:
-                input, target = input.to(device), target.to(device)
+                input, target = input.to(device, getattr(torch, args.model_dtype or 'float32')), target.to(device)
             if args.channels_last:
                 input = input.contiguous(memory_format=torch.channels_last)
             with autocast():
                 output = model(input)
             evaluator.update(output, target)
             bar.update()
+            if interruption is not None:
+                interruption.check()
     metrics = evaluator.compute(distributed=args.distributed)
     if args.rank == 0:
         _logger.info(f'{name}: {"  ".join(f"{k} {v:.4f}" for k, v in metrics.items())}')

@@ -11,7 +11,7 @@ from typing import Any, Iterator, List, Sequence, Tuple
 import numpy as np
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 __all__ = ['ReproducibleLoader', 'derive_seed', 'seed_all']
@@ -65,8 +65,9 @@ class _EpochBatches:
         self.batch_sampler = batch_sampler
         self.seed = seed
         self.rank = rank
+        self.sampler = getattr(batch_sampler, 'sampler', None)
         # the copies of an image, in one process or several, are to differ
-        self.repeats = isinstance(getattr(batch_sampler, 'sampler', None), RepeatAugSampler)
+        self.repeats = isinstance(self.sampler, RepeatAugSampler) or getattr(batch_sampler, 'num_batches', None)
         self.epoch = 0
         self.start_batch = 0
 
@@ -75,6 +76,8 @@ class _EpochBatches:
 
     def __iter__(self) -> Iterator[List[Key]]:
         _seed_host(self.seed, 'order', self.epoch)
+        if isinstance(self.sampler, RandomSampler):  # it may be asked again in mid-epoch, when others have drawn, too
+            self.sampler.generator = torch.Generator().manual_seed(derive_seed(self.seed, 'order', self.epoch))
         for i, batch in enumerate(self.batch_sampler):
             if i >= self.start_batch:
                 draws = [(self.rank, i, j) if self.repeats else () for j in range(len(batch))]
@@ -98,8 +101,8 @@ class ReproducibleLoader(DataLoader):
             raise TypeError('An iterable data set draws its own order, so its batches cannot be reproduced.')
         self._seed, self._rank = seed, rank
         self._batches = _EpochBatches(loader.batch_sampler, seed, rank)
-        if isinstance(loader.sampler, DistributedSampler):
-            loader.sampler.seed = seed  # torch's order depends on the epoch alone
+        if isinstance(self._batches.sampler, DistributedSampler):
+            self._batches.sampler.seed = seed  # torch's order depends on the epoch alone
         super().__init__(
             _SeededDataset(loader.dataset, seed),
             batch_sampler=self._batches,
@@ -113,7 +116,7 @@ class ReproducibleLoader(DataLoader):
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch, and the batch in it, that the next iteration begins with."""
         self._batches.epoch, self._batches.start_batch = epoch, start_batch
-        for sampler in (self._batches.batch_sampler, getattr(self._batches.batch_sampler, 'sampler', None)):
+        for sampler in (self._batches.batch_sampler, self._batches.sampler):
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)
 

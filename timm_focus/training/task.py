@@ -4,7 +4,8 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 from timm.loss import create_classification_loss
-from timm.task import ClassificationTask, TrainingTask
+from timm.task import (
+    ClassificationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask, TrainingTask)
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from timm_focus.method import FocusLoss, FocusNet
 
 from .arguments import FOCUS_LOSS_FLAGS
+from .criterion import criterion_kwargs
+from .errors import SettingsError, explained
 
 __all__ = ['FocusTask', 'create_task']
 
@@ -134,20 +137,33 @@ def create_task(
         args: Settings of train_focus.py.
         device: Device of the task's tensors.
     """
-    criterion_kwargs = dict(
-        loss_type='bce' if args.bce_loss else 'ce',
-        smoothing=args.smoothing,
-        soft_targets=mixes(args),
-        **(dict(bce_target_thresh=args.bce_target_thresh, bce_sum=args.bce_sum, pos_weight=args.bce_pos_weight)
-           if args.bce_loss else {}),
-    )
+    kwargs = criterion_kwargs(args)
+    for kind in ('class_weight', 'pos_weight'):
+        if isinstance(kwargs[kind], Tensor) and len(kwargs[kind]) != args.num_classes:
+            raise SettingsError(f'--loss-{kind.replace("_", "-")} has {len(kwargs[kind])} entries but the model has '
+                                f'{args.num_classes} classes: give one for each class.')
     if args.method == 'focus':
         weights = {name: getattr(args, f'focus_{name}') for name in FOCUS_LOSS_FLAGS}
-        loss = FocusLoss(**weights, criterion=create_classification_loss(**criterion_kwargs))
+        loss = FocusLoss(**weights, criterion=create_classification_loss(**kwargs))
         return FocusTask(model, loss, device=device)
-    return ClassificationTask(model, criterion_kwargs=criterion_kwargs, device=device, verbose=False)
+    common = dict(criterion_kwargs=kwargs, device=device, verbose=False)
+    if args.kd_model_name:
+        with explained(f'{args.model} cannot learn from --kd-model-name {args.kd_model_name}'):
+            return create_distillation_task(model, args, **common)
+    return ClassificationTask(model, **common)
 
 
-def mixes(args: argparse.Namespace) -> bool:
-    """Whether batches are mixed, so that targets are soft."""
-    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+def create_distillation_task(model: nn.Module, args: argparse.Namespace, **common: Any) -> TrainingTask:
+    """timm's task for a plain model that learns from another one, too."""
+    common.update(
+        teacher_model=args.kd_model_name, distill_loss_weight=args.distill_loss_weight,
+        task_loss_weight=args.task_loss_weight, dtype=getattr(torch, args.model_dtype or 'float32'))
+    if args.kd_distill_type == 'logit':
+        return LogitDistillationTask(
+            model, loss_type=args.kd_loss_type, temperature=args.kd_temperature, **common)
+    if args.kd_distill_type == 'feature':
+        return FeatureDistillationTask(
+            model, student_feature_dim=args.kd_student_feature_dim, teacher_feature_dim=args.kd_teacher_feature_dim,
+            **common)
+    return TokenDistillationTask(
+        model, distill_type=args.kd_token_distill_type, temperature=args.kd_temperature, **common)

@@ -1,0 +1,60 @@
+"""Where a run computes, and in which types."""
+import argparse
+import contextlib
+import functools
+import importlib
+import logging
+from typing import Any, Callable, Tuple
+
+import torch
+from timm.layers import set_fast_norm
+from timm.utils import NativeScaler, init_distributed_device, set_jit_fuser
+
+from .errors import SettingsError, explained
+
+__all__ = ['set_up_device']
+
+_logger = logging.getLogger('train')
+
+
+def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any]:
+    """Choose and prepare the device; adds rank and world size to the settings.
+
+    Returns:
+        The device, the context of forward passes, and timm's loss scaler, which is None but for float16.
+
+    Raises:
+        SettingsError: The device or a type that it cannot do.
+    """
+    args.prefetcher = not args.no_prefetcher
+    for name in args.device_modules or ():
+        with explained(f'--device-modules {name} cannot be imported'):
+            importlib.import_module(name)
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        raise SettingsError(f'--device is {args.device}, but torch finds no CUDA device: leave it out, or give cpu.')
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    if args.fuser:
+        with explained(f'--fuser {args.fuser} is not in this torch'):
+            set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+    if args.sync_bn and not args.device.startswith('cuda'):
+        raise SettingsError('--sync-bn needs GPUs: leave it out on the CPU, where --dist-bn averages the statistics.')
+    with explained(f'--device is {args.device}, which cannot be used'):
+        device = init_distributed_device(args)
+    logging.getLogger().setLevel(logging.INFO if args.rank == 0 else logging.WARNING)
+    logging.getLogger('matplotlib').setLevel(logging.WARNING)
+    autocast, loss_scaler = contextlib.nullcontext, None
+    if args.amp:
+        dtype = args.amp_dtype or ('float16' if device.type == 'cuda' else 'bfloat16')
+        if dtype == 'float16' and device.type == 'cpu':
+            raise SettingsError('--amp-dtype float16 needs a GPU: on the CPU give bfloat16.')
+        autocast = functools.partial(torch.autocast, device_type=device.type, dtype=getattr(torch, dtype))
+        if dtype == 'float16':
+            loss_scaler = NativeScaler(device=device.type)
+    elif args.model_dtype == 'float16':
+        _logger.warning('Gradients underflow in --model-dtype float16: bfloat16 or --amp is what trains.')
+    return device, autocast, loss_scaler

@@ -1,0 +1,210 @@
+"""What a run says of itself: the start and end of its log, its numbers, its pictures."""
+import argparse
+import logging
+import os
+from typing import Any, Dict, List, Optional, Sequence
+
+import timm
+import torch
+from timm.data import create_loader
+from timm.models import get_model_args
+from timm.task import TrainingTask
+from timm.utils import unwrap_model, update_summary
+from timm.utils.summary import trim_summary
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from timm_focus.analysis import focus_sheet, multiply_adds
+from timm_focus.method import FocusNet
+
+from .errors import explained
+
+__all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet', 'write_whole']
+
+_logger = logging.getLogger('train')
+
+
+def write_whole(path: str, text: str) -> None:
+    """Write a file whole or not at all."""
+    with open(f'{path}.tmp', 'w') as f:
+        f.write(text)
+    os.replace(f'{path}.tmp', path)
+
+
+class Journal:
+    """The numbers of a run, epoch by epoch: in `summary.csv`, and on the dashboards that the settings ask for.
+
+    Args:
+        args: Settings of the run.
+        folder: Its folder.
+        name: Its name.
+        start_epoch: Epoch that it goes on with; what was written of it and of later ones is dropped.
+        eval_names: Metrics of validation. An epoch that is not validated has the columns, too, and leaves them empty.
+
+    Raises:
+        SettingsError: A dashboard is not installed, or cannot be reached.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            folder: str,
+            name: str,
+            start_epoch: int,
+            eval_names: Sequence[str],
+    ):
+        self.path = os.path.join(folder, 'summary.csv')
+        self.eval_names = eval_names
+        self.tensorboard, self.wandb = None, None
+        trim_summary(self.path, start_epoch)
+        if args.tensorboard:
+            with explained("--tensorboard cannot be had, pip install 'timm_focus[tensorboard]' installs it"):
+                from torch.utils.tensorboard import SummaryWriter
+                self.tensorboard = SummaryWriter(folder, purge_step=start_epoch)
+        if args.log_wandb:
+            with explained("--log-wandb cannot be had, pip install 'timm_focus[wandb]' installs it"):
+                import wandb
+                resumed = dict(resume='must', id=args.wandb_resume_id) if args.wandb_resume_id else {}
+                self.wandb = wandb.init(
+                    project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, dir=folder,
+                    **resumed)
+
+    def write(
+            self,
+            epoch: int,
+            train_metrics: Dict[str, float],
+            eval_metrics: Optional[Dict[str, float]],
+            lr: float,
+    ) -> None:
+        """Write down an epoch."""
+        columns = eval_metrics or dict.fromkeys(self.eval_names, '')
+        update_summary(epoch, train_metrics, columns, self.path, lr=lr)
+        scalars = {f'train/{k}': v for k, v in train_metrics.items()}
+        scalars.update({f'eval/{k}': v for k, v in (eval_metrics or {}).items()}, lr=lr)
+        if self.tensorboard is not None:
+            for name, value in scalars.items():
+                self.tensorboard.add_scalar(name, value, epoch)
+            self.tensorboard.flush()
+        if self.wandb is not None:
+            # as timm names them
+            self.wandb.log({'epoch': epoch, **{k.replace('/', '_'): v for k, v in scalars.items()}})
+
+    def close(self) -> None:
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def describe(
+        args: argparse.Namespace,
+        model: nn.Module,
+        dataset_train: Dataset,
+        dataset_eval: Optional[Dataset],
+        loader_train: Any,
+        data_config: Dict[str, Any],
+        num_epochs: int,
+) -> None:
+    """Say at the start of the log what is trained, on what and how."""
+    parameters = sum(p.numel() for p in model.parameters())
+    detail = ''
+    if isinstance(model, FocusNet):
+        plain = sum(p.numel() for p in model.backbone.parameters())
+        feature = model.feature_info[model.stage]
+        detail = (f', {plain:,} of them in the backbone; CAM head on {feature["module"]} (index {model.stage}, '
+                  f'{feature["num_chs"]} channels, reduction {feature["reduction"]})')
+    _logger.info(f'Model: {args.model}, {args.num_classes} classes, {parameters:,} parameters{detail}')
+    _logger.info(
+        f'Data: {args.data_dir or args.dataset}, {len(dataset_train):,} training images, '
+        f'{len(dataset_eval) if dataset_eval is not None else 0:,} validation images')
+    _logger.info('Input: ' + ', '.join(f'{k} {v}' for k, v in data_config.items()))
+    if args.train_img_sizes:
+        batches = args.train_batch_sizes or [args.batch_size] * len(args.train_img_sizes)
+        _logger.info(f'Resolution: {args.train_size_schedule} schedule of ' + ', '.join(
+            f'{n} x {size} px' for n, size in zip(batches, args.train_img_sizes)))
+    _logger.info(
+        f'Training: {num_epochs} epochs of {len(loader_train)} batches of {args.batch_size} x {args.world_size}, '
+        f'{args.opt} at {args.lr:.4g}, scheme {args.scheme}, on {args.device}')
+
+
+def describe_cost(model: nn.Module, input_size: Sequence[int]) -> None:
+    """Say what a model costs at inference, and how large the feature is that a CAM head taps."""
+    plain = model.backbone if isinstance(model, FocusNet) else model
+    with explained(f'The model cannot be run on an image of {"x".join(map(str, input_size))}'):
+        _logger.info(f'Cost at inference: {multiply_adds(plain, input_size):,} multiply-adds an image')
+        if isinstance(model, FocusNet):
+            tap = tap_size(model, input_size)
+            feature = model.feature_info[model.stage]['module']
+            _logger.info(f'Tapped feature: {feature}, {tap[0]} channels of {tap[1]} x {tap[2]}')
+
+
+@torch.inference_mode()
+def tap_size(model: FocusNet, input_size: Sequence[int]) -> List[int]:
+    """Channels, height and width of the feature that the CAM head taps."""
+    parameter = next(model.parameters())
+    was_training = model.training
+    model.eval()
+    x = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+    features = model.backbone.forward_intermediates(
+        x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW', intermediates_only=True)
+    model.train(was_training)
+    return list(features[0].shape[1:])
+
+
+def conclude(
+        args: argparse.Namespace,
+        task: TrainingTask,
+        output_dir: str,
+        metric_name: str,
+        best_metric: Optional[float],
+        best_epoch: Optional[int],
+        dataset_eval: Optional[Dataset],
+        classes: Dict[str, int],
+        data_config: Dict[str, Any],
+) -> None:
+    """Say what was reached and how to load it, and draw what the network looks at."""
+    if best_metric is not None:
+        _logger.info(f'Best {metric_name}: {best_metric:.4f} (epoch {best_epoch})')
+    draw_sheet(args, task, dataset_eval, classes, data_config, os.path.join(output_dir, 'focus.png'))
+    plain = unwrap_model(task.get_eval_model())
+    architecture = (getattr(plain, 'pretrained_cfg', None) or {}).get('architecture')
+    best = os.path.join(output_dir, 'model_best.pth.tar')
+    if architecture and os.path.exists(best):
+        with torch.device('meta'):
+            default = get_model_args(timm.create_model(architecture))
+        kwargs = {k: v for k, v in get_model_args(plain).items() if k not in default or default[k] != v}
+        listed = ''.join(f', {k}={v!r}' for k, v in {'num_classes': args.num_classes, **kwargs}.items())
+        needs = 'import timm_focus; ' if architecture.startswith('shufflenetv2_') else ''
+        line = f'timm.create_model({architecture!r}{listed}, checkpoint_path={best!r})'
+        if args.split_bn:  # the statistics of the other splits are in the checkpoint, too
+            line = (f'model = timm.create_model({architecture!r}{listed}); '
+                    f'timm.models.load_checkpoint(model, {best!r}, strict=False)')
+        _logger.info(f'Load it with timm: {needs}{line}')
+
+
+def draw_sheet(
+        args: argparse.Namespace,
+        task: TrainingTask,
+        dataset: Optional[Dataset],
+        classes: Dict[str, int],
+        data_config: Dict[str, Any],
+        path: str,
+        n: int = 8,
+) -> None:
+    """Draw what a focus model erases of n images, spread over the data set; nothing where that cannot be drawn."""
+    model = unwrap_model(task.get_trainable_module())
+    if not isinstance(model, FocusNet) or dataset is None or isinstance(dataset, IterableDataset) \
+            or data_config['input_size'][0] not in (1, 3):
+        return
+    picks = [i * len(dataset) // n for i in range(min(n, len(dataset)))]
+    parameter = next(model.parameters())
+    # the transform of the validation loader is the data set's own; this one only stacks and normalises
+    images, targets = next(iter(create_loader(
+        Subset(dataset, picks), input_size=data_config['input_size'], batch_size=len(picks),
+        mean=data_config['mean'], std=data_config['std'], num_workers=0, use_prefetcher=args.prefetcher,
+        device=parameter.device)))
+    names = {index: name for name, index in classes.items()}
+    focus_sheet(
+        model, images.to(parameter), path, data_config['mean'], data_config['std'],
+        [str(names.get(t, t)) for t in targets.tolist()])
+    _logger.info(f'What it looks at: {path}')
