@@ -43,10 +43,9 @@ def test_a_flag_of_timm_is_there(flags, dest, default, nargs, kind):
     action = next(a for a in build_parser()._actions if a.dest == dest)
     assert set(flags) <= set(action.option_strings)
     assert action.nargs == nargs
-    # text stays text, numbers are of timm's type
-    assert (action.type.__name__ if action.type in (int, float) else 'str') == (kind if kind in ('int', 'float') else 'str')
-    assert getattr(parse('d', '--recipe', 'timm', '--model', 'resnet50'), dest) == FOUND.get(dest, {'data_dir': 'd'}.get(
-        dest, default))
+    numeric = action.type.__name__ if action.type in (int, float) else None  # what is text there is text here
+    assert numeric == (kind if kind in ('int', 'float') else None)
+    assert getattr(parse('d', '--recipe', 'timm'), dest) == {**FOUND, 'data_dir': 'd'}.get(dest, default)
 
 
 def test_later_flags_of_timm_are_there():
@@ -80,7 +79,8 @@ def test_the_recipe_of_a_file_gives_way_to_another(tmp_path):
         path.write_text(parse_args(build_parser(), ['d', '--recipe', first, '--lr', '0.3'])[1])
         again = parse('--config', str(path), '--recipe', second)
         assert {**vars(again), 'config': None} == vars(parse('d', '--recipe', second, '--lr', '0.3'))
-    path.write_text(parse_args(build_parser(), ['d', '--bce-loss', '--bce-pos-weight', '2', '--drop-connect', '0.1'])[1])
+    aliases = ['--bce-loss', '--bce-pos-weight', '2', '--drop-connect', '0.1']
+    path.write_text(parse_args(build_parser(), ['d', *aliases])[1])
     assert parse('--config', str(path)).loss == 'bce'
     again = parse('--config', str(path), '--loss', 'ce', '--loss-pos-weight', '', '--drop-path', '0.3')
     assert (again.loss, again.bce_loss, again.drop_path) == ('ce', False, 0.3)
@@ -98,15 +98,15 @@ def test_a_refused_flag_is_one_line_that_says_why(capsys, dest):
         parse('d', action.option_strings[0], *value)
     err = capsys.readouterr().err
     assert e.value.code == 2 and err.count('\n') == 1
-    assert err.startswith(f'train_focus.py: error: {action.option_strings[0]} is not for this script: ') and len(err) > 90
+    assert len(err) > 90 and err.startswith(f'train_focus.py: error: {action.option_strings[0]} is not for this script: ')
     default = action.default  # at its default, as in an args.yaml, it disturbs nobody
     if isinstance(default, (int, float, str)) and not isinstance(default, bool):
         parse('d', action.option_strings[0], str(default))
 
 
 @pytest.mark.parametrize('more, words', [
-    (['--model', 'focus_resnet18', '--kd-model-name', 'resnet50'], '--kd-model-name does not go with focus training.*not '
-     'distilled.*train resnet18'),
+    (['--model', 'focus_resnet18', '--kd-model-name', 'resnet50'],
+     '--kd-model-name does not go with focus training.*not distilled.*train resnet18'),
     (['--model', 'focus_resnet18', '--jsd-loss', '--aug-splits', '3'], '--jsd-loss does not go with focus'),
     (['--model', 'focus_resnet18', '--split-bn', '--resplit'], '--split-bn does not go with focus'),
     (['--amp', '--model-dtype', 'bfloat16'], '--model-dtype bfloat16 does not go with --amp'),
@@ -165,7 +165,8 @@ def test_losses_are_timms():
 
     assert isinstance(criterion('--smoothing', '0.1'), LabelSmoothingCrossEntropy)
     assert isinstance(criterion(), torch.nn.CrossEntropyLoss)
-    bce = criterion('--bce-loss', '--bce-pos-weight', '2', '--loss-class-weight', '1,2,3', '--smoothing', '0.1', '--bce-sum')
+    bce = criterion(
+        '--bce-loss', '--bce-pos-weight', '2', '--loss-class-weight', '1,2,3', '--smoothing', '0.1', '--bce-sum')
     assert isinstance(bce, BinaryCrossEntropy) and float(bce.pos_weight) == 2 and bce.weight.tolist() == [1, 2, 3]
     assert (bce.smoothing, bce.sum_classes) == (0.1, True)
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
@@ -197,14 +198,15 @@ def test_a_focus_model_takes_the_loss(train, loss):
 
 def test_augmix_with_jsd_and_split_batch_norm(train):
     """The first split is not augmented, and the main statistics are its own."""
-    run = train('--aug-splits 3 --jsd-loss --split-bn --aa augmix-m3-w3 --resplit --reprob 0.5 --epochs 2', model=TINY)
+    flags = '--aug-splits 3 --jsd-loss --split-bn --aa augmix-m3-w3 --resplit --reprob 0.5'
+    run = train(f'{flags} --epochs 2', model=TINY)
     assert finite(run.weights()) and any('.aux_bn.' in name for name in run.weights())
     line = re.search(r'Load it with timm: (.*)', run.err)[1]
     namespace = dict(timm=timm)
     exec(line, namespace)
-    assert equal(namespace['model'].state_dict(), {k: v for k, v in run.weights('model_best').items() if 'aux_bn' not in k})
-    again = train('--aug-splits 3 --jsd-loss --split-bn --aa augmix-m3-w3 --resplit --reprob 0.5 --epochs 3 --resume auto',
-                  model=TINY)
+    plain = {k: v for k, v in run.weights('model_best').items() if 'aux_bn' not in k}
+    assert equal(namespace['model'].state_dict(), plain)
+    again = train(f'{flags} --epochs 3 --resume auto', model=TINY)
     assert [row['epoch'] for row in again.rows] == list('012')
 
 
@@ -310,8 +312,8 @@ def teacher(tmp_path):
 
 
 def test_logit_distillation(train, teacher):
-    run = train(f'--kd-model-name {teacher} --task-loss-weight 0.25 --kd-temperature 2 --lr 0 --no-aug --epochs 1 -b 24',
-                model=TINY)
+    flags = f'--kd-model-name {teacher} --task-loss-weight 0.25 --kd-temperature 2'
+    run = train(f'{flags} --lr 0 --no-aug --epochs 1 -b 24', model=TINY)
     row = {k: float(v) for k, v in run.rows[0].items()}
     assert row['train_loss'] == pytest.approx(0.25 * row['train_task_loss'] + 0.75 * row['train_kd_loss'], rel=1e-5)
     assert row['train_kd_loss'] > 0 and set(run.checkpoint()) & {'task_state'} == set()
@@ -355,8 +357,7 @@ def test_token_distillation_needs_a_token(refusal, teacher):
 @pytest.mark.parametrize('model', [TINY, f'focus_{TINY}'])
 @pytest.mark.parametrize('more', ['', '--no-prefetcher'])
 def test_the_models_own_type(train, model, more):
-    run = train(f'--model-dtype bfloat16 {more} --focus-save-images' if 'focus' in model else
-                f'--model-dtype bfloat16 {more}', model=model)
+    run = train(f'--model-dtype bfloat16 {more} {"--focus-save-images" if "focus" in model else ""}', model=model)
     weights = run.weights()
     assert finite(weights) and {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.bfloat16}
     if 'focus' in model:
@@ -410,8 +411,8 @@ def test_wandb_gets_the_summary(settings, tmp_path):
     """Really, in its offline mode, which keeps the run in a file."""
     done = subprocess.run(
         [sys.executable, '-m', 'train_focus', *settings('--log-wandb --wandb-project scenes --wandb-tags a b')],
-        cwd=tmp_path, env={**ENVIRONMENT, 'WANDB_MODE': 'offline', 'WANDB_SILENT': 'true'}, capture_output=True, text=True,
-        timeout=300)
+        cwd=tmp_path, env={**ENVIRONMENT, 'WANDB_MODE': 'offline', 'WANDB_SILENT': 'true'}, capture_output=True,
+        text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record, = glob.glob(str(tmp_path / 'out/run/wandb/offline-run-*/run-*.wandb'))
     content = Path(record).read_bytes()

@@ -205,7 +205,8 @@ def test_focus_flags_at_their_defaults_do_not_disturb_a_plain_model():
     ('log-interval', ['0']), ('val-interval', ['0']), ('checkpoint-hist', ['0']), ('img-size', ['0']),
     ('num-classes', ['0']), ('validation-batch-size', ['0']), ('recovery-interval', ['-1']), ('seed', ['-1']),
     ('lr', ['-1', 'nan', 'inf']), ('lr-base', ['nan', '-0.1']), ('weight-decay', ['-1', 'nan']),
-    ('smoothing', ['-0.1', '1', '1.5', 'nan']), ('reprob', ['2', 'nan']), ('drop', ['1.5', 'nan']), ('mixup', ['-1', 'nan']),
+    ('smoothing', ['-0.1', '1', '1.5', 'nan']), ('reprob', ['2', 'nan']),
+    ('drop', ['1.5', 'nan']), ('mixup', ['-1', 'nan']),
     ('cutmix', ['-1', 'inf']), ('clip-grad', ['-1', 'nan']), ('hflip', ['1.1']), ('mixup-prob', ['nan']),
     ('crop-pct', ['0', '1.5', 'nan']), ('focus-threshold', ['0', '1.1', 'nan']), ('focus-fraction', ['0', '2', 'nan']),
     ('focus-alpha', ['-1', 'nan', 'inf']), ('focus-beta', ['-1', 'nan']), ('focus-side-weight', ['-1', 'inf']),
@@ -250,7 +251,7 @@ def test_every_flag_is_read_by_the_script_or_by_timm():
     read = set(re.findall(r'\bargs\.(\w+)\b(?!\s*=[^=])', text)) | _names_read_by_timm()
     read |= {f'focus_{name}' for name in (*FOCUS_MODEL_FLAGS, *FOCUS_LOSS_FLAGS)}  # by getattr, from these lists
     read |= {'config', 'data', 'help', 'recipe'}  # by the parser
-    read |= {'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', *REFUSED}  # by the checks: other names, or refused
+    read |= {'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', *REFUSED}  # by the checks
     assert {'opt_eps', 'lr_noise', 'decay_rate', 'mean', 'interpolation', 'clip_mode', 'has'} <= read
     assert not {a.dest for a in build_parser()._actions} - read
 

@@ -67,10 +67,11 @@ class FocusTask(TrainingTask):
         return self
 
     def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile training and evaluation before `prepare_distributed`; returns the compiled backbone."""
+        """Compile both passes, the loss and evaluation before `prepare_distributed`; returns the compiled backbone."""
         backbone = unwrap_model(self.trainable_module).backbone
         self.eval_model = torch.compile(backbone, backend=backend, mode=mode, **compile_kwargs)
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        self.loss = torch.compile(self.loss, backend=backend, mode=mode, **compile_kwargs)
         return self.eval_model
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
