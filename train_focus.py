@@ -130,6 +130,8 @@ def main():
             print(yaml.safe_dump({name: getattr(args, name) for name in yaml.safe_load(args_text)}), end='')
         args.last_epoch = 1
         train_on([next(iter(loader_train))], start=Progress(0, 0, 0))
+        if args.distributed:
+            dist.destroy_process_group()
         return
 
     # what is kept

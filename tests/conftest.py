@@ -16,12 +16,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser):  # those with a value are in timm_focus_pytest.py
     parser.addoption('--all-models', action='store_true', help='check every model class of timm, not small ones alone')
-    parser.addoption('--timm-tests', metavar='PATH', help="unpacked timm sdist whose own tests are run on timm_focus")
-    parser.addoption('--scenes', metavar='PATH', default=os.environ.get('TIMM_FOCUS_SCENES'),
-                     help='folder of real scene images, train/<class>/ and val/<class>/ (or $TIMM_FOCUS_SCENES)')
     parser.addoption('--slow', action='store_true', help='run the checks that take minutes, too')
+
+
+def pytest_configure(config):  # not in setup.cfg, which pytest does not read when an option names a folder elsewhere
+    config.addinivalue_line('markers', 'slow: takes minutes, runs with --slow')
+    config.addinivalue_line('markers', 'cuda: needs a GPU')
 
 
 def pytest_collection_modifyitems(config, items):

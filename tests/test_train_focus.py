@@ -241,7 +241,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(train, model):
 def test_the_last_update_of_an_epoch_may_be_of_fewer_batches(train):
     run = train('-b 4 --grad-accum-steps 4 --recovery-interval 1')  # 6 batches: an update of 4, one of 2
     assert run.checkpoint()['saver']['progress'] == {'epoch': 1, 'batch': 0, 'updates': 2, 'totals': None}
-    assert run.checkpoint('recovery-0-3')['saver']['progress'] == {'epoch': 0, 'batch': 4, 'updates': 1}
+    progress = run.checkpoint('recovery-0-3')['saver']['progress']
+    assert (progress['epoch'], progress['batch'], progress['updates'], progress['totals']['count']) == (0, 4, 1, 16)
 
 
 @pytest.mark.parametrize('mode', ['norm', 'value', 'agc'])
@@ -429,6 +430,7 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
         assert equal(saved[state], expected[state])
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_both(launch, settings, tmp_path, train):
     flags = '-b 4 --epochs 2 --sched-on-updates'
     command = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable)
