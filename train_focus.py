@@ -29,9 +29,9 @@ from timm.utils import distribute_bn, get_outdir, setup_default_logging
 import timm_focus  # registers focus_<name>
 from timm_focus.baselines import HideAndSeek
 from timm_focus.training import (
-    FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, build_parser, conclude,
-    create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet, explained, parse_args, resume,
-    seed_all, set_epoch, set_up_device, train_one_epoch, validate, write_whole)
+    FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, build_parser, check_readable,
+    conclude, create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet, explained, keep_lists,
+    parse_args, resume, seed_all, set_epoch, set_up_device, train_one_epoch, validate, write_whole)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.task import classifiers
 
@@ -54,11 +54,11 @@ def main():
 
     # data, model and task
     dataset_train, dataset_eval = create_datasets(args)
-    classes = getattr(getattr(dataset_train, 'reader', None), 'class_to_idx', None) or {}
     seed_all(args.seed, 'model')  # every rank alike: DDP would copy rank 0's anyway
     model = build_model(args)
     with explained('--input-size, --mean and --std do not go together, a number a channel'):
         data_config = resolve_data_config(vars(args), model=model)
+    note_data(model, args, data_config)
     with explained('The augmentation or interpolation cannot be made'):
         loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
     model.to(device, getattr(torch, args.model_dtype or 'float32'))
@@ -149,6 +149,7 @@ def main():
         eval_names = task.create_evaluator().metric_names if loader_eval is not None else ()
         journal = Journal(args, output_dir, name, start.epoch, eval_names)
         write_whole(os.path.join(output_dir, 'args.yaml'), args_text)
+        keep_lists(args, dataset_train, output_dir)
         describe(args, model, dataset_train, dataset_eval, loader_train, data_config, num_epochs)
         _logger.info(f'The run is kept in {output_dir}')
 
@@ -186,7 +187,7 @@ def main():
                 raise
             if args.focus_save_images and eval_metrics and args.rank == 0:
                 path = os.path.join(output_dir, f'focus-{epoch}.png')
-                draw_sheet(args, task, dataset_eval, classes, data_config, path)
+                draw_sheet(args, task, dataset_eval, data_config, path)
 
             metric = eval_metrics[metric_name] if eval_metrics else train_metrics['loss'] if not loader_eval else None
             lr = sum(group['lr'] for group in optimizer.param_groups) / len(optimizer.param_groups)
@@ -198,10 +199,11 @@ def main():
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
                 if milestone:
                     saver.save_milestone(epoch + 1)
+            check_readable(args, dict(training=dataset_train, validation=dataset_eval), device)
 
     if args.rank == 0:
         journal.close()
-        conclude(args, task, output_dir, metric_name, best_metric, best_epoch, dataset_eval, classes, data_config)
+        conclude(args, task, output_dir, metric_name, best_metric, best_epoch, dataset_eval, data_config)
     if args.distributed:
         dist.destroy_process_group()
 
@@ -245,6 +247,13 @@ def build_model(args):
         with explained(f'--grad-checkpointing does not go with {args.model}'):
             model.set_grad_checkpointing(enable=True)
     return model
+
+
+def note_data(model, args, data_config):
+    """Note what a model is evaluated on, and the names of its classes, where timm looks for them when it is shared."""
+    plain = model.backbone if isinstance(model, timm_focus.FocusNet) else model
+    if getattr(plain, 'pretrained_cfg', None):
+        plain.pretrained_cfg.update(data_config, **(dict(label_names=args.label_names) if args.label_names else {}))
 
 
 def default_lr(args):

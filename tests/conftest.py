@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_dataset, create_transform
+from torch.nn import functional as F
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # for the processes that tests start: waiting threads do not spin
 ROOT = Path(__file__).parent.parent
@@ -173,3 +175,17 @@ def equal(a, b):
 
 def finite(state):
     return all(v.isfinite().all() for v in state.values() if v.is_floating_point())
+
+
+def evaluate(model, root, split='validation'):
+    """Loss and accuracy, image by image, with nothing of the script's."""
+    dataset = create_dataset('', root=str(root), split=split)
+    dataset.transform = create_transform(32, is_training=False, crop_pct=0.875, interpolation='bilinear')
+    model.eval()
+    losses, correct = [], 0
+    with torch.no_grad():
+        for image, target in dataset:
+            logits = model(image[None])
+            losses.append(F.cross_entropy(logits, torch.tensor([target])).item())
+            correct += int(logits.argmax()) == target
+    return sum(losses) / len(losses), 100 * correct / len(losses)

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 
 import train_focus
+from timm_focus.data.places365 import CATEGORIES, SIZES, VERSIONS
 from timm_focus.training import parse_args
 
 README = (ROOT / 'README.md').read_text()
@@ -45,12 +46,14 @@ def test_command_is_understood(command):
     parse_args(train_focus.parser, script_arguments(command))
 
 
-@pytest.mark.parametrize('command', [
-    c for c in TRAINING if not c.startswith('torchrun') and '--pretrained' not in c and 'initial-checkpoint' not in c])
+NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version')
+
+
+@pytest.mark.parametrize('command', [c for c in TRAINING if not any(word in c for word in NEEDING_MORE)])
 def test_command_trains(command, image_folder, tmp_path, monkeypatch):
     if '--torchcompile' in command and not shutil.which('g++'):
         pytest.skip('inductor needs a C++ compiler, and there is none')
-    arguments = [str(image_folder) if a == 'DIR' else a for a in script_arguments(command)]
+    arguments = [{'DIR': str(image_folder), '1000': '6'}.get(a, a) for a in script_arguments(command)]
     monkeypatch.setattr(sys, 'argv', ['train_focus.py', *arguments, *SMALL])
     monkeypatch.chdir(tmp_path)
     train_focus.main()
@@ -65,6 +68,54 @@ def test_starting_from_a_plain_run(image_folder, tmp_path, monkeypatch, caplog):
         monkeypatch.setattr(sys, 'argv', ['train_focus.py', *arguments, *SMALL])
         train_focus.main()
     assert 'cam_head.conv.weight' in caplog.text and 'keep their values' in caplog.text
+
+
+def test_a_run_on_the_images_of_another(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = [next(c for c in TRAINING if flag in c) for flag in ('--images-per-class', '--train-list')]
+    for command, more in zip(commands, (['--experiment', 'scenes'], ['--experiment', 'again'])):
+        arguments = [{'DIR': str(image_folder), '1000': '6'}.get(a, a) for a in script_arguments(command)]
+        monkeypatch.setattr(sys, 'argv', ['train_focus.py', *arguments, *SMALL, *more])
+        train_focus.main()
+    lists = [(tmp_path / f'output/train/{name}/train.txt').read_text() for name in ('scenes', 'again')]
+    assert lists[0] == lists[1] and lists[0].count('\n') == 12
+
+
+def test_a_choice_among_versions(image_folder, tmp_path, monkeypatch, capsys):
+    """A copy with both versions of both sizes, of which the command takes one."""
+    picture = image_folder / 'train/left/0.jpg'
+    root = tmp_path / 'places'
+    lists = {version: [] for version in VERSIONS}
+    val = []
+    for k, category in enumerate(CATEGORIES):
+        for version in VERSIONS:
+            file = f'{category[0]}/{category}/{version}.jpg'
+            lists[version].append(f'/{file} {k}\n')
+            for size in SIZES:
+                path = root / f'data_{size}_{version}' / file
+                path.parent.mkdir(parents=True)
+                path.hardlink_to(picture)
+        val.append(f'{k}.jpg {k}\n')
+        for size in SIZES:
+            path = root / f'val_{size}/{k}.jpg'
+            path.parent.mkdir(exist_ok=True)
+            path.hardlink_to(picture)
+    for version in VERSIONS:
+        (root / f'places365_train_{version}.txt').write_text(''.join(lists[version]))
+    (root / 'places365_val.txt').write_text(''.join(val))
+    command = next(c for c in TRAINING if '--places-version' in c)
+    arguments = [str(root) if a == 'DIR' else a for a in script_arguments(command)]
+    monkeypatch.setattr(sys, 'argv', ['train_focus.py', *arguments, *SMALL, '-b', '128', '--dry-run'])
+    train_focus.main()
+    err = capsys.readouterr().err
+    assert re.search('Training images: Places365 challenge, large images.*train data_large_challenge', err), err
+
+
+def test_a_data_set_for_ones_own_script(image_folder):
+    namespace = dict(DIR=str(image_folder))
+    exec(next(b for b in blocks('python') if 'create_dataset' in b), namespace)
+    x, y = next(iter(namespace['loader']))
+    assert x.shape == (4, 3, 224, 224) and len(namespace['dataset']) == 10
 
 
 @pytest.mark.slow
@@ -121,7 +172,7 @@ def test_tables_name_real_flags_and_defaults():
         flags, defaults = re.findall(r'`(--[\w-]+)`', row[0]), row[1].split(', ')
         for flag, default in zip(flags, defaults):
             value = actions[flag].default
-            if value not in (None, False):
+            if value not in (None, False, ''):
                 assert default.strip('`') == f'{value:g}' if isinstance(value, float) else str(value), flag
     for row in rows('| flag | here | timm | why |'):
         for flag in re.findall(r'`(--[\w-]+)`', row[0]):

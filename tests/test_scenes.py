@@ -1,7 +1,10 @@
 """On real scene images, where they are: `pytest --scenes DIR` with train/<class>/ and val/<class>/."""
 import csv
 import os
+import shutil
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,6 +13,7 @@ from timm.data import create_dataset, create_loader
 
 import timm_focus
 import train_focus
+from timm_focus.data.places365 import CATEGORIES
 
 
 @pytest.fixture
@@ -53,3 +57,63 @@ def test_what_is_erased_differs_from_image_to_image(scenes):
     shares = 1 - keep.flatten(1).float().mean(1)
     assert shares.min() > 0 and shares.max() < 1 and shares.std() > 0.01
     assert len({k.numpy().tobytes() for k in keep}) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('quietly')
+def test_each_layout_of_real_images_trains_alike(scenes, tmp_path, train, capsys):
+    """The images under Places365's names, in each layout, and as they are, by this project's readers and by timm's."""
+    def put(file, *path):
+        path = tmp_path.joinpath(*path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.hardlink_to(file)
+        except OSError:  # another file system
+            shutil.copy(file, path)
+
+    lists = dict(train=[], val=[])
+    for split in lists:
+        classes = sorted((Path(scenes) / split).iterdir())
+        spread = len(CATEGORIES) // len(classes) + 1  # each class of theirs is some of Places365's
+        count = dict.fromkeys(range(len(CATEGORIES)), 0)
+        labelled = []
+        for c, folder in enumerate(classes):
+            first = len(CATEGORIES) * c // len(classes)
+            for i, file in enumerate(sorted(folder.iterdir())):
+                labelled.append((min(first + i % spread, len(CATEGORIES) - 1), file))
+        for label, file in sorted(labelled):
+            category, name = CATEGORIES[label], f'{count[label]:08}.jpg'
+            count[label] += 1
+            nested, flat = f'{category[0]}/{category}/{name}', f'Places365_{split}_{label:03}_{name}'
+            put(file, 'nested', split, nested)
+            put(file, 'easy/places365_standard', split, category.replace('/', '-'), name)
+            if split == 'train':
+                put(file, 'official/data_256', nested)
+                put(file, 'torchvision/data_256_standard', nested)
+            else:
+                put(file, 'official/val_256', flat)
+                put(file, 'torchvision/val_256', flat)
+            lists[split].append(f'/{nested} {label}\n' if split == 'train' else f'{flat} {label}\n')
+    for layout in ('official', 'torchvision'):
+        (tmp_path / layout / 'places365_train_standard.txt').write_text(''.join(lists['train']))
+        (tmp_path / layout / 'places365_val.txt').write_text(''.join(lists['val']))
+    for split in lists:
+        with tarfile.open(tmp_path / f'{split}.tar', 'w') as tar:
+            tar.add(Path(scenes) / split, arcname='.')
+
+    flags = '-b 64 --img-size 64 -j 1 --lr 0.05'
+    runs = {layout: train(flags, layout, model='resnet10t', data=tmp_path / layout)
+            for layout in ('official', 'torchvision', 'nested', 'easy')}
+    runs['folder'] = train(flags, 'folder', model='resnet10t', data=scenes)
+    runs['tar'] = train(f'{flags} --train-split train.tar --val-split val.tar', 'tar', model='resnet10t', data=tmp_path)
+    classes = runs['folder'].folder / 'classes.txt'
+    runs['timm'] = train(f'{flags} --class-map {classes}', 'timm', model='resnet10t', data=scenes)
+    with capsys.disabled():
+        for name, run in runs.items():
+            print(f'\n{name}: top1 {run.column("eval_top1")[0]:.4f}, top5 {run.column("eval_top5")[0]:.4f}', end='')
+    for layout in ('torchvision', 'nested', 'easy'):
+        assert runs[layout].rows == runs['official'].rows
+        assert (runs[layout].folder / 'classes.txt').read_text().split() == list(CATEGORIES)
+    for other in ('tar', 'timm'):
+        assert runs[other].rows == runs['folder'].rows
+    assert runs['folder'].column('eval_top1')[0] > 5

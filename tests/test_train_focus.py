@@ -10,10 +10,9 @@ import timm
 import torch
 import yaml
 from timm.data import create_dataset, create_transform
-from torch.nn import functional as F
 
 import train_focus
-from conftest import TINY, Run, equal, finite
+from conftest import TINY, Run, equal, evaluate, finite
 from timm_focus import export_backbone
 from timm_focus.training import build_parser, parse_args
 
@@ -22,20 +21,6 @@ NO_BATCH_NORM = 'convnext_atto'
 METRICS = ['loss', 'top1', 'top5']
 TERMS = ['loss', 'main_loss', 'side_loss', 'erased_loss', 'consistency_loss', 'erased_fraction']
 COLUMNS = ['epoch', *(f'train_{t}' for t in TERMS), *(f'eval_{m}' for m in METRICS), 'lr']
-
-
-def evaluate(model, root, split='validation'):
-    """Loss and accuracy, image by image, with nothing of the script's."""
-    dataset = create_dataset('', root=str(root), split=split)
-    dataset.transform = create_transform(32, is_training=False, crop_pct=0.875, interpolation='bilinear')
-    model.eval()
-    losses, correct = [], 0
-    with torch.no_grad():
-        for image, target in dataset:
-            logits = model(image[None])
-            losses.append(F.cross_entropy(logits, torch.tensor([target])).item())
-            correct += int(logits.argmax()) == target
-    return sum(losses) / len(losses), 100 * correct / len(losses)
 
 
 # what a run leaves behind
@@ -68,8 +53,9 @@ def test_a_focus_run(launch, settings, image_folder, tmp_path):
             terms['train_main_loss'] + terms['train_side_loss'] + terms['train_erased_loss']
             + 2 * terms['train_consistency_loss'], rel=1e-5)
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'focus.png', 'last.pth.tar', 'model_best.pth.tar',
-        'summary.csv']
+        'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'classes.txt', 'focus.png', 'last.pth.tar',
+        'model_best.pth.tar', 'summary.csv']
+    assert (run.folder / 'classes.txt').read_text() == 'left\nright\n'
     written = yaml.safe_load((run.folder / 'args.yaml').read_text())
     assert written == yaml.safe_load(parse_args(build_parser(), settings('--epochs 2 -j 2 --log-interval 1'))[1])
     assert (run.folder / 'focus.png').read_bytes().startswith(b'\x89PNG')
@@ -518,12 +504,12 @@ def test_folders_that_are_not_there(refusal, image_folder, tmp_path):
     assert 'has no folder validation: ' in refusal()
     assert 'has no folder test: ' in refusal('--val-split test')
     (image_folder / 'val').mkdir()
-    assert 'cannot be read' in refusal()
+    assert re.search("There are no images in .*val: .*--val-split '' does without", refusal())
 
 
 def test_classes_that_training_lacks(refusal, image_folder):
     (image_folder / 'val/right').rename(image_folder / 'val/wrong')
-    assert re.search('1 of the classes in .*val are not in .*train, such as wrong', refusal())
+    assert re.search('1 of the 2 classes in .*val are not among the 2 known ones, such as wrong', refusal())
 
 
 def test_folders_without_images_are_no_classes(train, image_folder):

@@ -2,13 +2,17 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from timm_focus.data import synthetic
-from timm_focus.data.synthetic import SCENES, draw_scene, synthetic_scenes, write_synthetic_scenes
+from timm_focus.data import synthetic, synthetic_pieces
+from timm_focus.data.synthetic import (
+    SCENES, draw_scene, draw_scene_with_mask, picture_seed, synthetic_scenes, write_synthetic_scenes,
+)
+from timm_focus.data.synthetic_classes import RECIPES
 
 SMALL = dict(train_per_class=2, val_per_class=1, size=32)
 
@@ -17,14 +21,28 @@ def contents(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
 
 
-# Runs the one file by its path: importing the package with torch and timm takes much longer than drawing.
+# Only the drawing files, by their folder: importing timm_focus with torch and timm takes much longer than drawing.
 WRITE_WHEN_TOLD = """
-import runpy, sys
-write = runpy.run_path(sys.argv[1])['write_synthetic_scenes']
+import sys, types
+sys.modules['drawing'] = types.ModuleType('drawing')
+sys.modules['drawing'].__path__ = [sys.argv[1]]
+from drawing.synthetic import write_synthetic_scenes
 print('ready', flush=True)
 sys.stdin.readline()
-write(sys.argv[2], train_per_class=6, val_per_class=2, size=32)
+write_synthetic_scenes(sys.argv[2], train_per_class=6, val_per_class=2, size=32)
 """
+
+# Mean colours at seed 0. Where they change, the pictures have, and synthetic.VERSION must too.
+VERSION_1 = {
+    'beach': (190, 193, 184),
+    'bedroom': (178, 145, 119),
+    'desert': (168, 153, 138),
+    'forest': (99, 102, 80),
+    'harbour': (110, 112, 113),
+    'kitchen': (169, 160, 164),
+    'mountain': (114, 97, 71),
+    'street': (145, 142, 133),
+}
 
 
 def test_eight_sorted_classes():
@@ -61,18 +79,24 @@ def test_another_size_shows_the_same_scene():
         assert abs(large - small).mean() < 12 < abs(other - small).mean()
 
 
+def test_pictures_of_this_version():
+    assert synthetic.VERSION == 1
+    for scene, colour in VERSION_1.items():
+        np.testing.assert_allclose(np.asarray(draw_scene(scene, 0), dtype=float).mean((0, 1)), colour, atol=1)
+
+
 def test_every_piece_can_be_drawn():
-    for recipe in synthetic._RECIPES.values():
+    for recipe in RECIPES.values():
         for piece in [*recipe.grounds, *recipe.pieces]:
             for seed in range(5):
-                pen = synthetic._Pen(random.Random(seed), 64)
+                pen = synthetic_pieces.Pen(random.Random(seed), 64)
                 recipe.backdrop(pen)
                 piece(pen)
 
 
 def test_most_pieces_belong_to_several_classes():
     owners = {}
-    for scene, recipe in synthetic._RECIPES.items():
+    for scene, recipe in RECIPES.items():
         for piece, probability in {**recipe.grounds, **recipe.pieces}.items():
             owners.setdefault(piece, set()).add(scene)
         assert all(0 < probability < 1 for probability in recipe.pieces.values())
@@ -139,9 +163,17 @@ def test_pictures_depend_on_seed_split_class_and_index_only(tmp_path):
     assert all(few[name] == more[name] and few[name] != other[name] for name in pictures)
 
 
+def test_written_pictures_are_those_of_their_seed(tmp_path):
+    root = write_synthetic_scenes(tmp_path / 'set', **SMALL, seed=7)
+    for split, index in (('train', 1), ('val', 0)):
+        for scene in SCENES:
+            written = Image.open(root / split / scene / f'{index:04d}.png')
+            assert written.tobytes() == draw_scene(scene, picture_seed(split, index, 7), 32).tobytes()
+
+
 def test_second_call_does_not_draw(tmp_path, monkeypatch):
     root = write_synthetic_scenes(tmp_path / 'set', **SMALL)
-    monkeypatch.setattr(synthetic, 'draw_scene', None)
+    monkeypatch.setitem(synthetic._KINDS, 'scenes', None)
     assert write_synthetic_scenes(tmp_path / 'set', **SMALL) == root
 
 
@@ -161,9 +193,9 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
         calls.append(args)
         if len(calls) > 5:
             raise KeyboardInterrupt
-        return draw_scene(*args)
+        return draw_scene_with_mask(*args)
 
-    monkeypatch.setattr(synthetic, 'draw_scene', failing)
+    monkeypatch.setitem(synthetic._KINDS, 'scenes', failing)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic_scenes(tmp_path / 'set', **SMALL)
     assert not list(tmp_path.iterdir())
@@ -184,7 +216,7 @@ def test_another_run_finishing_first_wins(tmp_path, monkeypatch):
 
 
 def test_concurrent_processes(tmp_path):
-    command = [sys.executable, '-c', WRITE_WHEN_TOLD, synthetic.__file__, str(tmp_path / 'set')]
+    command = [sys.executable, '-c', WRITE_WHEN_TOLD, str(Path(synthetic.__file__).parent), str(tmp_path / 'set')]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
     assert [worker.stdout.readline() for worker in workers] == ['ready\n'] * 2
@@ -234,7 +266,7 @@ def test_cache_folder_names_all_parameters(tmp_path, monkeypatch):
 def test_cache_is_rendered_once(tmp_path, monkeypatch):
     root = synthetic_scenes(tmp_path, **SMALL)
     assert len(list(root.rglob('*.png'))) == 24
-    monkeypatch.setattr(synthetic, 'draw_scene', None)
+    monkeypatch.setitem(synthetic._KINDS, 'scenes', None)
     assert synthetic_scenes(str(tmp_path), **SMALL) == root
 
 

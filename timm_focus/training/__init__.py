@@ -1,11 +1,12 @@
 """What train_focus.py is made of."""
 from .arguments import build_parser, parse_args
 from .checkpoint import FocusCheckpointSaver, Progress, resume
-from .data import create_datasets, create_loaders, set_epoch
+from .data import check_readable, create_datasets, create_loaders, keep_lists, set_epoch
 from .device import set_up_device
 from .errors import SettingsError, explained
+from .files import write_whole
 from .interrupt import Interrupted, Interruption
 from .loop import train_one_epoch, validate
-from .report import Journal, conclude, describe, describe_cost, draw_sheet, write_whole
+from .report import Journal, conclude, describe, describe_cost, draw_sheet
 from .reproducible import ReproducibleLoader, seed_all
 from .task import FocusTask, create_task

@@ -12,6 +12,7 @@ import yaml
 from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
 
+from timm_focus.data.places365 import SIZES, VERSIONS
 from timm_focus.data.synthetic import SYNTHETIC
 from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
@@ -71,14 +72,22 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('Data')
     g.add_argument('data', nargs='?', metavar='DIR', help='folder with train and val (or validation)')
     g.add_argument('--data-dir', metavar='DIR', help='the same, as a flag')
-    g.add_argument('--dataset', default='', help="timm data set type and name; '' is a folder of images, "
-                   f"'{SYNTHETIC}' the built-in drawn scenes")
+    g.add_argument('--dataset', default='', help="timm data set type and name; '' is what the folder holds, "
+                   f"'places365' or 'folder' force one, '{SYNTHETIC}' is the built-in drawn scenes")
     g.add_argument('--train-split', default='train', help='split to train on (default: train)')
     g.add_argument('--val-split', default='validation', help="split to validate on, '' for none (default: validation)")
     g.add_argument('--train-num-samples', type=int, help='samples of the training split, for iterable data sets')
     g.add_argument('--val-num-samples', type=int, help='samples of the validation split, for iterable data sets')
     g.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
     g.add_argument('--class-map', default='', help='file with one class name a line, in the order of their indices')
+    g.add_argument('--places-version', choices=VERSIONS, help='Places365-Standard or -Challenge, where both are there')
+    g.add_argument('--places-size', choices=SIZES, help='its 256 px or its large images, where both are there')
+    g.add_argument('--train-list', metavar='FILE', help="train on these images alone: lines '<path> <label>', "
+                   "paths from the training folder")
+    g.add_argument('--images-per-class', type=int, metavar='N', help='train on N random images of each class')
+    g.add_argument('--subset-seed', type=int, default=0, help='seed of that choice (default: 0)')
+    g.add_argument('--max-bad-images', type=float, default=0.001, metavar='SHARE', help='end the run if more than this '
+                   'share of the images cannot be read (default: 0.001)')
     g.add_argument('--input-img-mode', help='image mode to convert to (default: RGB, or L with one channel)')
     g.add_argument('--input-key', help='key of the images in hfds/ and wds/ data sets')
     g.add_argument('--target-key', help='key of the labels in hfds/ and wds/ data sets')

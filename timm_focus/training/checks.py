@@ -78,7 +78,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
             ('train_img_sizes', 1), ('train_batch_sizes', 1), ('train_size_probs', 0),
             ('train_size_schedule_spread', 0), ('train_batches_per_epoch', 1), ('kd_student_feature_dim', 1),
             ('kd_teacher_feature_dim', 1), ('distill_loss_weight', 0), ('task_loss_weight', 0),
-            ('loss_weight_power', 0),
+            ('loss_weight_power', 0), ('images_per_class', 1),
     ):
         value = getattr(args, name)
         if value is not None and any(v < low for v in (value if isinstance(value, list) else [value])):
@@ -86,7 +86,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
     for name in (
             'smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop', 'drop_path',
             'drop_block', 'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob',
-            'drop_connect', 'train_size_random_mix'):
+            'drop_connect', 'train_size_random_mix', 'max_bad_images'):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             parser.error(f'--{name.replace("_", "-")} is {value}: give a number from 0 to 1.')

@@ -1,85 +1,192 @@
-"""What a run is trained and validated on: timm's data sets and loaders, made reproducible."""
+"""What a run is trained and validated on: this project's data sets and timm's, in timm's loaders, reproducible."""
 import argparse
+import contextlib
 import logging
 import os
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+import timm.data
 import torch
 import torch.distributed as dist
 from PIL import ImageMode
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
-from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import Dataset
 
-from timm_focus.data import synthetic_scenes, use_simple_crop
+from timm_focus.data import create_dataset, synthetic_scenes, use_simple_crop, write_list
+from timm_focus.data.dataset import FOLDER, PLACES365, PickedDataset, pick
 from timm_focus.data.synthetic import SYNTHETIC
 
 from .criterion import mixes
 from .errors import SettingsError, explained
+from .files import write_whole
 from .interrupt import shield_workers
 from .reproducible import ReproducibleLoader
 
-__all__ = ['create_datasets', 'create_loaders', 'set_epoch']
+__all__ = ['check_readable', 'create_datasets', 'create_loaders', 'keep_lists', 'set_epoch']
 
 _logger = logging.getLogger('train')
 
 
 def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset]]:
-    """Training and validation data, None without a validation split; fixes the number of classes.
+    """Training and validation data, None without a validation split; fixes the number and the names of the classes.
 
     Raises:
         SettingsError: A folder, a split or the classes are not what the settings say.
     """
     if args.dataset == SYNTHETIC:
-        if args.distributed and args.local_rank != 0:
-            dist.barrier()
-        with explained('The drawn scenes cannot be kept'):
+        with _first_here(args), explained('The drawn scenes cannot be kept'):
             args.data_dir = str(synthetic_scenes())
-        if args.distributed and args.local_rank == 0:
-            dist.barrier()
-    folder = not args.dataset or args.dataset == SYNTHETIC
     with explained(f'--input-img-mode is {args.input_img_mode}, but Pillow knows it not: give RGB or L'):
         ImageMode.getmode(args.input_img_mode or 'RGB')
-    common = dict(
-        root=args.data_dir, download=args.dataset_download, seed=args.seed, input_key=args.input_key,
-        target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
-        input_img_mode=args.input_img_mode or ('L' if args.in_chans == 1 else 'RGB'))
-    name = '' if folder else args.dataset
-
-    def load(split: str, flag: str, **kwargs: Any) -> Dataset:
-        with explained(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read'):
-            dataset = create_dataset(name, split=split, **common, **kwargs)
-        if folder and os.path.realpath(dataset.reader.root) == os.path.realpath(args.data_dir):
-            raise SettingsError(
-                f'{args.data_dir} has no folder {split}: put the images into <split>/<class>/, or name the split by '
-                f'--{flag}' + (" ('' to do without)." if flag == 'val-split' else '.'))
-        return dataset
-
-    if folder and not os.path.isdir(args.data_dir):
-        raise SettingsError(f'There is no folder {args.data_dir}: name one with train/<class>/ and val/<class>/.')
-    train = load(
-        args.train_split, 'train-split', is_training=True, class_map=args.class_map, batch_size=args.batch_size,
-        repeats=args.epoch_repeats, num_samples=args.train_num_samples)
-    classes = getattr(getattr(train, 'reader', None), 'class_to_idx', None) or {}
-    val = None
-    if args.val_split:
-        # the training classes rule: a class without validation images must not shift those after it
-        val = load(
-            args.val_split, 'val-split', class_map=classes if folder else args.class_map,
-            batch_size=args.validation_batch_size or args.batch_size, num_samples=args.val_num_samples)
-        if folder:
-            found = find_images_and_targets(val.reader.root)[1]
-            if not args.class_map and (strange := sorted(set(found) - set(classes))):
-                raise SettingsError(
-                    f'{len(strange)} of the classes in {val.reader.root} are not in {train.reader.root}, such as '
-                    f'{strange[0]}: give both splits the same class folders.')
-    n_classes = max(classes.values()) + 1 if classes else None
+    source = _find_source(args)
+    with _first_here(args):  # whose index of a large tree the others find in the cache
+        load = _scene_datasets if source in (PLACES365, FOLDER, '') else _timm_datasets
+        train, val = load(args, source)
+    args.label_names = label_names(train)
+    info = getattr(getattr(train, 'reader', None), 'info', None) or {}  # of WebDataset shards
+    n_classes = len(args.label_names) or info.get('num_classes')
     if args.num_classes is None:
         args.num_classes = n_classes
+        if n_classes is None and args.rank == 0:
+            _logger.warning("The data does not tell how many classes it has, so they are the model's: "
+                            'give --num-classes.')
     elif n_classes is not None and args.num_classes < n_classes:
         raise SettingsError(
             f'--num-classes is {args.num_classes}, but the data has {n_classes} classes: leave the flag out.')
     return train, val
+
+
+@contextlib.contextmanager
+def _first_here(args: argparse.Namespace) -> Iterator[None]:
+    """The first process of each machine goes before the others."""
+    if args.distributed and args.local_rank != 0:
+        dist.barrier()
+    yield
+    if args.distributed and args.local_rank == 0:
+        dist.barrier()
+
+
+def _find_source(args: argparse.Namespace) -> str:
+    """Who reads the data: this project places365, folder or, '', whichever is found; timm what else it has."""
+    name = args.dataset.lower()
+    if name == SYNTHETIC or name in ('imagefolder', 'image_folder'):  # timm's other names of a folder
+        name = FOLDER
+    if name in ('', FOLDER) and args.data_dir is not None:
+        archives = [args.data_dir, *(os.path.join(args.data_dir, s) for s in (args.train_split, args.val_split))]
+        if args.class_map or any(map(os.path.isfile, archives)):
+            return 'timm'
+        if not name and os.path.isfile(os.path.join(args.data_dir, '_info.json')):
+            return f'wds/{os.path.basename(os.path.abspath(args.data_dir))}'  # shards, as timm's info describes them
+    return name if name in ('', FOLDER, PLACES365) else args.dataset
+
+
+def _scene_datasets(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
+    common = dict(version=args.places_version, size=args.places_size, input_img_mode=_image_mode(args))
+    try:
+        train = create_dataset(
+            name, args.data_dir, args.train_split, image_list=args.train_list, images_per_class=args.images_per_class,
+            subset_seed=args.subset_seed, **common)
+    except (ValueError, OSError) as e:
+        raise SettingsError(str(e)) from e
+    if not args.val_split:
+        return train, None
+    try:
+        # the training classes rule: a class without validation images must not shift those after it
+        return train, create_dataset(
+            name, args.data_dir, args.val_split, class_names=train.reader.index.class_names, **common)
+    except (ValueError, OSError) as e:
+        raise SettingsError(f"{e} (--val-split '' does without validation.)") from e
+
+
+def _timm_datasets(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
+    for flag in ('places_version', 'places_size', 'train_list'):
+        if getattr(args, flag) is not None:
+            raise SettingsError(
+                f'--{flag.replace("_", "-")} is of folders of images, and {args.dataset or args.data_dir} is none that '
+                'this script reads by itself: leave it out.')
+    common = dict(
+        name='' if name == 'timm' else name, root=args.data_dir, download=args.dataset_download, seed=args.seed,
+        input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
+        class_map=args.class_map, input_img_mode=_image_mode(args))
+
+    def load(split: str, flag: str, **kwargs: Any) -> Dataset:
+        with explained(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read'):
+            return timm.data.create_dataset(split=split, **common, **kwargs)
+
+    train = load(
+        args.train_split, 'train-split', is_training=True, batch_size=args.batch_size, repeats=args.epoch_repeats,
+        num_samples=args.train_num_samples)
+    if args.images_per_class:
+        with explained(f'--images-per-class {args.images_per_class} cannot be drawn'):
+            train = PickedDataset(train, pick(targets_of(train), args.images_per_class, args.subset_seed))
+    if not args.val_split:
+        return train, None
+    return train, load(
+        args.val_split, 'val-split', batch_size=args.validation_batch_size or args.batch_size,
+        num_samples=args.val_num_samples)
+
+
+def _image_mode(args: argparse.Namespace) -> str:
+    return args.input_img_mode or ('L' if args.in_chans == 1 else 'RGB')
+
+
+def targets_of(dataset: Dataset) -> List[int]:
+    """Targets of all images of a data set, without decoding one.
+
+    Raises:
+        SettingsError: The data set does not tell.
+    """
+    reader = getattr(dataset, 'reader', dataset)
+    if hasattr(reader, 'targets'):
+        return [int(t) for t in reader.targets]
+    if hasattr(reader, 'samples'):
+        return [int(sample[1]) for sample in reader.samples]
+    if hasattr(reader, 'label_key'):
+        return [int(t) for t in reader.dataset[reader.label_key]]
+    raise SettingsError('the data set does not tell the classes of its images: leave the flag out')
+
+
+def label_names(dataset: Dataset) -> List[str]:
+    """Names of the classes by index, [] if the data set does not tell."""
+    reader = getattr(dataset, 'reader', None)
+    numbers = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
+    names = [str(i) for i in range(max(numbers.values(), default=-1) + 1)]
+    for name, i in numbers.items():
+        names[i] = str(name)
+    return names
+
+
+def keep_lists(args: argparse.Namespace, dataset: Dataset, folder: str) -> None:
+    """Write the classes of a run, a line each, and the images that were picked to train on, into its folder."""
+    if args.label_names:
+        write_whole(os.path.join(folder, 'classes.txt'), ''.join(f'{name}\n' for name in args.label_names))
+    path = os.path.join(folder, 'train.txt')
+    if isinstance(dataset, PickedDataset):
+        targets = targets_of(dataset.dataset)
+        write_whole(path, ''.join(f'{i} {targets[i]}\n' for i in dataset.indices))
+    elif args.images_per_class or args.train_list:
+        write_list(dataset.reader.index, path)
+
+
+def check_readable(args: argparse.Namespace, datasets: Dict[str, Optional[Dataset]], device: torch.device) -> None:
+    """See how many images could not be read so far, by any process.
+
+    Raises:
+        SettingsError: More than `--max-bad-images` of a data set.
+    """
+    for split, dataset in datasets.items():
+        bad = getattr(dataset, 'bad', None)
+        if bad is None:
+            continue
+        bad = bad.to(device)
+        if args.distributed:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        n = int(bad.sum())
+        if n > args.max_bad_images * len(bad):
+            raise SettingsError(
+                f'{n} of the {len(bad)} {split} images cannot be read, such as '
+                f'{dataset.filename(int(bad.argmax()), absolute=True)}, and others took their place: repair the data, '
+                f'or allow for it by --max-bad-images, which is {args.max_bad_images:g}.')
 
 
 def create_loaders(

@@ -19,16 +19,9 @@ from timm_focus.method import FocusNet
 
 from .errors import explained
 
-__all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet', 'write_whole']
+__all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']
 
 _logger = logging.getLogger('train')
-
-
-def write_whole(path: str, text: str) -> None:
-    """Write a file whole or not at all."""
-    with open(f'{path}.tmp', 'w') as f:
-        f.write(text)
-    os.replace(f'{path}.tmp', path)
 
 
 class Journal:
@@ -115,8 +108,12 @@ def describe(
                   f'{feature["num_chs"]} channels, reduction {feature["reduction"]})')
     _logger.info(f'Model: {args.model}, {args.num_classes} classes, {parameters:,} parameters{detail}')
     _logger.info(
-        f'Data: {args.data_dir or args.dataset}, {len(dataset_train):,} training images, '
-        f'{len(dataset_eval) if dataset_eval is not None else 0:,} validation images')
+        f'Data: {len(dataset_train):,} training images, '
+        f'{len(dataset_eval) if dataset_eval is not None else 0:,} validation images, {args.num_classes} classes')
+    for split, dataset in (('Training', dataset_train), ('Validation', dataset_eval)):
+        if dataset is not None:
+            by_timm = f'{args.dataset or args.data_dir}, read by timm'
+            _logger.info(f'{split} images: {getattr(dataset, "found", by_timm)}')
     _logger.info('Input: ' + ', '.join(f'{k} {v}' for k, v in data_config.items()))
     if args.train_img_sizes:
         batches = args.train_batch_sizes or [args.batch_size] * len(args.train_img_sizes)
@@ -159,13 +156,12 @@ def conclude(
         best_metric: Optional[float],
         best_epoch: Optional[int],
         dataset_eval: Optional[Dataset],
-        classes: Dict[str, int],
         data_config: Dict[str, Any],
 ) -> None:
     """Say what was reached and how to load it, and draw what the network looks at."""
     if best_metric is not None:
         _logger.info(f'Best {metric_name}: {best_metric:.4f} (epoch {best_epoch})')
-    draw_sheet(args, task, dataset_eval, classes, data_config, os.path.join(output_dir, 'focus.png'))
+    draw_sheet(args, task, dataset_eval, data_config, os.path.join(output_dir, 'focus.png'))
     plain = unwrap_model(task.get_eval_model())
     architecture = (getattr(plain, 'pretrained_cfg', None) or {}).get('architecture')
     best = os.path.join(output_dir, 'model_best.pth.tar')
@@ -186,7 +182,6 @@ def draw_sheet(
         args: argparse.Namespace,
         task: TrainingTask,
         dataset: Optional[Dataset],
-        classes: Dict[str, int],
         data_config: Dict[str, Any],
         path: str,
         n: int = 8,
@@ -203,7 +198,7 @@ def draw_sheet(
         Subset(dataset, picks), input_size=data_config['input_size'], batch_size=len(picks),
         mean=data_config['mean'], std=data_config['std'], num_workers=0, use_prefetcher=args.prefetcher,
         device=parameter.device)))
-    names = {index: name for name, index in classes.items()}
+    names = dict(enumerate(args.label_names))
     focus_sheet(
         model, images.to(parameter), path, data_config['mean'], data_config['std'],
         [str(names.get(t, t)) for t in targets.tolist()])

@@ -1,0 +1,87 @@
+"""The schemes against the words of the paper and of the README."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as TF
+
+from timm_focus.data import create_scene_transform
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture
+def coordinates():
+    """An image whose red and green say where each pixel is, 0 to 255 over 512 pixels."""
+    x, y = np.meshgrid(np.arange(512) / 2, np.arange(256))
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 128)], -1).astype(np.uint8))
+
+
+def boxes(transform, image, n=60, mean=MEAN, std=STD):
+    """Columns and rows of the original that the edges of n crops show, and whether each was flipped."""
+    torch.manual_seed(0)
+    found = []
+    for _ in range(n):
+        x = transform(image)
+        assert x.shape == (3, 224, 224) and x.dtype == torch.float32
+        x = (x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)) * 255
+        row, column = x[1].mean(1), x[0].mean(0) * 2
+        found.append((column[0].item(), column[-1].item(), row[0].item(), row[-1].item()))
+    return found
+
+
+def test_simple_is_a_random_crop_of_seven_eighths_and_a_flip(coordinates):
+    found = boxes(create_scene_transform('simple'), coordinates)
+    flipped = [a > b for a, b, _, _ in found]
+    assert 15 < sum(flipped) < 45
+    for a, b, top, bottom in found:
+        left, right = min(a, b), max(a, b)
+        assert bottom - top == pytest.approx(256 * 7 / 8, abs=3), 'the short side is 256, 224 of it are cropped'
+        assert right - left == pytest.approx(bottom - top, abs=4), 'at its own aspect'
+    assert len({round(min(a, b)) for a, b, _, _ in found}) > 30, 'at random places, along the long side, too'
+    tops = {round(top) for _, _, top, _ in found}
+    assert min(tops) < 4 and max(tops) > 28 and len(tops) > 15
+
+
+def test_simple_does_not_touch_colours(photo):
+    square = photo.crop((0, 0, 500, 500))
+    transform = create_scene_transform('simple', 200)
+    resized = TF.to_tensor(square.resize((229, 229), Image.BILINEAR))
+    for _ in range(5):
+        x = transform(square) * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+        distances = [
+            (resized[:, i:i + 200, j:j + 200] - y).abs().max()
+            for y in (x, x.flip(2)) for i in range(30) for j in range(30)]
+        assert min(distances) < 1e-5, 'it is one of the crops, flipped or not'
+
+
+def test_complex_is_a_random_resized_crop(coordinates):
+    """Where its box is told by the picture of coordinates, without colour jitter, which would blur that."""
+    transform = create_scene_transform('complex')
+    kinds = [type(t).__name__ for t in transform.transforms]
+    crop, jitter = transform.transforms[0], transform.transforms[kinds.index('ColorJitter')]
+    assert (tuple(crop.scale), tuple(crop.ratio)) == ((0.08, 1.), (3 / 4, 4 / 3))
+    for span in (jitter.brightness, jitter.contrast, jitter.saturation):
+        assert tuple(span) == pytest.approx((0.6, 1.4))
+    assert jitter.hue is None
+    transform.transforms.remove(jitter)
+    found = boxes(transform, coordinates, 200)
+    areas = [abs(b - a) * (d - c) / (512 * 256) for a, b, c, d in found]
+    ratios = [abs(b - a) / (d - c) for a, b, c, d in found]
+    assert 0.06 < min(areas) < 0.15 and max(areas) > 0.6
+    assert 0.70 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.4
+
+
+def test_evaluation_is_the_centre_crop(photo):
+    square = photo.crop((0, 0, 500, 500))
+    x = create_scene_transform('eval')(square)
+    expected = TF.center_crop(TF.to_tensor(square.resize((256, 256), Image.BILINEAR)), 224)
+    torch.testing.assert_close(x, TF.normalize(expected, MEAN, STD))
+
+
+def test_sizes_and_another_scheme():
+    image = Image.new('RGB', (90, 60))
+    for scheme in ('simple', 'complex', 'eval'):
+        assert create_scene_transform(scheme, (32, 48), (0.5,) * 3, (0.5,) * 3)(image).shape == (3, 32, 48)
+    with pytest.raises(ValueError, match="no scheme 'hard'"):
+        create_scene_transform('hard')
