@@ -101,7 +101,7 @@ def test_each_layout_of_real_images_trains_alike(scenes, tmp_path, train, capsys
         with tarfile.open(tmp_path / f'{split}.tar', 'w') as tar:
             tar.add(Path(scenes) / split, arcname='.')
 
-    flags = '-b 64 --img-size 64 -j 1 --lr 0.05'
+    flags = '-b 64 --img-size 32 -j 1 --lr 0.05'
     runs = {layout: train(flags, layout, model='resnet10t', data=tmp_path / layout)
             for layout in ('official', 'torchvision', 'nested', 'easy')}
     runs['folder'] = train(flags, 'folder', model='resnet10t', data=scenes)

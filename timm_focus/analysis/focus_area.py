@@ -1,0 +1,157 @@
+"""Focus area and coverage ratio: where the features of a network are strong ("See More for Scene", section 3).
+
+A heat map is the channel mean of the last feature map; the focus area is where it is above its mean over the image,
+and the coverage ratio is the share of the positions that this is. It takes no labels and no gradients.
+
+The ratio goes with the number of positions: a map of 2 x 2 knows five values. Compare networks at inputs whose last map
+is at least 4 x 4, and say how large it was.
+"""
+from typing import List, NamedTuple, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ['FocusArea', 'coverage_ratio', 'focus_area', 'last_map', 'threshold_map']
+
+Rule = Union[str, float]
+
+
+class FocusArea(NamedTuple):
+    """What a network looks at in images.
+
+    Attributes:
+        heat: Heat maps, float32 `[B, h, w]`.
+        area: Focus areas, bool `[B, h, w]`.
+        coverage: Coverage ratios, float32 `[B]`, 0 to 1.
+        convolutional: Whether the map is one of convolutions. The paper measures these; of transformers and the like
+            the ratio is another quantity.
+    """
+    heat: Tensor
+    area: Tensor
+    coverage: Tensor
+    convolutional: bool
+
+
+def focus_area(model: nn.Module, x: Tensor, rule: Rule = 'mean') -> FocusArea:
+    """Focus areas of images, by a model in evaluation mode.
+
+    Args:
+        model: Any timm model, or any whose last feature map is pooled over its positions, such as torchvision's
+            convolutional ones. Its mode is left as it was.
+        x: Normalised images `[B, C, H, W]`, on the model's device.
+        rule: See `threshold_map`.
+
+    Raises:
+        ValueError: The model has no map that is pooled, or the rule is none.
+    """
+    features, convolutional = last_map(model, x)
+    heat = features.float().mean(1)
+    area = threshold_map(heat, rule)
+    return FocusArea(heat, area, coverage_ratio(area), convolutional)
+
+
+@torch.inference_mode()
+def last_map(model: nn.Module, x: Tensor) -> Tuple[Tensor, bool]:
+    """The last feature map of a model, `[B, C, h, w]`, and whether it is one of convolutions.
+
+    Of a convolutional timm model that is what `forward_features` gives; of others their last intermediate feature
+    before its norm, since a LayerNorm takes the channel mean away; of other libraries' what the network pools last.
+
+    Args:
+        model: See `focus_area`; of a focus model its backbone is looked at.
+        x: Normalised images `[B, C, H, W]`.
+
+    Raises:
+        ValueError: The model has no map that is pooled.
+    """
+    model = model.backbone if hasattr(model, 'cam_head') else model
+    attends = any(word in type(m).__name__.lower() for m in model.modules() for word in ('attention', 'attn'))
+    was_training = model.training
+    model.eval()
+    try:
+        if not hasattr(model, 'forward_intermediates'):
+            return _pooled_map(model, x), not attends
+        if not attends:
+            features = model.forward_features(x)
+            if torch.is_tensor(features) and features.ndim == 4 and getattr(model, 'output_fmt', 'NCHW') == 'NCHW':
+                return features, True
+        return model.forward_intermediates(
+            x, indices=1, norm=False, stop_early=False, output_fmt='NCHW', intermediates_only=True)[-1], False
+    finally:
+        model.train(was_training)
+
+
+def threshold_map(heat: Tensor, rule: Rule = 'mean') -> Tensor:
+    """Where maps `[B, h, w]` are above a threshold of their own, bool `[B, h, w]`; nowhere if a map is flat.
+
+    Args:
+        heat: The maps.
+        rule: 'mean' as in the paper; 'otsu', the threshold between two groups of values with the least variance within
+            them; or a number, the percentile of the values that is not above.
+
+    Raises:
+        ValueError: Another rule.
+    """
+    values = heat.flatten(1).float()
+    if rule == 'mean':
+        threshold = values.mean(1)
+    elif rule == 'otsu':
+        threshold = _otsu(values)
+    elif isinstance(rule, (int, float)) and 0 <= rule <= 100:
+        threshold = values.quantile(rule / 100, dim=1)
+    else:
+        raise ValueError(f"There is no threshold {rule!r}: give 'mean', 'otsu', or a percentile from 0 to 100.")
+    return heat > threshold.view(-1, 1, 1)
+
+
+def _otsu(values: Tensor) -> Tensor:
+    """Otsu's threshold of each row `[B, N]`: of all cuts between neighbouring values, the one that parts them best."""
+    ordered = values.sort(1).values.double()
+    n = ordered.shape[1]
+    below = torch.arange(1, n, device=values.device, dtype=torch.float64)
+    sums = ordered.cumsum(1)
+    low = sums[:, :-1] / below
+    high = (sums[:, -1:] - sums[:, :-1]) / (n - below)
+    between = below * (n - below) * (high - low) ** 2
+    between = between.masked_fill(ordered[:, 1:] == ordered[:, :-1], -1)  # equal values are not parted
+    cut = between.argmax(1, keepdim=True) if n > 1 else torch.zeros_like(ordered[:, :1], dtype=torch.long)
+    return ordered.gather(1, cut).squeeze(1).to(values.dtype)
+
+
+def coverage_ratio(area: Tensor) -> Tensor:
+    """Share of the positions that are in the area, float32 `[B]` of bool `[B, h, w]`."""
+    return area.flatten(1).float().mean(1)
+
+
+class _PooledMap(TorchDispatchMode):
+    """Takes the map that a network pools over its positions: the last one."""
+
+    POOLS = (torch.ops.aten._adaptive_avg_pool2d.default, torch.ops.aten.adaptive_avg_pool2d.default)
+    MEANS = (torch.ops.aten.mean.dim,)
+
+    def __init__(self):
+        super().__init__()
+        self.found: List[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in self.POOLS:
+            self.found.append(args[0])
+        elif func in self.MEANS and args[0].ndim == 4:
+            dims = sorted(d % 4 for d in args[1])
+            if dims == [2, 3]:
+                self.found.append(args[0])
+            elif dims == [1, 2]:  # channels last
+                self.found.append(args[0].permute(0, 3, 1, 2))
+        return func(*args, **(kwargs or {}))
+
+
+def _pooled_map(model: nn.Module, x: Tensor) -> Tensor:
+    with _PooledMap() as pooled:
+        model(x)
+    maps = [found for found in pooled.found if found.shape[0] == x.shape[0]]
+    if not maps:
+        raise ValueError(
+            f'{type(model).__name__} pools no feature map over its positions, so it has no focus area: take a timm '
+            'model, or one with a global pool.')
+    return maps[-1]
