@@ -14,6 +14,8 @@ from timm.data import create_dataset, create_transform
 from torch.nn import functional as F
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # for the processes that tests start: waiting threads do not spin
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    torch.set_num_threads(1)  # two workers on two cores
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from conftest import ROOT
 
+import timm_focus
 import train_focus
+from timm_focus.commands.main import main as timm_focus_command
 from timm_focus.data.places365 import CATEGORIES, SIZES, VERSIONS
 from timm_focus.training import parse_args
 
@@ -49,7 +52,9 @@ def test_command_is_understood(command):
 NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version')
 
 
-@pytest.mark.parametrize('command', [c for c in TRAINING if not any(word in c for word in NEEDING_MORE)])
+@pytest.mark.parametrize('command', [
+    pytest.param(c, marks=pytest.mark.slow) if '--torchcompile' in c else c  # inductor takes minutes
+    for c in TRAINING if not any(word in c for word in NEEDING_MORE)])
 def test_command_trains(command, image_folder, tmp_path, monkeypatch):
     if '--torchcompile' in command and not shutil.which('g++'):
         pytest.skip('inductor needs a C++ compiler, and there is none')
@@ -109,6 +114,37 @@ def test_a_choice_among_versions(image_folder, tmp_path, monkeypatch, capsys):
     train_focus.main()
     err = capsys.readouterr().err
     assert re.search('Training images: Places365 challenge, large images.*train data_large_challenge', err), err
+
+
+def analysis_commands():
+    return [shlex.split(c)[1:] for c in commands() if c.startswith('timm-focus ')]
+
+
+def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
+    """The commands of that section, those that need no download; runs are a plain and a focus model's."""
+    monkeypatch.chdir(tmp_path)
+    for model, name in (('resnet18', 'plain'), ('focus_resnet18', 'scenes')):
+        monkeypatch.setattr(sys, 'argv', [
+            'train_focus.py', str(image_folder), '--model', model, '--experiment', name, *SMALL])
+        train_focus.main()
+    area, by_dataset, rf, models = analysis_commands()
+    capsys.readouterr()
+    timm_focus_command([str(image_folder) if a == 'DIR' else a for a in area] + ['-j', '0'])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == [
+        'resnet18@plain', 'focus_resnet18@scenes']
+    (tmp_path / 'OTHER').mkdir()
+    shutil.copy(image_folder / 'train/left/0.jpg', tmp_path / 'OTHER')
+    offline = [{'DIR': str(image_folder)}.get(a, a) for a in by_dataset if a != '--pretrained']
+    timm_focus_command([*offline, '-j', '0', '--output', 'apart', '--img-size', '64'])
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    timm_focus_command(rf)
+    fields = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert fields[:5] == ['527', '435', '899', '427', '2,071'] and len(fields) == 6
+    timm_focus_command([{'resnet*': 'resnet1[08]*'}.get(a, a) for a in models])
+    assert 'resnet18,11363757,' in capsys.readouterr().out
+    namespace = dict(timm_focus=timm_focus, model=timm.create_model('resnet18'), images=torch.randn(2, 3, 128, 128))
+    exec(next(b for b in blocks('python') if 'focus_area' in b), namespace)
+    assert namespace['field'].size == 435 and namespace['area'].coverage.shape == (2,)
 
 
 def test_a_data_set_for_ones_own_script(image_folder):

@@ -2,6 +2,7 @@
 
 Importing it registers `focus_<name>` for every timm model that classifies, and ShuffleNetV2, with timm.
 """
+from timm_focus.analysis import FocusArea, ReceptiveField, focus_area, receptive_field
 from timm_focus.method import CamHead, FocusLoss, FocusNet, FocusOutput, export_backbone
 from timm_focus.models import create_focus_net
 from timm_focus.training.task import FocusTask, create_task
@@ -9,6 +10,6 @@ from timm_focus.training.task import FocusTask, create_task
 __version__ = '0.1.0'
 
 __all__ = [
-    'CamHead', 'FocusLoss', 'FocusNet', 'FocusOutput', 'FocusTask', 'create_focus_net', 'create_task',
-    'export_backbone',
+    'CamHead', 'FocusArea', 'FocusLoss', 'FocusNet', 'FocusOutput', 'FocusTask', 'ReceptiveField', 'create_focus_net',
+    'create_task', 'export_backbone', 'focus_area', 'receptive_field',
 ]

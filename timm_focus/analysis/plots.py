@@ -1,6 +1,6 @@
 """Pictures of focus training."""
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Dict, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from timm_focus.method.erase import erase, resize_map
 
-__all__ = ['focus_sheet']
+__all__ = ['coverage_plot', 'focus_sheet']
 
 
 @torch.inference_mode()
@@ -64,3 +64,39 @@ def focus_sheet(
         if titles is not None:
             row[0].set_ylabel(titles[i], fontsize=9)
     figure.savefig(path, dpi=100)
+
+
+def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[str, Path]) -> None:
+    """Draw coverage ratios as the paper does (figures 1, 3 and 4): boxes side by side, those of one model together.
+
+    A box is from the 25th to the 75th percentile, its line the median, the triangle the mean; the whiskers end at the
+    last value within 1.5 box heights.
+
+    Args:
+        groups: Ratios, 0 to 1, by model and data set.
+        path: Where the PNG goes.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    models = list(dict.fromkeys(model for model, _ in groups))
+    datasets = list(dict.fromkeys(dataset for _, dataset in groups))
+    figure = Figure(figsize=(1.6 + 0.9 * len(groups), 3.6), layout='constrained')
+    axes = figure.subplots()
+    width = 0.7 / len(datasets)
+    for j, dataset in enumerate(datasets):
+        here = [(i, groups[model, dataset]) for i, model in enumerate(models) if (model, dataset) in groups]
+        boxes = axes.boxplot(
+            [values for _, values in here], positions=[i + (j - (len(datasets) - 1) / 2) * width for i, _ in here],
+            widths=0.85 * width, showmeans=True, showfliers=False, patch_artist=True,
+            medianprops=dict(color='black'),
+            meanprops=dict(marker='^', markerfacecolor='white', markeredgecolor='black'))
+        for box in boxes['boxes']:
+            box.set_facecolor(f'C{j}')
+    slanted = len(models) > 1 and max(map(len, models)) > 12
+    axes.set_xticks(range(len(models)), models, rotation=20 if slanted else 0, ha='right' if slanted else 'center')
+    axes.set_ylabel('coverage ratio')
+    axes.set_ylim(0, 1)
+    if len(datasets) > 1:
+        axes.legend(handles=[Patch(facecolor=f'C{j}', label=name) for j, name in enumerate(datasets)], fontsize=8)
+    figure.savefig(path, dpi=150)

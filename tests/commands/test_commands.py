@@ -1,0 +1,209 @@
+"""The timm-focus command, as it is typed."""
+import csv
+import json
+import math
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from conftest import TINY
+from timm_focus.commands.load import load_model
+from timm_focus.commands.main import main
+
+PAPER = {'shufflenetv2_x1_5': (2852749, 527), 'resnet18': (11363757, 435), 'resnet34': (21471917, 899),
+         'resnet50': (24255917, 427), 'densenet121': (7327981, 2071)}
+
+
+@pytest.fixture
+def command(capsys):
+    """`command('rf', 'resnet18')` is what it prints."""
+    def run(*argv):
+        capsys.readouterr()
+        main([str(a) for a in argv])
+        return capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def refusal(capsys):
+    """`refusal('rf', 'resnet81')` is the one line with which it refuses."""
+    def run(*argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        assert e.value.code == 2 and err.startswith('timm-focus') and err.count('\n') == 1, err
+        return err
+    return run
+
+
+@pytest.fixture
+def run_folder(train):
+    """A run of the script, whose best weights are a model's."""
+    return train('--img-size 64 --crop-pct 0.9').folder
+
+
+def read(path):
+    with open(path, newline='') as f:
+        return list(csv.DictReader(f))
+
+
+# models and receptive fields
+
+def test_the_papers_models(command):
+    rows = json.loads(command('models', 'resnet[135][048]', '--format', 'json', '--img-size', '224'))
+    rows += json.loads(command('models', 'shufflenetv2_x1_5', '--format', 'json'))
+    rows += json.loads(command('models', 'densenet121', '--format', 'json'))
+    assert {r['model']: (r['parameters'], r['receptive_field']) for r in rows} == PAPER
+    by_name = {r['model']: r for r in rows}
+    assert [by_name[n]['feature'] for n in ('resnet18', 'resnet50', 'densenet121')] == [
+        'layer3', 'layer3', 'features.denseblock3']
+    for name, channels in (('shufflenetv2_x1_5', 352), ('resnet34', 256), ('resnet50', 1024), ('densenet121', 1024)):
+        assert (by_name[name]['channels'], by_name[name]['height'], by_name[name]['width']) == (channels, 14, 14)
+    assert by_name['resnet18']['multiply_adds'] == 1814073344 - 512 * 1000 + 512 * 365
+
+
+def test_tables(command):
+    table = command('rf', 'resnet18', 'seresnet18', 'torchvision:resnet34')
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0][:2] == ['model', 'receptive_field']
+    assert lines[1][:2] == ['resnet18', '435'] and lines[3][:2] == ['torchvision:resnet34', '899']
+    assert lines[2][1] == 'inf' and 'se' in lines[2][-1]
+    rows = list(csv.DictReader(command('rf', 'seresnet18', '--through-global', '--format', 'csv').splitlines()))
+    assert rows[0]['receptive_field'] == '435' and rows[0]['through'] == ''
+    assert json.loads(command('rf', 'resnet18', '--feature', 'layer3', '--format', 'json'))[0]['receptive_field'] == 211
+    assert json.loads(command('rf', 'resnet18', '--feature', '2', '--format', 'json'))[0]['receptive_field'] == 99
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['rf', 'resnet81'], r'knows no model resnet81. Did you mean resnet\d+'),
+    (['rf', 'torchvision:resnet81'], r'torchvision knows no model resnet81. Did you mean resnet\d+'),
+    (['rf', 'resnet18', '--feature', 'layer33'], "layer33.*layer3"),
+    (['models', 'nonsense*'], 'No model is called nonsense'),
+    (['models', 'resnet18', '--format', 'xml'], 'invalid choice'),
+    (['nonsense'], 'invalid choice'),
+    (['area', 'nowhere', '--model', TINY], 'There is no folder nowhere'),
+    (['area', 'nowhere'], 'No model is named'),
+    (['area', 'nowhere', '--model', TINY, '--threshold', 'median'], "There is no threshold 'median'"),
+    (['area', 'nowhere', '--model', TINY, '--checkpoint', 'nowhere.pth'], 'There is no checkpoint nowhere.pth'),
+    (['area', 'nowhere', '--model', TINY, '--model', TINY], 'named twice'),
+    (['area', 'nowhere', '--model', TINY, '--checkpoint', 'a', '--checkpoint', 'b'], '1 --model and 2 --checkpoint'),
+])
+def test_a_mistake_is_one_line(refusal, argv, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(words, refusal(*argv))
+    assert not list(tmp_path.iterdir()), 'nothing is written'
+
+
+# loading
+
+def test_a_run_is_loaded_as_it_was_evaluated(run_folder, image_folder):
+    loaded = load_model(checkpoint=str(run_folder))
+    assert loaded.name == f'focus_{TINY}@run' and loaded.label_names == ['left', 'right']
+    assert loaded.data_config['input_size'] == (3, 64, 64) and loaded.data_config['crop_pct'] == 0.9
+    state = torch.load(run_folder / 'model_best.pth.tar', weights_only=False)['state_dict']
+    assert all(torch.equal(v, state[k]) for k, v in loaded.model.state_dict().items())
+    assert not loaded.model.training and type(loaded.model) is type(timm.create_model(TINY))
+
+
+def test_weights_of_another_architecture_are_told(run_folder, refusal, tmp_path):
+    path = run_folder / 'model_best.pth.tar'
+    line = refusal('area', 'x', '--model', 'resnet18', '--checkpoint', path)
+    assert re.search(r'of another architecture: of \d+ tensors \d+ are missing, such as .*; \d+ are unknown', line)
+    line = refusal('area', 'x', '--model', 'resnet14t', '--checkpoint', path)
+    assert 'are missing' in line
+    state = timm.create_model(TINY).state_dict()
+    torch.save({**state, 'fc.bias': state['fc.bias'][:1]}, tmp_path / 'w.pth')
+    assert re.search(r'1 have other shapes, such as fc.bias \(1,\) for \(1000,\)',
+                     refusal('area', 'x', '--model', TINY, '--checkpoint', tmp_path / 'w.pth'))
+    (tmp_path / 'broken.pth').write_bytes(b'nothing')
+    assert 'cannot be read' in refusal('area', 'x', '--model', TINY, '--checkpoint', tmp_path / 'broken.pth')
+    assert 'does not say which model' in refusal('area', 'x', '--checkpoint', tmp_path / 'w.pth')
+    assert 'has neither model_best.pth.tar nor' in refusal('area', 'x', '--model', TINY, '--checkpoint', tmp_path)
+
+
+# focus area
+
+def test_area_is_measured_image_by_image(command, run_folder, image_folder, tmp_path):
+    out = tmp_path / 'area'
+    text = command('area', image_folder, '--checkpoint', run_folder, '--img-size', '128', '-b', '4', '-j', '0',
+                   '--output', out)
+    rows = read(out / 'area.csv')
+    assert len(rows) == 10 and {r['dataset'] for r in rows} == {'data'}, 'the validation images'
+    loaded = load_model(checkpoint=str(run_folder), img_size=128)
+    transform = create_transform(**loaded.data_config, is_training=False)
+    for row in rows:
+        image = Image.open(image_folder / 'val' / row['image']).convert('RGB')
+        with torch.no_grad():
+            heat = loaded.model.forward_features(transform(image)[None])[0].mean(0)
+        assert float(row['coverage']) == pytest.approx((heat > heat.mean()).double().mean().item(), abs=1e-6)
+        assert (row['map_height'], row['map_width']) == ('4', '4')
+    values = [float(r['coverage']) for r in rows]
+    summary, = json.loads((out / 'area.json').read_text())
+    assert summary['n'] == 10 and summary['mean'] == pytest.approx(np.mean(values))
+    assert [summary[q] for q in ('q25', 'median', 'q75')] == pytest.approx(np.percentile(values, (25, 50, 75)).tolist())
+    assert summary['map_size'] == [4, 4] and summary['convolutional'] and f'mean {np.mean(values):.4f}' in text
+    assert Image.open(out / 'area.png').size[0] > 100
+
+
+def test_a_broken_measurement_goes_on(command, image_folder, tmp_path):
+    out = tmp_path / 'area'
+    argv = ('area', image_folder, '--model', 'torchvision:shufflenet_v2_x0_5', '--img-size', '64', '-j', '0',
+            '--output', out)
+    torch.manual_seed(0)
+    command(*argv)
+    whole = (out / 'area.csv').read_text()
+    (out / 'area.csv').write_text(whole[:len(whole) // 2])  # in the middle of a line
+    torch.manual_seed(0)  # the weights are random
+    command(*argv)
+    assert (out / 'area.csv').read_text() == whole
+    command(*argv)
+    assert (out / 'area.csv').read_text() == whole, 'nothing is measured twice'
+
+
+def test_folders_are_pooled_or_told_apart(command, image_folder, tmp_path):
+    flat = tmp_path / 'flat'
+    flat.mkdir()
+    for i, file in enumerate(sorted(image_folder.glob('train/left/*.jpg'))[:3]):
+        shutil.copy(file, flat / f'{i}.jpg')
+    Image.open(flat / '0.jpg').convert('L').save(flat / 'grey.png')
+    Image.open(flat / '0.jpg').convert('CMYK').save(flat / 'cmyk.jpg')
+    Image.new('RGB', (1, 1)).save(flat / 'pixel.png')
+    (flat / 'broken.jpg').write_bytes(b'no image')
+    argv = ('area', image_folder, flat, '--model', TINY, '--model', 'vit_tiny_patch16_224', '--img-size', '64',
+            '-j', '0', '--output', tmp_path / 'area')
+    text = command(*argv)
+    pooled = json.loads((tmp_path / 'area/area.json').read_text())
+    assert [(r['dataset'], r['n']) for r in pooled] == [('data + flat', 16)] * 2
+    assert [r['convolutional'] for r in pooled] == [True, False] and text.count('another quantity') == 1
+    before = (tmp_path / 'area/area.csv').read_text()
+    command(*argv, '--by-dataset')
+    apart = json.loads((tmp_path / 'area/area.json').read_text())
+    assert [(r['model'], r['dataset'], r['n']) for r in apart] == [
+        (m, d, n) for m in (TINY, 'vit_tiny_patch16_224') for d, n in (('data', 10), ('flat', 6))]
+    assert (tmp_path / 'area/area.csv').read_text() == before
+    assert apart[0]['mean'] * 10 + apart[1]['mean'] * 6 == pytest.approx(pooled[0]['mean'] * 16)
+
+
+def test_other_settings_do_not_mix(command, refusal, image_folder, tmp_path):
+    argv = ('area', image_folder, '--model', TINY, '--img-size', '64', '-j', '0', '--output', tmp_path / 'area')
+    command(*argv)
+    assert 'holds a measurement with other settings' in refusal(*argv, '--threshold', 'otsu')
+    (tmp_path / 'empty').mkdir()
+    assert 'There are no images in' in refusal('area', tmp_path / 'empty', '--model', TINY)
+
+
+def test_the_command_is_installed(launch):
+    import shutil as s
+    path = s.which('timm-focus', path=str(sys.executable).rsplit('/', 1)[0])
+    assert path, 'pip install puts it beside python'
+    done = launch('-m', 'timm_focus.commands.main', 'rf', 'resnet18')
+    assert done.returncode == 0 and '435' in done.stdout and not done.stderr
+    assert math.isfinite(len(done.stdout))

@@ -1,0 +1,1 @@
+"""The `timm-focus` command, a file a subcommand."""

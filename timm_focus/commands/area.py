@@ -1,0 +1,158 @@
+"""`timm-focus area`: coverage ratios of images, and the box plot of the paper's figures 1, 3 and 4."""
+import argparse
+import csv
+import json
+import os
+from typing import Any, Dict, List
+
+from .load import Loaded, add_model_arguments, load_models, open_images
+
+__all__ = ['add_parser']
+
+COLUMNS = ('model', 'dataset', 'image', 'coverage', 'map_height', 'map_width')
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        'area', help='coverage ratio of the focus area over images, with a box plot',
+        description='Measure the coverage ratio of the focus area of each image ("See More for Scene", section 3): a '
+                    'CSV of every image, a JSON of means and quartiles, a box plot. It goes on where it was stopped.')
+    parser.add_argument('data', nargs='+', metavar='DATA', help='folders of images; of those with splits, validation')
+    add_model_arguments(parser)
+    parser.add_argument('--by-dataset', action='store_true', help='tell the folders apart (default: they are one set, '
+                        'as in the paper)')
+    parser.add_argument('--threshold', type=_rule, default='mean', metavar='RULE', help="mean (default, the paper's), "
+                        'otsu, or a percentile from 0 to 100')
+    parser.add_argument('--output', default='focus_area', metavar='DIR', help='where to write (default: focus_area)')
+    parser.set_defaults(run=run)
+
+
+def _rule(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, image by image, and sum up."""
+    import torch
+
+    from timm_focus.analysis import coverage_plot, threshold_map
+    from timm_focus.training.files import write_whole
+
+    threshold_map(torch.zeros(1, 1, 1), args.threshold)  # a rule that is none is told now
+    models = load_models(args)
+    names = {os.path.basename(os.path.abspath(path)): path for path in args.data}
+    if len(names) < len(args.data):
+        raise ValueError('Two of the folders have the same name, by which results go: give links of other names.')
+    datasets = {name: open_images(path) for name, path in names.items()}
+    os.makedirs(args.output, exist_ok=True)
+    places = {name: os.path.abspath(path) for name, path in names.items()}
+    settings = {'threshold': args.threshold, 'img_size': args.img_size, 'data': places}
+    _check_settings(os.path.join(args.output, 'settings.json'), settings)
+    path = os.path.join(args.output, 'area.csv')
+    done = _read(path)
+    convolutional = {}
+    for loaded in models:
+        for name, dataset in datasets.items():
+            seen = {row['image'] for row in done if (row['model'], row['dataset']) == (loaded.name, name)}
+            convolutional[loaded.name] = _measure(loaded, name, dataset, seen, path, args)
+    pools = {name: [name] for name in names} if args.by_dataset else {' + '.join(names): list(names)}
+    rows = _read(path)
+    groups = {
+        (loaded.name, pool): [r for r in rows if r['model'] == loaded.name and r['dataset'] in members]
+        for loaded in models for pool, members in pools.items()}
+    summary = [_summarise(model, pool, found, convolutional[model], args) for (model, pool), found in groups.items()]
+    write_whole(os.path.join(args.output, 'area.json'), json.dumps(summary, indent=2) + '\n')
+    coverage_plot(
+        {group: [float(r['coverage']) for r in found] for group, found in groups.items()},
+        os.path.join(args.output, 'area.png'))
+    for one in summary:
+        size = ' x '.join(map(str, one['map_size']))
+        note = '' if one['convolutional'] else "  (not of convolutions: another quantity than the paper's)"
+        print(f'{one["model"]}  {one["dataset"]}  n {one["n"]}  mean {one["mean"]:.4f}  median {one["median"]:.4f}  '
+              f'quartiles {one["q25"]:.4f} {one["q75"]:.4f}  map {size}{note}')
+    print(f'{path}, area.json and area.png beside it')
+
+
+def _check_settings(path: str, settings: Dict[str, Any]) -> None:
+    """A folder holds one measurement: what is there goes on only with the same settings."""
+    from timm_focus.training.files import write_whole
+
+    if os.path.exists(path):
+        with open(path) as f:
+            before = json.load(f)
+        shared = {k: v for k, v in before['data'].items() if settings['data'].get(k, v) != v}
+        if {**before, 'data': None} != {**settings, 'data': None} or shared:
+            raise ValueError(f'{os.path.dirname(path)} holds a measurement with other settings ({path}): give another '
+                             '--output, or remove it.')
+        settings = {**settings, 'data': {**before['data'], **settings['data']}}
+    write_whole(path, json.dumps(settings, indent=2) + '\n')
+
+
+def _read(path: str) -> List[Dict[str, str]]:
+    """Whole lines of the CSV; a last one that was cut off is taken away."""
+    if not os.path.exists(path):
+        return []
+    with open(path, 'rb+') as f:
+        data = f.read()
+        if not data.endswith(b'\n'):
+            f.truncate(data.rfind(b'\n') + 1)
+    with open(path, newline='') as f:
+        return list(csv.DictReader(f))
+
+
+def _measure(loaded: Loaded, name: str, dataset: Any, done: set, path: str, args: argparse.Namespace) -> bool:
+    """Write a line for every image that has none; says whether the map is one of convolutions."""
+    import torch
+    from timm.data import create_transform
+    from torch.utils.data import DataLoader, Subset
+    from tqdm import tqdm
+
+    from timm_focus.analysis import focus_area, last_map
+
+    config = loaded.data_config
+    dataset.transform = create_transform(**config, is_training=False)
+    device = next(loaded.model.parameters()).device
+    probe = torch.zeros(1, *config['input_size'], device=device)
+    convolutional = last_map(loaded.model, probe)[1]
+    left = [i for i in range(len(dataset)) if dataset.filename(i) not in done] if done else range(len(dataset))
+    loader = DataLoader(Subset(dataset, left), batch_size=args.batch_size, num_workers=args.workers)
+    is_new = not os.path.exists(path) or not os.path.getsize(path)
+    at = 0
+    with open(path, 'a', newline='') as f, tqdm(
+            total=len(dataset), initial=len(dataset) - len(left), desc=f'{loaded.name} {name}', unit='image',
+            disable=None) as bar:
+        writer = csv.writer(f, lineterminator='\n')
+        if is_new:
+            writer.writerow(COLUMNS)
+        for x, _ in loader:
+            found = focus_area(loaded.model, x.to(device), args.threshold)
+            indices = left[at:at + len(x)]
+            at += len(x)
+            for i, coverage in zip(indices, found.coverage.tolist()):
+                if not dataset.bad[i]:  # an image that cannot be read has no ratio; the next took its place
+                    writer.writerow((loaded.name, name, dataset.filename(i), f'{coverage:.6f}', *found.heat.shape[1:]))
+            f.flush()
+            bar.update(len(x))
+    return convolutional
+
+
+def _summarise(
+        model: str,
+        dataset: str,
+        rows: List[Dict[str, str]],
+        convolutional: bool,
+        args: argparse.Namespace,
+) -> Dict[str, Any]:
+    import numpy as np
+
+    if not rows:
+        raise ValueError(f'None of the images in {dataset} can be read.')
+    values = np.array([float(row['coverage']) for row in rows])
+    q25, median, q75 = np.percentile(values, (25, 50, 75)).tolist()
+    return dict(
+        model=model, dataset=dataset, n=len(values), mean=values.mean().item(), median=median, q25=q25, q75=q75,
+        map_size=[int(rows[0]['map_height']), int(rows[0]['map_width'])], convolutional=convolutional,
+        threshold=args.threshold)

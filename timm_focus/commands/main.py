@@ -1,0 +1,44 @@
+"""`timm-focus`: what networks look at, from the command line."""
+import argparse
+import logging
+import sys
+from typing import Optional, Sequence
+
+from . import area, models, rf
+
+__all__ = ['main']
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line, not with its whole usage."""
+
+    def error(self, message: str):
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `timm-focus`."""
+    parser = _Parser(prog='timm-focus', description='See what a network looks at, and what it costs.')
+    commands = parser.add_subparsers(title='commands', dest='command', required=True, parser_class=_Parser)
+    for module in (area, models, rf):
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run a subcommand; a mistake ends it with one line and exit code 2."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    for name in ('matplotlib', 'timm'):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as e:
+        print(f'timm-focus {args.command}: error: {" ".join(str(e).split())}', file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.exit(0)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,51 @@
+"""`timm-focus rf`: receptive fields."""
+import argparse
+import math
+from typing import Any
+
+from .table import add_format, write_table
+
+__all__ = ['add_parser', 'receptive_field_columns']
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        'rf', help='receptive field of models', description='Print the receptive field of models, in input pixels.')
+    parser.add_argument('models', nargs='+', metavar='MODEL', help='timm names, or torchvision:NAME')
+    parser.add_argument('--feature', metavar='NAME', help="a submodule, or an index into timm's feature_info (default: "
+                        'the last before the global pool)')
+    parser.add_argument('--through-global', action='store_true', help='leave global operations out, such as '
+                        'squeeze-and-excite and attention, instead of calling the field infinite')
+    parser.add_argument('--img-size', type=int, metavar='N', help='height and width of the image to trace on')
+    add_format(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a line for each model."""
+    from .load import load_model
+
+    feature = int(args.feature) if args.feature and args.feature.isdigit() else args.feature
+    rows = []
+    for name in args.models:
+        loaded = load_model(name)
+        size = (loaded.data_config['input_size'][0], args.img_size, args.img_size) if args.img_size else None
+        rows.append({'model': name, **receptive_field_columns(loaded.model, feature, args.through_global, size)})
+    write_table(rows, args)
+
+
+def receptive_field_columns(model: Any, feature: Any = None, through_global: bool = False, size: Any = None) -> dict:
+    """Size, stride and start of a receptive field, with the global operation that makes it infinite."""
+    from timm_focus.analysis import receptive_field
+
+    field = receptive_field(model, feature, through_global=through_global, input_size=size)
+    return dict(
+        receptive_field=_number(field.size), stride=_number(field.stride), start=_number(field.start),
+        through=field.through if not through_global else None)
+
+
+def _number(value: Any) -> Any:
+    """A number as a table has it; a pair is of rows and columns."""
+    if isinstance(value, tuple):
+        return ' x '.join(str(_number(v)) for v in value)
+    return value if math.isfinite(value) else str(value)
