@@ -17,8 +17,8 @@ about 7168 numbers.
 Some operations are global: what they see grows with the image, as a mean over all positions does (the pool of a
 squeeze-and-excite gate), or depends on the place or the data, as in attention. They are left out of the boxes: a gate
 then adds nothing, and attention leaves each query its own box. Beside its box each element carries the number of the
-first global operation that it depends on. So one run tells the size without them, and whether, and through which module,
-the receptive field is infinite.
+first global operation that it depends on. So one run tells the size without them, and whether, and through which
+module, the receptive field is infinite.
 """
 import copy
 import difflib
@@ -37,11 +37,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ['ReceptiveField', 'receptive_field']
 
-GROWTH = (1, 4, 16, 64)  # sides of the image in those that a model is made for, until the border is away from the middle
+GROWTH = (1, 4, 16, 64)  # sides of the image in those a model is made for, until the border is away from the middle
 ENOUGH = 33  # positions away from the border that show a sliding window if there is one
 
-# What the elements of a tensor see: the four edges of their boxes, and the number of the first global operation, each of
-# the tensor's shape. Infinite where no pixel is seen, and where no global operation was used.
+# What the elements of a tensor see: the four edges of their boxes, and the number of the first global operation, each
+# of the tensor's shape. Infinite where no pixel is seen, and where no global operation was used.
 Seen = List[Tensor]
 Number = Union[int, float]
 
@@ -74,19 +74,19 @@ def receptive_field(
 ) -> ReceptiveField:
     """Receptive field of a feature of any model, by default of the last before the global pool or the classifier.
 
-    What counts is what can matter, whatever the weights: the support of the gradient of one position with respect to the
-    image, were the network linear and all its weights positive (Table 2 of "See More for Scene").
+    What counts is what can matter, whatever the weights: the support of the gradient of one position with respect to
+    the image, were the network linear and all its weights positive (Table 2 of "See More for Scene").
 
-    It is infinite through global operations: means over all positions that come back to the feature (squeeze-and-excite),
-    norms over positions (GroupNorm), layers that mix all positions, and attention of every kind, also in windows, whose
-    reach is no sliding window.
+    It is infinite through global operations: means over all positions that come back to the feature
+    (squeeze-and-excite), norms over positions (GroupNorm), layers that mix all positions, and attention of every kind,
+    also in windows, whose reach is no sliding window.
 
     Args:
         model: The model, of any library. A copy that shares its parameters is traced in evaluation mode.
         feature: Name of a submodule, whose output (of its first call) is meant, or an index into timm's `feature_info`.
         through_global: Leave the global operations out, and tell the size without them.
-        input_size: Channels, height and width of the image to trace the model on. By default what the model is made for,
-            and multiples of it if the model takes them and the border is not away from the middle.
+        input_size: Channels, height and width of the image to trace the model on. By default what the model is made
+            for, and multiples of it if the model takes them and the border is not away from the middle.
 
     Raises:
         ValueError: There is no such feature, or it does not see the image through a sliding window; the model cannot be
@@ -121,8 +121,8 @@ def receptive_field(
     if lawless:
         raise ValueError(f'The positions of {what} are not those of a sliding window: name another feature.')
     raise ValueError(
-        f'An image of {tried[-1][1]} x {tried[-1][2]} pixels is too small to tell the receptive field of {what}: give a larger '
-        'input_size, or make the model for larger images (img_size).')
+        f'An image of {tried[-1][1]} x {tried[-1][2]} pixels is too small to tell the receptive field of {what}: '
+        'give a larger input_size, or make the model for larger images (img_size).')
 
 
 # ---- the model, its feature, its images ----
@@ -300,7 +300,7 @@ def _law(first: Tensor, last: Tensor) -> Optional[Tuple[Number, Number, Number]]
     return None
 
 
-# ---- edges of boxes: tensors that are expanded (stride 0) along the dimensions in which they are known to be constant ----
+# ---- edges of boxes: tensors expanded (stride 0) along the dimensions in which they are known to be constant ----
 
 def _thin(edge: Tensor) -> Tensor:
     """Size 1 along the dimensions that are expanded."""
@@ -477,7 +477,8 @@ class _Run:
         rank = seen[0].dim()
         dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
         mixed = [_over(edge, dims) for edge in seen]
-        if not any(_all_reach(mixed[i:i + 2], seen[i:i + 2]) > _all_reach(seen[i:i + 2], seen[i:i + 2]) for i in (0, 2)):
+        edges = [(mixed[i:i + 2], seen[i:i + 2]) for i in (0, 2)]
+        if not any(_all_reach(after, before) > _all_reach(before, before) for after, before in edges):
             return mixed
         through = _at_most(mixed[4], self.new_global())
         return [*_blind(through.shape)[:4], through]
@@ -707,8 +708,9 @@ def _tables(result: Tensor, kernels: Sequence[int], *settings: Sequence[int]) ->
 
 def _windows(a: Dict[str, Any], size: Sequence[int]) -> List[int]:
     """How many windows of a kernel fit into a map, by height and width."""
-    return [(n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for n, kernel, dilation, padding, stride in zip(
-        size, a['kernel_size'], a['dilation'], a['padding'], a['stride'])]
+    return [
+        (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for n, kernel, dilation, padding, stride in zip(
+            size, a['kernel_size'], a['dilation'], a['padding'], a['stride'])]
 
 
 @_rule('im2col')
@@ -718,7 +720,8 @@ def _unfold(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
     rows, columns = (_taps(n, *setting) for n, *setting in zip(
         shape[2:], a['kernel_size'], a['stride'], a['padding'], a['dilation']))
     return [_reshape(_join([
-        _slide(edge, shape, {2: rows[:, i:i + 1], 3: columns[:, j:j + 1]}).unsqueeze(2) for i in range(h) for j in range(w)
+        _slide(edge, shape, {2: rows[:, i:i + 1], 3: columns[:, j:j + 1]}).unsqueeze(2)
+        for i in range(h) for j in range(w)
     ], 2), result.shape) for edge in _seen(a['self'])]
 
 
@@ -791,7 +794,7 @@ def _normalize(run: _Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
 
 @_rule('mm', 'bmm', 'addmm', 'baddbmm')
 def _matmul(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """A layer with weights mixes what it sums over. The product of two that see the image is attention, which is global.
+    """A layer with weights mixes what it sums over. The product of two that see the image is attention, so global.
 
     Without global operations such a product sees what its queries see: the factor whose boxes the sum widens less.
     """
