@@ -159,6 +159,8 @@ def main():
         for epoch in range(start.epoch, stop_epoch):
             progress = start if epoch == start.epoch else Progress(epoch, 0, epoch * updates_per_epoch)
             set_epoch(loader_train, epoch, progress.batch)
+            if args.method == 'focus':
+                task.set_erasing(epoch >= args.focus_start)
             if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
                 for mixer in (loader_train, mixup_fn):
                     if mixer is not None:

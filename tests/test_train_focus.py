@@ -139,6 +139,20 @@ def test_every_method_trains_resumes_and_exports(train, image_folder, seen_weigh
     assert evaluate(plain, image_folder)[1] == again.column('eval_top1')[-1]
 
 
+def test_erasing_may_start_later(train):
+    whole = train('--epochs 3 --focus-start 1', 'whole')
+    side = train('--epochs 3 --focus-alpha 0 --focus-beta 0', 'side')
+    for term in ('main_loss', 'side_loss', 'loss'):
+        assert whole.column(f'train_{term}')[0] == side.column(f'train_{term}')[0]
+        assert whole.column(f'train_{term}')[1] != side.column(f'train_{term}')[1]
+    for term in ('erased_loss', 'consistency_loss', 'erased_fraction'):
+        assert [value > 0 for value in whole.column(f'train_{term}')] == [False, True, True]
+    for stop in (1, 2):
+        train(f'--epochs 3 --focus-start 1 --stop-epoch {stop}', f'stopped-{stop}')
+        again = train('--epochs 3 --focus-start 1 --resume auto', f'stopped-{stop}')
+        assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
+
+
 def test_the_columns_of_a_method_are_its_own_terms(train):
     side = train('--focus-alpha 0 --focus-beta 0', 'side').rows[0]
     assert 'train_erased_fraction' not in side
@@ -178,7 +192,7 @@ def test_an_option_has_its_effect(train, base, more, model):
 
 
 @pytest.mark.parametrize('more', [
-    '', '--workers 2', '--log-interval 1 --recovery-interval 1', '-vb 3 --save-epochs 1'])
+    '', '--workers 2', '--log-interval 1 --recovery-interval 1', '-vb 3 --save-epochs 1', '--focus-recompute'])
 def test_what_does_not_concern_the_training_leaves_it_alone(train, base, more):
     """And the same settings give the same weights, bit for bit."""
     weights = train(more).weights()
@@ -549,6 +563,9 @@ def test_a_class_without_validation_images_shifts_none(train, image_folder):
     (f'focus_{TINY}', '--aug-repeats 3', 'torchrun'),
     (f'focus_{TINY}', '--model-kwargs no_such=1', 'cannot be made.*no_such'),
     (f'focus_{TINY}', '--focus-bn clean --grad-checkpointing', 'focus_bn'),
+    (f'focus_{TINY}', '--focus-recompute --grad-checkpointing', 'focus_recompute'),
+    (f'focus_{TINY}', '--focus-start 1', '--focus-start is 1, but --epochs is 1'),
+    (f'focus_{TINY}', '--focus-start -1', '--focus-start is -1: give 0 or more'),
     (f'focus_{TINY}', '--initial-checkpoint nowhere.pth', 'nowhere.pth'),
     (f'focus_{TINY}', '--amp --amp-dtype float16', 'float16 needs a GPU'),
     (f'focus_{TINY}', '--device nonsense', '--device is nonsense'),

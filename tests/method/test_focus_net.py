@@ -423,10 +423,10 @@ def test_loads_its_own_state_dict_silently_and_refuses_others(caplog):
 
 def test_settings_are_recorded_so_that_the_model_rebuilds():
     model = make(focus_stage='layer2', focus_threshold=0.5, focus_width=7, focus_interpolation='nearest',
-                 focus_bn='clean', focus_map='mean', focus_fraction=0.5)
+                 focus_bn='clean', focus_map='mean', focus_fraction=0.5, focus_recompute=True)
     assert model.focus_args == dict(
         focus_stage=2, focus_threshold=0.5, focus_width=7, focus_interpolation='nearest', focus_bn='clean',
-        focus_map='mean', focus_fraction=0.5)
+        focus_map='mean', focus_fraction=0.5, focus_recompute=True)
     again = timm.create_model('focus_resnet10t', **get_model_args(model))
     again.load_state_dict(model.state_dict())
     assert again.focus_args == model.focus_args

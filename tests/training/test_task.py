@@ -43,14 +43,14 @@ def process_group(tmp_path):
     dist.destroy_process_group()
 
 
-def make_model(name=SHUFFLENET, seed=0, prefix='focus_'):
+def make_model(name=SHUFFLENET, seed=0, prefix='focus_', **focus):
     """The same backbone for the same seed, with or without heads."""
     torch.manual_seed(seed)
-    return timm.create_model(prefix + name, num_classes=CLASSES, **SMALL.get(name, {}))
+    return timm.create_model(prefix + name, num_classes=CLASSES, **SMALL.get(name, {}), **focus)
 
 
-def make_task(name=SHUFFLENET, seed=0, double=False, **weights):
-    model = make_model(name, seed).train()
+def make_task(name=SHUFFLENET, seed=0, double=False, recompute=False, **weights):
+    model = make_model(name, seed, focus_recompute=recompute).train()
     return FocusTask(model.double() if double else model, FocusLoss(**weights))
 
 
@@ -365,6 +365,23 @@ def test_clipping_spares_the_classifiers(name, classifiers, how, process_group):
     assert clipped == [n for n in names.values() if n not in spared]
 
 
+# the second pass, from when on
+
+@pytest.mark.parametrize('row', ['all', 'attention mining', 'side'])
+def test_without_erasing_a_step_is_that_of_the_side_row(row):
+    task, side = make_task(**ROWS[row]), make_task(**ROWS['side'])
+    task.set_erasing(False)
+    data = batch()
+    result, expected = (update(t, optimizer_of(t), data) for t in (task, side))
+    for key in TERMS:
+        assert torch.equal(result[key], expected[key]), key
+    assert ('erased_fraction' in result) == (row != 'side')  # a column of the run, 0 as long as nothing is erased
+    assert not result.get('erased_fraction', 0)
+    assert_same_state(parameters_of(task), parameters_of(side))
+    task.set_erasing(True)
+    assert (task(*data).get('erased_fraction', 0) > 0) == (row != 'side')
+
+
 # compiled
 
 @pytest.mark.parametrize('row, backend', [('all', 'aot_eager'), ('attention mining', 'eager')])
@@ -506,6 +523,20 @@ def worker(rank, folder):
             found[row] = dict(error=str(e))
     for case in EQUAL:
         found[case] = train_equal(case, rank)
+    for recompute in (False, True):
+        task = make_task(recompute=recompute).prepare_distributed(device_ids=None)
+        optimizer = optimizer_of(task)
+        for step in range(2):
+            update(task, optimizer, batch(seed=2 * step + rank))
+        found['recomputed' if recompute else 'ordinary'] = unwrap_model(task.trainable_module).state_dict()
+    task = make_task(seed=rank).prepare_distributed(device_ids=None)
+    optimizer = optimizer_of(task)
+    found['started'] = {}
+    for step, erasing in enumerate((False, True, False)):
+        task.set_erasing(erasing)
+        before = parameters_of(task)
+        update(task, optimizer, batch(seed=2 * step + rank), batch(seed=20 + 2 * step + rank))
+        found['started'][step] = before, parameters_of(task)
     found['accumulated'] = train_equal(ACCUMULATED, rank, accumulate=2)
 
     task = make_task().prepare_distributed(device_ids=None)
@@ -539,6 +570,19 @@ def test_two_processes_train_every_row_alike(row, two_processes):
     expected = {
         'baseline': {'backbone'}, 'side': {'backbone', 'cam_head'}, 'attention mining': {'backbone', 'cam_head'}}
     assert moved == expected.get(row, {'backbone', 'cam_head', 'erased_head'})
+
+
+def test_two_processes_recompute_alike(two_processes):
+    for found in two_processes:
+        assert_same_state(found['ordinary'], found['recomputed'])
+
+
+def test_two_processes_begin_and_end_to_erase(two_processes):
+    for step, erasing in enumerate((False, True, False)):
+        (before, end), (_, other) = (found['started'][step] for found in two_processes)
+        assert_same_state(end, other)
+        moved = {k.split('.')[0] for k, v in end.items() if not torch.equal(v, before[k])}
+        assert moved == {'backbone', 'cam_head'} | ({'erased_head'} if erasing else set())
 
 
 @pytest.mark.parametrize('case', EQUAL)

@@ -24,6 +24,7 @@ from timm.models import get_model_args
 from timm.optim import auto_group_layers
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .cam import class_activation_map, class_weights, mean_activation_map, normalize_map
 from .erase import erase, erased_share, keep_mask, keep_mask_like, resize_map
@@ -131,6 +132,25 @@ def _clean_statistics(module: nn.Module) -> Iterator[None]:
             m.track_running_stats = True
 
 
+@contextlib.contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, running statistics stay bit for bit what they are, and autograd saves the same tensors as outside."""
+    # momentum 0 and not _clean_statistics, under which a layer saves other tensors, which a recomputation must not
+    tracking = [m for m in module.modules() if getattr(m, 'running_var', None) is not None]
+    before = [(m, m.momentum, m._buffers.get('num_batches_tracked')) for m in tracking]
+    for m, _, counter in before:
+        m.momentum = 0.
+        if counter is not None:
+            m.num_batches_tracked = None
+    try:
+        yield
+    finally:  # a recomputation ends by an exception once it has what it needs
+        for m, momentum, counter in before:
+            m.momentum = momentum
+            if counter is not None:
+                m.num_batches_tracked = counter
+
+
 def _accept_plain_state_dict(model: 'FocusNet', state_dict: Dict[str, Any], prefix: str, *_: Any) -> None:
     """Load hook: lets a FocusNet take a plain backbone's state dict; its heads keep their values."""
     names = {k[len(prefix):] for k in state_dict if k.startswith(prefix)}
@@ -177,6 +197,8 @@ class FocusNet(nn.Module):
         focus_map: What erases: 'cam', the class activation map of the predicted class; 'mean', the channel mean of the
             feature; 'random', a smooth random field that erases as much of each image as the CAM would.
         focus_fraction: Share of the batch, in (0, 1], that is erased and passes a second time: its first rows.
+        focus_recompute: Keep the activations of one pass, not of two: those of the first are computed again in the
+            backward pass, for one more forward in time. Gradients and running statistics are the same.
 
     Attributes:
         backbone: The plain timm model.
@@ -201,6 +223,7 @@ class FocusNet(nn.Module):
             focus_bn: str = 'shared',
             focus_map: str = 'cam',
             focus_fraction: float = 1.,
+            focus_recompute: bool = False,
     ):
         super().__init__()
         name = type(backbone).__name__
@@ -237,6 +260,7 @@ class FocusNet(nn.Module):
         self.bn = focus_bn
         self.map = focus_map
         self.fraction = float(focus_fraction)
+        self.recompute = bool(focus_recompute)
         self.erased_fraction = torch.zeros(())
 
         like = next(p for p in backbone.parameters() if p.is_floating_point())
@@ -261,6 +285,7 @@ class FocusNet(nn.Module):
             focus_bn=self.bn,
             focus_map=self.map,
             focus_fraction=self.fraction,
+            focus_recompute=self.recompute,
         )
 
     def set_branches(self, side: bool = True, erased: bool = True, erased_by: str = 'erased_head') -> None:
@@ -311,22 +336,38 @@ class FocusNet(nn.Module):
             return self.backbone(x)
         if getattr(self.backbone, 'distilled_training', False):
             raise ValueError(_DISTILLED)
+        main, side, keep = self._first_pass(x)
+        return FocusOutput(main, side, None if keep is None else self._second_pass(x, keep))
+
+    def _first_pass(self, x: Tensor) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """Main and side logits `[B, K]` of images, and what is kept of the first n of them, `[n, 1, H, W]`."""
+        main, tap = self._recomputed(x) if self.recompute and self.erased_branch else self._main_and_tap(x)
+        self._check_trainable(main)
+        side = self.cam_head(tap) if self.side_branch else None
+        if not self.erased_branch:
+            return main, side, None
+        n = max(1, round(self.fraction * x.shape[0]))
+        keep = self.keep_mask(tap[:n], main[:n], x.shape[-2:])
+        self.erased_fraction = erased_share(keep)
+        return main, side, keep
+
+    def _main_and_tap(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         # stop_early cuts Hiera's final feature short by default
         final, (tap,) = self.backbone.forward_intermediates(
             x, indices=[self.stage], norm=False, stop_early=False, output_fmt='NCHW')
-        main = self.backbone.forward_head(final)
-        self._check_trainable(main)
-        side = self.cam_head(tap) if self.side_branch else None
-        erased = self._forward_erased(x, tap, main) if self.erased_branch else None
-        return FocusOutput(main, side, erased)
+        return self.backbone.forward_head(final), tap
 
-    def _forward_erased(self, x: Tensor, tap: Tensor, main: Tensor) -> Tensor:
-        n = max(1, round(self.fraction * x.shape[0]))
-        x, tap, main = x[:n], tap[:n], main[:n]
-        keep = self.keep_mask(tap, main, x.shape[-2:])
-        self.erased_fraction = erased_share(keep)
+    def _recomputed(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """`_main_and_tap` without its activations, which the backward pass computes once it has spent the others'."""
+        contexts = {}
+        if not torch.compiler.is_compiling():  # a compiled graph recomputes without its side effects
+            contexts['context_fn'] = lambda: (contextlib.nullcontext(), _frozen_statistics(self.backbone))
+        return checkpoint(self._main_and_tap, x, use_reentrant=False, **contexts)
+
+    def _second_pass(self, x: Tensor, keep: Tensor) -> Tensor:
+        """Logits `[n, K]` of the erased images."""
         with _clean_statistics(self.backbone) if self.bn == 'clean' else contextlib.nullcontext():
-            final = self.backbone.forward_features(erase(x, keep))
+            final = self.backbone.forward_features(erase(x[:keep.shape[0]], keep))
             if self.erased_by == 'main':
                 return self.backbone.forward_head(final)
             return self.erased_head(self.backbone.forward_head(final, pre_logits=True))
@@ -430,8 +471,12 @@ class FocusNet(nn.Module):
         """Recompute activations in the backward pass, as timm's models do.
 
         Raises:
-            ValueError: With `focus_bn='clean'`: the recomputation would run outside the pass that keeps the statistics.
+            ValueError: With `focus_bn='clean'` or `focus_recompute`: its recomputation would run outside the pass that
+                keeps the statistics.
         """
+        if enable and self.recompute:
+            raise ValueError(
+                'Gradient checkpointing does not go with focus_recompute, which recomputes by itself: choose one.')
         if enable and self.bn == 'clean':
             raise ValueError(
                 "Gradient checkpointing does not go with focus_bn='clean': "

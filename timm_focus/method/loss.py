@@ -142,12 +142,13 @@ class FocusLoss(nn.Module):
         """Which classifier scores the erased image: 'erased_head', or 'main' for attention mining."""
         return 'main' if self.consistency == 'attention_mining' else 'erased_head'
 
-    def forward(self, output: FocusOutput, target: Tensor) -> Dict[str, Tensor]:
+    def forward(self, output: FocusOutput, target: Tensor, erasing: bool = True) -> Dict[str, Tensor]:
         """Terms of the loss, unweighted, and their weighted sum.
 
         Args:
             output: Logits of `FocusNet` in training: main and side `[B, K]`, erased `[n, K]` of the first n images.
             target: Class indices `[B]`, or soft targets `[B, K]` if the criterion takes them.
+            erasing: Whether there are erased images in this step; without, their terms are 0.
 
         Returns:
             Scalars 'loss', 'main_loss', 'side_loss', 'erased_loss' and 'consistency_loss', in float32 or better. A term
@@ -164,7 +165,7 @@ class FocusLoss(nn.Module):
             side_loss, erased_loss, consistency_loss = zero, zero, zero
             if self.uses_side:
                 side_loss = self.criterion(at_least_float32(self._branch(output, 'side')), target)
-            if self.uses_erased:
+            if self.uses_erased and erasing:
                 erased = at_least_float32(self._branch(output, 'erased'))
                 n = erased.shape[0]
                 if self.consistency == 'attention_mining':

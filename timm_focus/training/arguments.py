@@ -38,7 +38,7 @@ SYNTHETIC_SETTINGS = dict(
     warmup_epochs=1, sched_on_updates=True, workers=2, log_interval=20,
 )
 METRICS = ('top1', 'top5', 'loss')
-FOCUS_MODEL_FLAGS = ('stage', 'threshold', 'width', 'interpolation', 'bn', 'map', 'fraction')
+FOCUS_MODEL_FLAGS = ('stage', 'threshold', 'width', 'interpolation', 'bn', 'map', 'fraction', 'recompute')
 FOCUS_LOSS_FLAGS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
 
 
@@ -138,6 +138,10 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-bn', default='shared', choices=BATCH_NORMS, help='BatchNorm in the erased pass')
     g.add_argument('--focus-map', default='cam', choices=MAPS, help='what erases')
     g.add_argument('--focus-fraction', type=float, default=1., help='share of each batch that is erased (cost: 1 + f)')
+    g.add_argument('--focus-start', type=int, default=0, metavar='EPOCH', help='epoch from which images are erased: '
+                   'those before cost one pass (default: 0)')
+    g.add_argument('--focus-recompute', action='store_true', help='keep the activations of one pass, not of two, for '
+                   'one more forward in time')
     g.add_argument('--focus-alpha', type=float, default=1., help='weight of the erased loss')
     g.add_argument('--focus-beta', type=float, default=2., help='weight of the consistency loss')
     g.add_argument('--focus-side-weight', type=float, default=1., help='weight of the side loss')

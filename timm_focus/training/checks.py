@@ -78,7 +78,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
             ('train_img_sizes', 1), ('train_batch_sizes', 1), ('train_size_probs', 0),
             ('train_size_schedule_spread', 0), ('train_batches_per_epoch', 1), ('kd_student_feature_dim', 1),
             ('kd_teacher_feature_dim', 1), ('distill_loss_weight', 0), ('task_loss_weight', 0),
-            ('loss_weight_power', 0), ('images_per_class', 1),
+            ('loss_weight_power', 0), ('images_per_class', 1), ('focus_start', 0),
     ):
         value = getattr(args, name)
         if value is not None and any(v < low for v in (value if isinstance(value, list) else [value])):
@@ -103,6 +103,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
         parser.error(f'--std is {args.std}: give numbers above 0.')
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         parser.error(f'--start-epoch is {args.start_epoch}, but --epochs is {args.epochs}: give a lower number.')
+    if args.focus_start >= args.epochs:
+        parser.error(f'--focus-start is {args.focus_start}, but --epochs is {args.epochs}: give a lower number, or train '
+                     'the side loss alone by --focus-alpha 0 --focus-beta 0.')
     late = [e for e in args.save_epochs or () if not 1 <= e <= args.epochs]
     if late:
         parser.error(f'--save-epochs has {late[0]}: give numbers from 1 to --epochs, {args.epochs}.')

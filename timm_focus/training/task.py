@@ -46,6 +46,7 @@ class FocusTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.loss = (loss if loss is not None else FocusLoss()).to(self.device)
         model.set_branches(self.loss.uses_side, self.loss.uses_erased, self.loss.erased_by)
+        self.erasing = self.loss.uses_erased
         self.trainable_module = model
 
     def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
@@ -56,14 +57,29 @@ class FocusTask(TrainingTask):
             erased; and the main logits as 'output' `[B, K]`.
         """
         output = self.trainable_module(input)
-        terms = self.loss(output, target)
-        if output.erased is not None:
+        terms = self.loss(output, target, self.erasing)
+        if self.erasing:
             terms['erased_fraction'] = unwrap_model(self.trainable_module).erased_fraction
+        elif self.loss.uses_erased:
+            terms['erased_fraction'] = torch.zeros_like(terms['loss'])
         return {**terms, 'output': output.main}
+
+    def set_erasing(self, enable: bool = True) -> None:
+        """Choose whether images are erased, if the loss uses that; without, a step is one pass."""
+        enable = bool(enable and self.loss.uses_erased)
+        if enable == self.erasing:
+            return
+        self.erasing = enable
+        loss = self.loss
+        unwrap_model(self.trainable_module).set_branches(loss.uses_side, enable, loss.erased_by)
+        if isinstance(self.trainable_module, DistributedDataParallel):
+            # it waits for the gradients that were asked for when it was made, and these are others now
+            self.trainable_module = DistributedDataParallel(self.trainable_module.module, **self._ddp_kwargs)
 
     def prepare_distributed(self, device_ids: Optional[List[int]] = None, **ddp_kwargs: Any) -> 'FocusTask':
         """Wrap the model, backbone and heads together, in DistributedDataParallel."""
-        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        self._ddp_kwargs = dict(ddp_kwargs, device_ids=device_ids)
+        self.trainable_module = DistributedDataParallel(self.trainable_module, **self._ddp_kwargs)
         return self
 
     def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
