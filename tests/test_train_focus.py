@@ -61,7 +61,7 @@ def test_a_focus_run(launch, settings, image_folder, tmp_path):
     assert (run.folder / 'focus.png').read_bytes().startswith(b'\x89PNG')
 
     lines = re.findall(r'Train: (\d) \[ *(\d)/3\]  loss .* main .* side .* erased .* consistency .* erased .*%  lr .* '
-                       r'img/s  left \d:\d\d:\d\d', run.err)
+                       r'img/s  waiting \d+%  left \d:\d\d:\d\d', run.err)
     assert lines == [(e, b) for e in '01' for b in '123']
     best = max(run.column('eval_top1'))
     assert f'Best top1: {best:.4f}' in run.err and 'Traceback' not in run.err
@@ -159,6 +159,15 @@ def test_the_columns_of_a_method_are_its_own_terms(train):
     assert float(side['train_erased_loss']) == 0 < float(side['train_side_loss'])
     mined = train('--focus-consistency attention_mining', 'mining').rows[0]
     assert 'train_erased_fraction' in mined and float(mined['train_erased_fraction']) > 0
+
+
+def test_a_loader_that_is_too_slow_is_named(train):
+    slow = train('-j 0 -b 2 --aa augmix-m9-w6', 'slow', model='test_resnet').err
+    assert re.search(r'img/s  waiting [3-9]\d%  left', slow)
+    assert re.search(r'Epoch 0 waited for images [3-9]\d% of its time, so the loader is the bottleneck: '
+                     r'give more --workers, 0 of them share \d+ cores\.', slow)
+    fast = train('--img-size 160 -b 6', 'fast').err
+    assert re.search(r'img/s  waiting 1?\d%  left', fast) and 'bottleneck' not in fast
 
 
 # options

@@ -3,6 +3,7 @@ import math
 import warnings
 
 import pytest
+import timm
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
@@ -356,3 +357,27 @@ def test_erasing_by_an_untrained_map_is_warned_about_once(settings, warned):
     assert len(caught) == warned
     for w in caught:
         assert w.filename == __file__ and str(w.message).startswith('side_weight is 0 while images are erased')
+
+
+# a share of the batch
+
+def test_a_fraction_has_the_loss_of_the_whole_batch_in_expectation(photos):
+    """Over all rotations of a batch each image is erased equally often; without BatchNorm, to rounding."""
+    torch.manual_seed(0)
+    model = timm.create_model('focus_vit_tiny_patch16_224', num_classes=5, img_size=64, depth=4).double().train()
+    x, y, loss = photos(6, 64, dtype=torch.float64), torch.arange(6) % 5, FocusLoss()
+
+    def terms_and_gradient(fraction, shift):
+        model.fraction = fraction
+        model.zero_grad()
+        terms = loss(model(x.roll(shift, 0)), y.roll(shift))
+        terms['loss'].backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        return torch.stack([t.detach() for t in terms.values()]), gradient
+
+    whole, gradient = terms_and_gradient(1., 0)
+    for fraction in (0.5, 1 / 3):
+        found = [terms_and_gradient(fraction, shift) for shift in range(6)]
+        torch.testing.assert_close(sum(t for t, _ in found) / 6, whole, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(sum(g for _, g in found) / 6, gradient, rtol=1e-7, atol=1e-10)
+        assert all((t - whole).abs().max() > 1e-6 for t, _ in found)  # each rotation by itself is another loss

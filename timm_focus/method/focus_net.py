@@ -196,7 +196,9 @@ class FocusNet(nn.Module):
             by its own batch and leaves the running statistics to the original images.
         focus_map: What erases: 'cam', the class activation map of the predicted class; 'mean', the channel mean of the
             feature; 'random', a smooth random field that erases as much of each image as the CAM would.
-        focus_fraction: Share of the batch, in (0, 1], that is erased and passes a second time: its first rows.
+        focus_fraction: Share of the batch, in (0, 1], that is erased and passes a second time: its first rows. A step
+            costs 1 + f passes. Batches are shuffled, so the expected loss and gradient are those of f = 1, over fewer
+            images and so with more variance; but BatchNorm normalises erased images over those that there are.
         focus_recompute: Keep the activations of one pass, not of two: those of the first are computed again in the
             backward pass, for one more forward in time. Gradients and running statistics are the same.
 

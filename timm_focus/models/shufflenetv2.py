@@ -66,7 +66,8 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
             super().__init__(list(stages_repeats), list(stages_out_channels), num_classes=max(num_classes, 1))
             if in_chans != 3:
                 self.conv1[0] = nn.Conv2d(in_chans, stages_out_channels[0], 3, 2, 1, bias=False)
-        self.to(dtype=dtype)
+        if dtype is not None:
+            self.to(dtype=dtype)
 
         self.in_chans = in_chans
         self.drop_rate = drop_rate

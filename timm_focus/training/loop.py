@@ -1,12 +1,13 @@
 """The loop of train_focus.py: one epoch of training, one pass of validation. It knows tasks, not methods."""
 import argparse
 import contextlib
+import itertools
 import logging
 import math
 import os
 import sys
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,43 @@ from .reproducible import seed_all
 __all__ = ['train_one_epoch', 'validate']
 
 _logger = logging.getLogger('train')
+
+
+class Waited:
+    """A loader, and the time that was spent on waiting for its batches, but for the first, before which it starts.
+
+    Attributes:
+        seconds: Waited since it was last set to 0.
+        began: When the first batch came.
+    """
+
+    def __init__(self, loader: Any):
+        self.loader = loader
+        self.seconds = 0.
+        self.began = time.perf_counter()
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        for i in itertools.count():
+            began = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if i:
+                self.seconds += time.perf_counter() - began
+            else:
+                self.began = time.perf_counter()
+            yield batch
+
+
+def _advice(args: argparse.Namespace) -> str:
+    """What to do where images come too slowly."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = max(cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
+    if args.workers < cores:
+        return f'give more --workers, {args.workers} of them share {cores} cores'
+    return ('keep the images as small as they are needed (a short side of 8/7 of the input), on a disk of this machine '
+            'or in shards (--dataset wds/...), or augment less')
 
 
 class Averages:
@@ -140,9 +178,10 @@ def train_one_epoch(
 
     optimizer.zero_grad()
     began, logged = time.perf_counter(), start.batch
+    waited, starved = Waited(loader), 0.
     bar = _bar(n_batches, start.batch, f'Train {epoch}', primary and sys.stderr.isatty())
     with bar, logging_redirect_tqdm() if not bar.disable else contextlib.nullcontext():
-        for batch, (input, target) in enumerate(loader, start.batch):
+        for batch, (input, target) in enumerate(waited, start.batch):
             window = accum if batch < last_window else n_batches - last_window
             update = (batch + 1) % accum == 0 or batch + 1 == n_batches
             if not args.prefetcher:
@@ -183,8 +222,12 @@ def train_one_epoch(
                     torch.cuda.synchronize()
 
             if (batch + 1) % args.log_interval == 0 or batch + 1 == n_batches:
+                computed = time.perf_counter()
                 means = _means(recent.totals())
                 now = time.perf_counter()
+                # a device that is still busy now was not short of images, however long its host waited for them
+                idle = max(waited.seconds - (now - computed), 0.)
+                starved += idle
                 rate = recent.count * args.world_size / (now - began)
                 seconds = (now - began) / (batch + 1 - logged)
                 left = n_batches - batch - 1 + (args.last_epoch - epoch - 1) * n_batches
@@ -192,11 +235,13 @@ def train_one_epoch(
                 if primary:
                     _logger.info(
                         f'Train: {epoch} [{batch + 1:>4}/{n_batches}]  {_describe(means)}  lr {lr:.3e}  '
-                        f'{rate:.1f} img/s  left {_duration(left * seconds)}')
+                        f'{rate:.1f} img/s  waiting {100 * idle / (now - max(began, waited.began)):.0f}%  '
+                        f'left {_duration(left * seconds)}')
                     if args.save_images and saver is not None:
                         path = os.path.join(saver.checkpoint_dir, f'train-batch-{batch}.jpg')
                         save_image(input.float(), path, padding=0, normalize=True)
                 recent, began, logged = Averages(device), time.perf_counter(), batch + 1
+                waited.seconds = 0.
 
             if update and batch + 1 < n_batches:
                 number = interruption.noted() if interruption is not None else 0
@@ -210,6 +255,10 @@ def train_one_epoch(
                 if number:
                     raise Interrupted(number)
 
+    share = starved / (time.perf_counter() - waited.began)
+    if primary and share > 0.2:
+        _logger.warning(f'Epoch {epoch} waited for images {100 * share:.0f}% of its time, so the loader is the '
+                        f'bottleneck: {_advice(args)}.')
     totals = whole.totals(args.distributed)
     if saver is not None:
         saver.progress = Progress(epoch, n_batches, updates, totals)

@@ -1,0 +1,35 @@
+"""The first lines of every result: what was run, when, on which machine, with which versions."""
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import sys
+
+import timm
+import torch
+
+__all__ = ['print_header']
+
+
+def print_header(**settings: object) -> None:
+    """Print command, machine, versions and the settings that matter."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    print(f'# python {shlex.join(sys.argv)}')
+    print(f'# {datetime.date.today()}, {device}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads; '
+          f'Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}')
+    print('# ' + ', '.join(f'{name} {value}' for name, value in settings.items()), flush=True)
+
+
+def _processor() -> str:
+    try:
+        with open('/proc/cpuinfo') as f:
+            return next(line.split(':')[1].strip() for line in f if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def spread(values: list) -> str:
+    """Median of values, and their range."""
+    ordered = sorted(values)
+    return f'{ordered[len(ordered) // 2]:.4g} ({ordered[0]:.4g} to {ordered[-1]:.4g})'
