@@ -1,4 +1,5 @@
 """What a network looks at, and what it costs."""
+from .class_map import ClassMap, classifier_map
 from .complexity import multiply_adds
 from .focus_area import FocusArea, coverage_ratio, focus_area, last_map, threshold_map
 from .plots import coverage_plot, focus_sheet
