@@ -67,7 +67,13 @@ def _show(ax: Any, image: np.ndarray, **kwargs: Any) -> None:
     ax.set_yticks([])
 
 
-def _show_erasing(axes: Sequence[Any], image: np.ndarray, heat: np.ndarray, keep: np.ndarray, erased: np.ndarray) -> None:
+def _show_erasing(
+        axes: Sequence[Any],
+        image: np.ndarray,
+        heat: np.ndarray,
+        keep: np.ndarray,
+        erased: np.ndarray,
+) -> None:
     """Activation map, kept area and erased image."""
     _show(axes[0], image)
     axes[0].imshow(heat, cmap='jet', alpha=0.5, vmin=0, vmax=1)
@@ -129,10 +135,10 @@ def explanation_plot(picture: Picture, path: Union[str, Path]) -> None:
             bottom = height - top - row * (side + 0.28) - side
             axes.append(figure.add_axes((left / width, bottom / height, side / width, side / height)))
     _text(figure, gap / width, 1 - 0.06 / height, _cut(picture.name, 90, front=True), fontsize=10, weight='bold')
-    _text(figure, gap / width, 1 - 0.25 / height, _cut(picture.by, 120), fontsize=7.5, color='0.35')
+    _text(figure, gap / width, 1 - 0.25 / height, _cut(picture.by, 150, front=True), fontsize=7.5, color='0.35')
     _panels([axes[0], *axes[1:5]], picture)
     share = 1 - picture.keep.mean()
-    titles = ('original; box: erased', f'activation map: {_cut(picture.label, 26)}', f'kept, {1 - share:.0%}',
+    titles = ('original, box around the erased', f'activation map: {_cut(picture.label, 26)}', f'kept, {1 - share:.0%}',
               f'erased, {share:.0%}', f'focus area, {picture.area.mean():.0%}', 'most probable classes')
     for ax, title in zip(axes, titles):
         ax.set_title(title, fontsize=9, pad=3, parse_math=False)
@@ -149,27 +155,29 @@ def explanation_sheet(pictures: Sequence[Picture], path: Union[str, Path]) -> No
     """
     from matplotlib.figure import Figure
 
-    side, gap, top, words = 1.5, 0.06, 0.26, 2.3
+    side, gap, top, words = 1.5, 0.06, 0.46, 2.5
     width, height = 5 * (side + gap) + gap + words, top + len(pictures) * (side + gap)
     figure = Figure(figsize=(width, height))
+    _text(figure, gap / width, 1 - 0.05 / height, _cut(pictures[0].by, 150, front=True), fontsize=8, color='0.35')
     for i, picture in enumerate(pictures):
         bottom = height - top - (i + 1) * side - i * gap
         axes = [figure.add_axes(((gap + j * (side + gap)) / width, bottom / height, side / width, side / height))
                 for j in range(5)]
         _panels(axes, picture)
         if i == 0:
-            for ax, title in zip(axes, ('original; box: erased', 'activation map', 'kept', 'erased', 'focus area')):
+            for ax, title in zip(axes, ('original, box', 'activation map', 'kept', 'erased', 'focus area')):
                 ax.set_title(title, fontsize=8, pad=3)
         left, start = (2 * gap + 5 * (side + gap)) / width, (bottom + side) / height
-        lines = [(_cut(picture.name, 34, front=True), dict(weight='bold'))]
+        lines = [(_cut(picture.name, 31, front=True), dict(weight='bold'))]
         if picture.label != picture.before[0][0]:
             lines.append((f'map of {_cut(picture.label, 28)}', {}))
         for title, (name, probability) in (('before', picture.before[0]), ('after', picture.after[0])):
             lines += [(f'{title}:', dict(color='0.35')), (f'{_cut(name, 27)}  {probability:.0%}', {})]
-        lines.append((f'erased {1 - picture.keep.mean():.0%}, focus area {picture.area.mean():.0%}', dict(color='0.35')))
+        shares = f'erased {1 - picture.keep.mean():.0%}, focus area {picture.area.mean():.0%}'
+        lines.append((shares, dict(color='0.35')))
         for j, (line, style) in enumerate(lines):
             _text(figure, left, start - 0.19 * j / height, line, fontsize=8, **style)
-    _save(figure, path, 100)
+    _save(figure, path, 120)
 
 
 def _panels(axes: Sequence[Any], picture: Picture) -> None:
@@ -202,8 +210,9 @@ def _answers(ax: Any, picture: Picture) -> None:
     ax.set_xlim(0, 1)
     ax.set_ylim(max(rows, 12), 0)
     ax.axis('off')
+    parts = (('of the original', picture.before, '#9ecae1'), ('of the erased image', picture.after, '#fdae6b'))
     at = 0
-    for title, answers, color in (('of the original', picture.before, '#9ecae1'), ('of the erased image', picture.after, '#fdae6b')):
+    for title, answers, color in parts:
         _text(ax, 0, at + 0.5, title, fontsize=8.5, va='center', color='0.35')
         for j, (name, probability) in enumerate(answers, at + 1):
             ax.barh(j + 0.5, probability, height=0.84, color=color)

@@ -215,8 +215,7 @@ def _describe(
         box = erased_box(keep, at, size)
         tops = [list(zip(*(values.tolist() for values in p[j].topk(n)))) for p in (before, after)]
         path = sources[item['i']].path
-        made_by = (f'{loaded.name}   {MAPS[found.kind]}, erased where it reaches {found.threshold:g}   '
-                   f'{names[label]}: {before[j, label]:.1%} before, {after[j, label]:.1%} after')
+        made_by = f'{loaded.name}: {MAPS[found.kind]}, erased where it reaches {found.threshold:g}'
         picture = Picture(
             path, size, item['whole'], at.box(0, 0, keep.shape[1], keep.shape[0]), box,
             to_pixels(item['x'][None], *normalised_by)[0], found.heat[j].float().cpu().numpy(), keep,

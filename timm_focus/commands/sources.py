@@ -1,4 +1,4 @@
-"""Images that a command line names, one by one: where what is made of them goes, and where the network looks in them."""
+"""Images that a command line names: where what is made of each goes, and what of it a network sees."""
 import math
 import os
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
@@ -69,8 +69,8 @@ def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], rese
     for folder in folders:
         made_in = os.path.realpath(os.path.join(output, folder))
         if made_in in inputs:
-            raise ValueError(f'--output {output} would write among the images in {inputs[made_in] or "."}: give another '
-                             'folder.')
+            raise ValueError(f'--output {output} would write among the images in {inputs[made_in] or "."}: give '
+                             'another folder.')
     taken = {name.lower() for name in reserved}  # some file systems take A.png for a.png
     for folder in folders:
         while folder:

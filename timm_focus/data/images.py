@@ -37,8 +37,8 @@ def read_image(file: Union[str, os.PathLike, BinaryIO], mode: str = 'RGB', uprig
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Image.DecompressionBombError as e:
-        raise OSError(f'it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which Pillow refuses: make it smaller') \
-            from e
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        raise OSError(f'it has more than {most:,} pixels, which Pillow refuses: make it smaller') from e
     except Image.UnidentifiedImageError as e:
         raise OSError('it is no image that Pillow knows') from e
     except Exception as e:  # whatever damaged files make Pillow's many readers say
