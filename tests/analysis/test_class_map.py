@@ -5,11 +5,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
 
 import timm_focus
 from timm_focus.analysis import classifier_map
-from timm_focus.analysis.class_map import _as_it_was, _gradient_map, _positions
+from timm_focus.analysis.class_map import _as_it_was, _gradient_map
 
 LINEAR = ['test_resnet', 'resnet10t', 'shufflenetv2_x0_5', 'densenet121', 'test_efficientnet', 'regnety_002',
           'swin_tiny_patch4_window7_224', 'mixer_s32_224']
