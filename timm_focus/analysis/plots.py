@@ -96,7 +96,7 @@ class Picture(NamedTuple):
         erased: The rest of it, uint8 `[H, W, C]`.
         area: Focus area, bool `[h, w]`.
         label: The class that is explained.
-        before: Names and probabilities of the most probable classes of the image.
+        before: Names and probabilities of classes of the image, the most probable first.
         after: Those of the erased image.
         by: What made it, in words.
     """
@@ -137,9 +137,10 @@ def explanation_plot(picture: Picture, path: Union[str, Path]) -> None:
     _text(figure, gap / width, 1 - 0.06 / height, _cut(picture.name, 90, front=True), fontsize=10, weight='bold')
     _text(figure, gap / width, 1 - 0.25 / height, _cut(picture.by, 150, front=True), fontsize=7.5, color='0.35')
     _panels([axes[0], *axes[1:5]], picture)
-    share = 1 - picture.keep.mean()
-    titles = ('original, box around the erased', f'activation map: {_cut(picture.label, 26)}', f'kept, {1 - share:.0%}',
-              f'erased, {share:.0%}', f'focus area, {picture.area.mean():.0%}', 'most probable classes')
+    share, area = 1 - picture.keep.mean(), picture.area
+    titles = ('original, box around what is erased', f'activation map: {_cut(picture.label, 26)}',
+              f'kept, {1 - share:.0%}', f'erased, {share:.0%}',
+              f'focus area, {area.mean():.0%} of {area.shape[0]} x {area.shape[1]}', 'most probable classes')
     for ax, title in zip(axes, titles):
         ax.set_title(title, fontsize=9, pad=3, parse_math=False)
     _answers(axes[5], picture)

@@ -191,7 +191,8 @@ def _settings(
     return dict(
         timm_focus=timm_focus.__version__, model=loaded.name, checkpoint=(args.checkpoint or [None])[0],
         map=found.kind, feature=feature, erased_by=getattr(loaded.model, 'map', 'cam'), threshold=found.threshold,
-        label=None if target is None else _class(target, names), convolutional=found.area.convolutional,
+        label=None if target is None else _class(target, names), map_size=list(found.map.shape[1:]),
+        area_size=list(found.area.area.shape[1:]), convolutional=found.area.convolutional,
         data_config=loaded.data_config, box=BOX)
 
 
@@ -213,19 +214,20 @@ def _describe(
         label = int(found.target[j])
         at, size = item['placement'], item['size']
         box = erased_box(keep, at, size)
-        tops = [list(zip(*(values.tolist() for values in p[j].topk(n)))) for p in (before, after)]
+        tops = [p[j].topk(n).indices.tolist() for p in (before, after)]
+        answers = [top if label in top else [*top, label] for top in tops]
         path = sources[item['i']].path
         made_by = f'{loaded.name}: {MAPS[found.kind]}, erased where it reaches {found.threshold:g}'
         picture = Picture(
             path, size, item['whole'], at.box(0, 0, keep.shape[1], keep.shape[0]), box,
             to_pixels(item['x'][None], *normalised_by)[0], found.heat[j].float().cpu().numpy(), keep,
             to_pixels(found.erased[j:j + 1], *normalised_by)[0], found.area.area[j].cpu().numpy(), names[label],
-            *([(names[k], p) for p, k in top] for top in tops), made_by)
+            *([(names[k], p[j, k].item()) for k in shown] for p, shown in zip((before, after), answers)), made_by)
         entry = dict(
             file=path, width=size[0], height=size[1],
             label=dict(**_class(label, names), before=before[j, label].item(), after=after[j, label].item()),
-            before=[dict(**_class(k, names), probability=p) for p, k in tops[0]],
-            after=[dict(**_class(k, names), probability=p) for p, k in tops[1]],
+            **{when: [dict(**_class(k, names), probability=p[j, k].item()) for k in top]
+               for when, p, top in zip(('before', 'after'), (before, after), tops)},
             coverage=found.area.coverage[j].item(), erased=float(1 - keep.mean()), box=box)
         yield item, picture, entry
 

@@ -201,7 +201,7 @@ def image_mode(loaded: Loaded) -> str:
 
 
 def class_names(loaded: Loaded, num_classes: int) -> List[str]:
-    """A name for each class: the checkpoint's, ImageNet's where there are as many as one of its sets has, or numbers."""
+    """A name for each class: the checkpoint's, ImageNet's where one of its sets has as many, or numbers."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     if len(loaded.label_names) == num_classes:

@@ -26,14 +26,13 @@ def read_image(file: Union[str, os.PathLike, BinaryIO], mode: str = 'RGB', uprig
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # said below, in words
             image = Image.open(file)
-        width, height = image.size
-        if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-            _logger.warning(
-                f'{getattr(file, "name", file)} is read, though its {width:,} x {height:,} pixels are more than the '
-                f'{Image.MAX_IMAGE_PIXELS:,} that Pillow calls safe.')
-        if upright:
-            image = ImageOps.exif_transpose(image)
-        return _convert(image, mode)
+        with image:
+            width, height = image.size
+            if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+                _logger.warning(
+                    f'{getattr(file, "name", file)} is read, though its {width:,} x {height:,} pixels are more than '
+                    f'the {Image.MAX_IMAGE_PIXELS:,} that Pillow calls safe.')
+            return _convert(ImageOps.exif_transpose(image) if upright else image, mode)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Image.DecompressionBombError as e:
