@@ -243,7 +243,8 @@ def _save(figure: Any, path: Union[str, Path], dpi: int) -> None:
     with warnings.catch_warnings():
         # a name in a script that the font lacks is drawn as boxes
         warnings.filterwarnings('ignore', 'Glyph .* missing from font', UserWarning)
-        figure.savefig(partial, dpi=dpi, format='png')
+        # as much time goes into the default's last tenth of compression as into all of the drawing
+        figure.savefig(partial, dpi=dpi, format='png', pil_kwargs=dict(compress_level=2))
     os.replace(partial, path)
 
 

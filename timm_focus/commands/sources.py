@@ -57,9 +57,10 @@ def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], rese
             if len(paths) > 1:
                 prefix = _unused(os.path.basename(os.path.realpath(path)) or 'images', lambda p: p.lower() in prefixes)
                 prefixes.add(prefix.lower())
-            root = os.path.normpath(os.path.join(path, os.path.relpath(index.root, os.path.abspath(path))))
-            relatives = map(index.relative, range(len(index)))
-            found += [(os.path.join(root, relative), os.path.join(prefix, relative)) for relative in relatives]
+            root = os.path.join(path, os.path.relpath(index.root, os.path.abspath(path)))
+            for i in range(len(index)):
+                relative = index.relative(i)
+                found.append((os.path.normpath(os.path.join(root, relative)), os.path.join(prefix, relative)))
         elif os.path.exists(path):
             found.append((path, os.path.basename(path)))
         else:
