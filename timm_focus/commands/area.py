@@ -5,7 +5,7 @@ import json
 import os
 from typing import Any, Dict, List
 
-from .load import Loaded, add_model_arguments, load_models, open_images
+from .load import Loaded, add_model_arguments, image_mode, load_models, open_images
 
 __all__ = ['add_parser']
 
@@ -114,6 +114,7 @@ def _measure(loaded: Loaded, name: str, dataset: Any, done: set, path: str, args
 
     config = loaded.data_config
     dataset.transform = create_transform(**config, is_training=False)
+    dataset.input_img_mode = image_mode(loaded)
     device = next(loaded.model.parameters()).device
     probe = torch.zeros(1, *config['input_size'], device=device)
     convolutional = last_map(loaded.model, probe)[1]

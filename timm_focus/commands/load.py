@@ -2,12 +2,18 @@
 import argparse
 import difflib
 import os
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-__all__ = ['Loaded', 'add_model_arguments', 'load_model', 'load_models', 'open_images']
+__all__ = [
+    'Loaded', 'add_model_arguments', 'class_names', 'image_mode', 'load_model', 'load_models',
+    'open_images',
+]
 
 RUN_FILES = ('model_best.pth.tar', 'last.pth.tar')
 TORCHVISION = 'torchvision:'
+HEADS = ('cam_head', 'erased_head')
+# beside timm's: what Pillow reads everywhere and pictures are kept in
+EXTENSIONS = {'.bmp', '.gif', '.tif', '.tiff', '.webp'}
 
 
 class Loaded(NamedTuple):
@@ -38,8 +44,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-j', '--workers', type=int, default=2, help='processes that load images (default: 2)')
 
 
-def load_models(args: argparse.Namespace) -> List[Loaded]:
-    """The models that the flags name, on their device.
+def load_models(args: argparse.Namespace, heads: bool = False) -> List[Loaded]:
+    """The models that the flags name, on their device; with heads, see `load_model`.
 
     Raises:
         ValueError: None is named, or something of them makes no sense.
@@ -53,7 +59,7 @@ def load_models(args: argparse.Namespace) -> List[Loaded]:
                          'each for every model.')
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     pairs = zip(args.model or [None] * len(args.checkpoint), args.checkpoint or [None] * len(args.model))
-    loaded = [load_model(name, checkpoint, args.pretrained, args.img_size) for name, checkpoint in pairs]
+    loaded = [load_model(name, checkpoint, args.pretrained, args.img_size, heads) for name, checkpoint in pairs]
     names = [one.name for one in loaded]
     for one in loaded:
         if names.count(one.name) > 1:
@@ -70,6 +76,7 @@ def load_model(
         checkpoint: Optional[str] = None,
         pretrained: bool = False,
         img_size: Optional[int] = None,
+        heads: bool = False,
 ) -> Loaded:
     """A model by its name, its checkpoint or both.
 
@@ -79,6 +86,7 @@ def load_model(
         checkpoint: File of weights, or folder of a run, whose best are taken.
         pretrained: Load timm's weights where there is no checkpoint.
         img_size: Height and width of the input.
+        heads: Keep the heads of focus training where the checkpoint has them: the model is a `FocusNet` then.
 
     Raises:
         ValueError: There is no such model or checkpoint, or they do not go together.
@@ -88,7 +96,7 @@ def load_model(
     from timm.models import clean_state_dict
     from timm.utils import load_checkpoint_metadata
 
-    state, settings = None, {}
+    state, settings, head_state = None, {}, {}
     if checkpoint is not None:
         path = _checkpoint_file(checkpoint)
         try:
@@ -99,9 +107,11 @@ def load_model(
                 state = load_checkpoint_metadata(path)
         except Exception as e:  # whatever a damaged file makes a reader say
             raise ValueError(f'The checkpoint {path} cannot be read: {type(e).__name__}: {e}') from e
+        if not isinstance(state, dict):
+            raise ValueError(f'The checkpoint {path} holds a {type(state).__name__}, no weights by name.')
         settings = vars(state['args']) if isinstance(state.get('args'), argparse.Namespace) else {}
         name = name or state.get('arch')
-        state = clean_state_dict(state.get('state_dict_ema') or state.get('state_dict') or state)
+        state, head_state = _parts(state)
         if not name:
             raise ValueError(f'The checkpoint {path} does not say which model it is of: give --model, too.')
     shown = name if checkpoint is None else f'{name}@{os.path.basename(os.path.normpath(checkpoint))}'
@@ -116,12 +126,13 @@ def load_model(
     if settings.get('gp'):
         kwargs['global_pool'] = settings['gp']
     size = dict(img_size=img_size or settings.get('img_size'))
-    kwargs.update(settings.get('model_kwargs') or {})
-    if state is not None and 'num_classes' not in kwargs:
-        classifier = timm.get_pretrained_cfg_value(plain, 'classifier') if ':' not in plain else None
-        weight = state.get(f'{classifier}.weight') if isinstance(classifier, str) else None
-        if weight is not None:
-            kwargs['num_classes'] = len(weight)
+    kwargs.update({k: v for k, v in (settings.get('model_kwargs') or {}).items() if not k.startswith('focus_')})
+    if state is not None and ':' not in plain:
+        for key, layer, axis in (('num_classes', 'classifier', 0), ('in_chans', 'first_conv', 1)):
+            module = timm.get_pretrained_cfg_value(plain, layer)
+            weight = state.get(f'{module}.weight') if isinstance(module, str) else None
+            if weight is not None and weight.ndim == (4 if key == 'in_chans' else weight.ndim):
+                kwargs.setdefault(key, weight.shape[axis])
     try:
         resolved = timm.models.resolve_model_input_args(plain, size, **kwargs)
         model = timm.create_model(pretrained=pretrained and state is None, **resolved)
@@ -129,10 +140,76 @@ def load_model(
         raise ValueError(f'The model {plain} cannot be made: {e}') from e
     if state is not None:
         _load_state(model, state, f'{checkpoint} into {plain}')
-    asked = {k: settings.get(k) for k in ('crop_pct', 'interpolation', 'mean', 'std', 'input_size')}
+    asked = {k: settings.get(k) for k in ('crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'input_size')}
     config = resolve_data_config({**asked, **size}, model=model)
+    _match_channels(config, kwargs.get('in_chans') or config['input_size'][0])
     labels = settings.get('label_names') or (model.pretrained_cfg or {}).get('label_names') or []
+    if heads and head_state:
+        model = _with_heads(model, head_state, settings, f'{checkpoint} into {name}')
     return Loaded(shown, model.eval(), config, list(labels))
+
+
+def _parts(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """State of the plain model in a checkpoint, and of the heads of focus training by name, {} without; of the running
+    average if there is one."""
+    from timm.models import clean_state_dict
+
+    kind = '_ema' if checkpoint.get('state_dict_ema') else ''
+    state = clean_state_dict(checkpoint.get(f'state_dict{kind}') or checkpoint)
+    heads = checkpoint.get(f'task_state{kind}') or {}
+    if not all(head in heads for head in HEADS):
+        heads = {}
+    parts = {part: {k.removeprefix(f'{part}.'): v for k, v in state.items() if k.startswith(f'{part}.')}
+             for part in ('backbone', *HEADS)}
+    if all(parts.values()):  # the state dict of a FocusNet
+        return parts.pop('backbone'), parts
+    return state, heads
+
+
+def _with_heads(model: Any, heads: Dict[str, Any], settings: Dict[str, Any], what: str) -> Any:
+    """A plain model with the heads that it was trained with, and their settings."""
+    from timm_focus.method import FocusNet
+
+    conv = heads['cam_head'].get('conv.weight')
+    kwargs = {k: settings[f'focus_{k}'] for k in ('stage', 'threshold', 'interpolation', 'bn', 'map', 'fraction')
+              if settings.get(f'focus_{k}') is not None}
+    focused = FocusNet(model, focus_width=None if conv is None else len(conv),
+                       **{f'focus_{k}': v for k, v in kwargs.items()})
+    for head in HEADS:
+        _load_state(getattr(focused, head), heads[head], f'{head} of {what}')
+    return focused
+
+
+def _match_channels(config: Dict[str, Any], channels: int) -> None:
+    """Let a data configuration be of images with this many channels, normalised as timm's loaders do."""
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for key in ('mean', 'std'):
+        if len(config[key]) != channels:
+            config[key] = (sum(config[key]) / len(config[key]),) * channels
+
+
+def image_mode(loaded: Loaded) -> str:
+    """Pillow's mode of the images that a model takes.
+
+    Raises:
+        ValueError: They have neither one channel nor three.
+    """
+    channels = loaded.data_config['input_size'][0]
+    if channels not in (1, 3):
+        raise ValueError(f'{loaded.name} takes images of {channels} channels, but files are read with 1 or 3.')
+    return 'L' if channels == 1 else 'RGB'
+
+
+def class_names(loaded: Loaded, num_classes: int) -> List[str]:
+    """A name for each class: the checkpoint's, ImageNet's where one of its sets has as many, or numbers."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    if len(loaded.label_names) == num_classes:
+        return [str(name) for name in loaded.label_names]
+    subset = infer_imagenet_subset(dict(num_classes=num_classes))
+    if subset:
+        return ImageNetInfo(subset).label_descriptions()
+    return [f'class {i}' for i in range(num_classes)]
 
 
 def _checkpoint_file(checkpoint: str) -> str:
@@ -178,14 +255,17 @@ def _torchvision_model(name: str, state: Optional[Dict[str, Any]], img_size: Opt
         crop_pct=0.875, crop_mode='center')
 
 
-def open_images(path: str) -> Any:
+def open_images(path: str, leave_out: Optional[str] = None) -> Any:
     """The images of a folder as a data set: its validation split if it has splits, else all that are in it.
+
+    Args:
+        path: The folder.
+        leave_out: A folder in it that is passed over.
 
     Raises:
         ValueError: There are none.
     """
     import numpy as np
-    from timm.data import get_img_extensions
 
     from timm_focus.data import ImageIndex, SceneDataset, create_dataset
     from timm_focus.data.places365 import find_places365
@@ -195,14 +275,34 @@ def open_images(path: str) -> Any:
     splits = ('validation', 'val', 'valid', 'eval', 'evaluation')
     if any(os.path.isdir(os.path.join(path, split)) for split in splits) or find_places365(path):
         return create_dataset('', path, 'validation')
-    extensions = get_img_extensions(as_set=True)
-    names = sorted(
-        os.path.relpath(os.path.join(folder, name), path) for folder, _, files in os.walk(path) for name in files
-        if os.path.splitext(name)[1].lower() in extensions)
-    if not names:
-        raise ValueError(f'There are no images in {path}: files {", ".join(get_img_extensions())} are looked for.')
+    names = _list_images(path, leave_out)
     encoded = [os.fsencode(name) for name in names]
     offsets = np.cumsum([0, *map(len, encoded)])
     index = ImageIndex(os.path.abspath(path), np.frombuffer(b''.join(encoded), np.uint8), offsets,
                        np.zeros(len(names), np.int32), ['image'])
     return SceneDataset(index, f'images in {path}')
+
+
+def _list_images(path: str, leave_out: Optional[str] = None) -> List[str]:
+    """Paths of the images in a folder and the folders in it, from there, in order.
+
+    Args:
+        path: The folder.
+        leave_out: A folder in it that is passed over.
+
+    Raises:
+        ValueError: There are none.
+    """
+    from timm.data import get_img_extensions
+
+    extensions = get_img_extensions(as_set=True) | EXTENSIONS
+    apart = leave_out and os.path.realpath(leave_out)
+    names = []
+    for folder, folders, files in os.walk(path):
+        if apart:
+            folders[:] = [f for f in folders if os.path.realpath(os.path.join(folder, f)) != apart]
+        names.extend(os.path.relpath(os.path.join(folder, name), path) for name in files
+                     if os.path.splitext(name)[1].lower() in extensions)
+    if not names:
+        raise ValueError(f'There are no images in {path}: files {", ".join(sorted(extensions))} are looked for.')
+    return sorted(names)

@@ -4,7 +4,7 @@ import logging
 import sys
 from typing import Optional, Sequence
 
-from . import area, models, rf
+from . import area, explain, models, rf, validate
 
 __all__ = ['main']
 
@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `timm-focus`."""
     parser = _Parser(prog='timm-focus', description='See what a network looks at, and what it costs.')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, parser_class=_Parser)
-    for module in (area, models, rf):
+    for module in (area, explain, models, rf, validate):
         module.add_parser(commands)
     return parser
 
@@ -33,11 +33,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         args.run(args)
-    except (ValueError, OSError) as e:
-        print(f'timm-focus {args.command}: error: {" ".join(str(e).split())}', file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.exit(0)
+    except (ValueError, OSError, ImportError) as e:
+        print(f'timm-focus {args.command}: error: {" ".join(str(e).split())}', file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -5,11 +5,11 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 from torch.utils.data import Subset
 
+from .images import read_image
 from .index import ImageIndex, cached_scan, folders, missing, read_list, some, subset
 from .places365 import find_places365, read_split
 
@@ -83,9 +83,9 @@ class SceneDataset(ImageDataset):
             try:
                 file, target = self.reader[i]
                 with file:
-                    image = Image.open(file).convert(self.input_img_mode)
+                    image = read_image(file, self.input_img_mode)
                 break
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # Pillow's, of broken files
+            except OSError as e:
                 if not self.bad[i]:
                     self.bad[i] = 1
                     _logger.warning(f'Skipped {self.filename(i, absolute=True)}, which cannot be read: {e}')

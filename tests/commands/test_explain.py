@@ -1,0 +1,406 @@
+"""`timm-focus explain`, as it is typed, on real files of every kind."""
+import io
+import json
+import logging
+import os
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms_factory import transforms_imagenet_eval
+
+from conftest import TINY
+from timm_focus import FocusNet
+from timm_focus.analysis import explain
+from timm_focus.commands.explain import erased_box, find_class
+from timm_focus.commands.load import load_model
+from timm_focus.commands.main import main
+from timm_focus.commands.sources import Placement, place
+
+SMALL = ('--model', 'test_resnet', '--img-size', '96', '-j', '0')
+
+
+@pytest.fixture
+def command(quietly, capsys, tmp_path, monkeypatch):
+    """`command('images', ...)` runs it in a folder of its own; (what it prints, what it says beside that, manifest)."""
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+
+    def run(*argv, output='explained'):
+        capsys.readouterr()
+        logging.getLogger().handlers.clear()  # each run sets up its own
+        main(['explain', *map(str, argv), '--output', str(output)])
+        out, err = capsys.readouterr()
+        return out, err, json.loads((tmp_path / 'here' / output / 'explained.json').read_text())
+    return run
+
+
+@pytest.fixture
+def refusal(capsys, tmp_path, monkeypatch):
+    """`refusal('images', ...)` is the one line with which it refuses."""
+    def run(*argv):
+        (tmp_path / 'there').mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / 'there')
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            main(['explain', *map(str, argv)])
+        out, err = capsys.readouterr()
+        assert e.value.code == 2 and err.startswith('timm-focus explain: error: ') and err.count('\n') == 1, err
+        assert not out and not list((tmp_path / 'there').rglob('*.*')), 'nothing is written'
+        return err
+    return run
+
+
+@pytest.fixture
+def run_folder(train):
+    return train('--img-size 64 --crop-pct 0.8 --focus-threshold 0.6 --focus-interpolation nearest '
+                 '--focus-stage 2').folder
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
+
+
+# what is written
+
+def test_a_run_is_explained_as_it_was_trained(command, run_folder, image_folder, tmp_path):
+    out, err, manifest = command(image_folder, '--checkpoint', run_folder, '-j', '0', '-b', '4')
+    folder = tmp_path / 'here/explained'
+    expected = [f'{label}/{i}{ending}' for label in ('left', 'right') for i in range(5)
+                for ending in ('.npy', '.png', '-mask.png')]
+    assert files(folder) == sorted([*expected, 'explained.json', 'sheet.png'])
+    assert manifest['complete'] and manifest['left_out'] == [] and len(manifest['images']) == 10
+    assert (manifest['map'], manifest['threshold'], manifest['erased_by']) == ('cam_head', 0.6, 'cam')
+    assert manifest['feature'] == 'layer2' and manifest['map_size'] == [8, 8] and manifest['area_size'] == [2, 2]
+    assert '10 explained' in out and 'map of the CAM head, threshold 0.6' in out
+
+    checkpoint = torch.load(run_folder / 'model_best.pth.tar', weights_only=False)
+    model = FocusNet(timm.create_model(TINY, num_classes=2), 2, 0.6, focus_interpolation='nearest')
+    model.backbone.load_state_dict(checkpoint['state_dict'])
+    for head in ('cam_head', 'erased_head'):
+        getattr(model, head).load_state_dict(checkpoint['task_state'][head])
+    model.eval()
+    transform = create_transform(64, is_training=False, crop_pct=0.8, interpolation='bilinear')
+    for entry in manifest['images']:
+        x = transform(Image.open(entry['file']).convert('RGB'))[None]
+        with torch.no_grad():
+            final, (tap,) = model.backbone.forward_intermediates(x, indices=[2], norm=False, output_fmt='NCHW')
+            main_logits = model.backbone.forward_head(final)
+            keep = model.keep_mask(tap, main_logits, (64, 64))
+            raw = model.cam_head.activation_map(tap, main_logits.argmax(1))[0]
+            probabilities = {'before': main_logits.softmax(1)[0], 'after': model.backbone(x * keep).softmax(1)[0]}
+        stored = np.load(folder / entry['files']['map'])
+        assert stored.dtype == np.float32 and np.allclose(stored, raw, atol=1e-4)
+        mask = Image.open(folder / entry['files']['mask'])
+        assert mask.mode == '1' and np.array_equal(np.asarray(mask), keep[0, 0].numpy())
+        assert entry['erased'] == pytest.approx(1 - keep.float().mean().item(), abs=1e-6)
+        for when, p in probabilities.items():
+            assert [a['index'] for a in entry[when]] == p.topk(2).indices.tolist()
+            assert [a['probability'] for a in entry[when]] == pytest.approx(p.topk(2).values.tolist(), abs=1e-4)
+            assert [a['name'] for a in entry[when]] == [('left', 'right')[a['index']] for a in entry[when]]
+            assert entry['label'][when] == pytest.approx(p[entry['label']['index']].item(), abs=1e-4)
+        assert entry['label']['index'] == main_logits.argmax()
+        assert (entry['width'], entry['height']) == (48, 48)
+        ys, xs = np.nonzero(~keep[0, 0].numpy())  # 64 of 80 pixels in the middle of 48
+        literal = [(8 + v) * 48 / 80 for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
+        assert entry['box'] == [*np.floor(literal[:2]).astype(int), *np.ceil(np.round(literal[2:], 9)).astype(int)]
+        assert Image.open(folder / entry['files']['picture']).size[0] > 1000
+
+
+@pytest.mark.parametrize('kind', ['file of a FocusNet', 'running average', 'plain'])
+def test_heads_are_found_where_they_are(kind, run_folder, train, tmp_path):
+    path, argv = tmp_path / 'w.pth', {}
+    if kind == 'running average':
+        path = train('--model-ema --model-ema-decay 0.5', experiment='ema').folder / 'last.pth.tar'
+        checkpoint = torch.load(path, weights_only=False)
+        state, heads = checkpoint['state_dict_ema'], checkpoint['task_state_ema']
+    else:
+        checkpoint = torch.load(run_folder / 'last.pth.tar', weights_only=False)
+        state, heads = checkpoint['state_dict'], checkpoint['task_state']
+        whole = {f'backbone.{k}': v for k, v in state.items()}
+        whole.update({f'{head}.{k}': v for head in heads for k, v in heads[head].items()})
+        if kind == 'plain':
+            torch.save(state, path)
+            argv = dict(name=f'focus_{TINY}')
+        else:
+            torch.save({'state_dict': whole, 'args': checkpoint['args'], 'arch': f'focus_{TINY}'}, path)
+    loaded = load_model(checkpoint=str(path), heads=True, **argv)
+    plain = load_model(checkpoint=str(path), **argv).model
+    assert type(plain) is type(timm.create_model(TINY)) and not loaded.model.training
+    assert all(torch.equal(v, state[k]) for k, v in plain.state_dict().items())
+    if kind == 'plain':
+        assert type(loaded.model) is type(plain)
+        return
+    assert loaded.model.stage == checkpoint['args'].focus_stage or kind == 'running average'
+    for head, weights in heads.items():
+        assert all(torch.equal(v, weights[k]) for k, v in getattr(loaded.model, head).state_dict().items())
+
+
+def test_a_model_of_one_channel(command, train, image_folder):
+    folder = train('--in-chans 1').folder
+    _, _, manifest = command(image_folder / 'val/left', '--checkpoint', folder, '-j', '0')
+    assert manifest['data_config']['input_size'] == [1, 32, 32] and len(manifest['images']) == 5
+    assert len(manifest['data_config']['mean']) == 1
+    loaded = load_model(checkpoint=str(folder), heads=True)
+    x = create_transform(**loaded.data_config)(Image.open(manifest['images'][0]['file']).convert('L'))[None]
+    assert explain(loaded.model, x).logits.softmax(1).max().item() == pytest.approx(
+        manifest['images'][0]['before'][0]['probability'], abs=1e-4)
+    main(['area', str(image_folder), '--checkpoint', str(folder), '-j', '0'])
+
+
+def test_batches_change_nothing(command, image_folder):
+    torch.manual_seed(0)
+    images = image_folder / 'val/left'
+    _, _, one = command(images, *SMALL, '-b', '1', output='one')
+    torch.manual_seed(0)
+    _, _, all_ = command(images, *SMALL[:-2], '-j', '2', '-b', '3', '--sheet', '2', output='all')
+    for a, b in zip(one['images'], all_['images'], strict=True):
+        assert a['file'] == b['file'] and a['files'] == b['files']
+        assert a['label']['before'] == pytest.approx(b['label']['before'], abs=1e-5)
+    heights = [Image.open(f'{name}/sheet.png').height for name in ('one', 'all')]
+    assert heights[0] > 2 * heights[1]
+
+
+def test_what_is_done_is_kept_when_it_is_interrupted(command, image_folder, tmp_path, monkeypatch):
+    from timm_focus.analysis import plots
+    draw, drawn = plots.explanation_plot, []
+
+    def interrupted(picture, path):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(path)
+        draw(picture, path)
+    monkeypatch.setattr(plots, 'explanation_plot', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command(image_folder / 'val/left', *SMALL)
+    manifest = json.loads((tmp_path / 'here/explained/explained.json').read_text())
+    assert not manifest['complete'] and len(manifest['images']) == 3
+    assert not [f for f in files(tmp_path / 'here') if f.endswith('.tmp')]
+    monkeypatch.setattr(plots, 'explanation_plot', draw)
+    _, _, manifest = command(image_folder / 'val/left', *SMALL)
+    assert manifest['complete'] and len(manifest['images']) == 5
+
+
+# where in the image
+
+@pytest.mark.parametrize('size', [(640, 480), (333, 500), (97, 103), (1000, 201), (40, 30)], ids=str)
+@pytest.mark.parametrize('settings', [
+    {}, dict(crop_pct=1.), dict(crop_pct=0.7, crop_mode='squash'), dict(crop_mode='border'),
+    dict(crop_pct=1.2), dict(img_size=(96, 160))], ids=str)
+def test_a_place_in_the_input_is_one_in_the_image(size, settings):
+    steps = transforms_imagenet_eval(**{**dict(img_size=128, mean=(0.5,), std=(0.5,)), **settings}).transforms
+    steps = [s for s in steps if type(s).__name__ not in ('MaybeToTensor', 'Normalize')]
+    transform = type('Steps', (), dict(transforms=steps))
+    for axis in (0, 1):
+        values = np.arange(size[axis], dtype=np.float32)
+        values = np.broadcast_to(values if axis == 0 else values[:, None], size[::-1])
+        image, at = place(Image.fromarray(values.copy()), transform)
+        found = np.asarray(image)[image.height // 2] if axis == 0 else np.asarray(image)[:, image.width // 2]
+        start, scale = (at.x0, at.x_scale) if axis == 0 else (at.y0, at.y_scale)
+        expected = start + scale * (np.arange(len(found)) + 0.5) - 0.5  # the middles of pixels
+        inside = (expected > 2 * scale + 2) & (expected < size[axis] - 3 - 2 * scale)
+        assert inside.sum() > 5
+        assert np.abs(found - expected)[inside].max() < 0.1 * max(scale, 1)
+
+
+def test_boxes_are_whole_pixels_inside_the_image():
+    keep = np.ones((10, 10), bool)
+    assert erased_box(keep, Placement(), (10, 10)) is None
+    keep[2, 3] = False
+    assert erased_box(keep, Placement(), (10, 10)) == (3, 2, 4, 3)
+    assert erased_box(keep, Placement(5, 1, 2, 2.5), (100, 100)) == (11, 6, 13, 9)
+    assert erased_box(keep, Placement(-100, 0, 2, 2), (100, 100)) is None, 'the border that was added'
+    keep[:] = False
+    assert erased_box(keep, Placement(-3, 7, 1 / 3, 1), (20, 12)) == (0, 7, 1, 12)
+
+
+def test_rotated_by_exif_is_explained_upright(command, photo, tmp_path):
+    upright = photo.resize((120, 80))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # is to be turned by 90 degrees to the right
+    (tmp_path / 'in').mkdir()
+    upright.save(tmp_path / 'in/a.png')
+    upright.rotate(90, expand=True).save(tmp_path / 'in/b.png', exif=exif)
+    _, _, manifest = command(tmp_path / 'in', *SMALL)
+    a, b = manifest['images']
+    assert (b['width'], b['height']) == (120, 80)
+    assert {**a, 'file': '', 'files': ''} == {**b, 'file': '', 'files': ''}
+
+
+# names
+
+def test_names_mirror_the_paths_and_never_meet(command, photo, tmp_path):
+    small = photo.resize((40, 40))
+    for name in ('x/same/1.jpg', 'x/same/1.png', 'x/same/1-mask.png', 'x/same/1.JPEG', 'x/other/same/1.jpg',
+                 'y/same/1.jpg', 'x/sheet.jpg', 'x/explained.jpg', 'x/same.jpg', 'x/1.png/b.jpg'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        small.save(tmp_path / name)
+    _, _, manifest = command(tmp_path / 'x', *SMALL, '--sheet', '0')
+    written = [f for e in manifest['images'] for f in e['files'].values()]
+    assert len(manifest['images']) == 9 and len({f.lower() for f in written}) == 27
+    assert files(tmp_path / 'here/explained') == sorted([*written, 'explained.json'])
+    by_file = {os.path.relpath(e['file'], tmp_path): e['files']['picture'] for e in manifest['images']}
+    assert by_file['x/other/same/1.jpg'] == 'other/same/1.png' and by_file['x/sheet.jpg'] == 'sheet-2.png'
+    assert by_file['x/same.jpg'] == 'same.png'
+
+    _, _, manifest = command(tmp_path / 'x/same', tmp_path / 'y/same', tmp_path / 'x/same.jpg', *SMALL, output='both')
+    pictures = [e['files']['picture'] for e in manifest['images']]
+    assert len(set(pictures)) == 6 and {p.split('/')[0] for p in pictures} == {'same', 'same-2', 'same.png'}
+
+
+def test_all_stays_in_the_output_folder(command, refusal, photo, tmp_path):
+    (tmp_path / 'here/sub').mkdir()
+    photo.resize((40, 40)).save(tmp_path / 'here/sub/a.png')
+    before = set(files(tmp_path))
+    _, _, manifest = command('../here/sub/../sub/a.png', *SMALL)
+    assert {f.split('/')[1] for f in set(files(tmp_path)) - before} == {'explained'}
+    assert manifest['images'][0]['files']['picture'] == 'a.png'
+    for _ in range(2):
+        _, _, manifest = command('.', *SMALL)
+        assert [e['file'] for e in manifest['images']] == ['sub/a.png'], 'its own pictures are passed over'
+    for images, output in ((tmp_path / 'here/sub', tmp_path / 'here/sub'), (tmp_path / 'here/sub/a.png', '../here/sub')):
+        assert 'would write among the images in' in refusal(images, *SMALL, '--output', output)
+
+
+def test_names_of_any_bytes(command, photo, tmp_path):
+    names = [b'a$x_$b$.png', 'größe-写真.png'.encode(), b'line\nbreak.png', b'\xff\xfe.png', b'n' * 251 + b'.png']
+    (tmp_path / 'in').mkdir()
+    for name in names:
+        photo.resize((30, 30)).save(tmp_path / 'in' / os.fsdecode(name))
+    out, err, manifest = command(tmp_path / 'in', *SMALL)
+    assert len(manifest['images']) == 5 and not err and out.isascii() is False
+    for entry in manifest['images']:
+        assert os.path.exists(tmp_path / 'here/explained' / entry['files']['picture'])
+    assert out.count('\n') == 6
+
+
+# classes
+
+NAMES = ['tench, Tinca tinca', 'crane', 'hot_spring', '7', 'crane, machine', 'English springer']
+
+
+@pytest.mark.parametrize('text, index', [
+    ('crane', 1), ('tench', 0), ('Tinca tinca', 0), ('HOT SPRING', 2), ('hot_spring', 2), ('7', 3), ('5', 5),
+    ('machine', 4), ('english_springer', 5), ('0', 0)])
+def test_classes_by_name_and_index(text, index):
+    assert find_class(text, NAMES) == index
+
+
+@pytest.mark.parametrize('text, words', [
+    ('hotspring', 'There is no class hotspring among 6: did you mean hot_spring?'),
+    ('zzzzzz', r'There is no class zzzzzz among 6: they are tench, Tinca tinca, crane, hot_spring, \.\.\.'),
+    ('6', 'There is no class 6: give a name, or an index from 0 to 5'), ('-1', 'There is no class -1'),
+    ('Crane', 'is the name of 2 classes, 1, 4: give its index')])
+def test_classes_that_are_none(text, words):
+    with pytest.raises(ValueError, match=words):
+        find_class(text, NAMES)
+
+
+def test_another_class_is_explained(command, refusal, image_folder):
+    argv = (image_folder / 'val/left/0.jpg', *SMALL)
+    torch.manual_seed(0)
+    _, _, manifest = command(*argv, '--class', 'English springer')
+    entry, = manifest['images']
+    assert manifest['label'] == {'index': 217, 'name': 'English springer, English springer spaniel'}
+    assert entry['label']['index'] == 217 != entry['before'][0]['index'] and len(entry['before']) == 5
+    assert not os.path.exists('explained/sheet.png'), 'of one image'
+    torch.manual_seed(0)
+    loaded = load_model('test_resnet', img_size=96)
+    x = create_transform(**loaded.data_config)(Image.open(argv[0]).convert('RGB'))[None]
+    assert np.allclose(np.load('explained/0.npy'), explain(loaded.model, x, target=217).map[0], atol=1e-5)
+    assert re.search('no class springe among 1000: did you mean', refusal(*argv, '--class', 'springe'))
+    assert 'give a name, or an index from 0 to 999' in refusal(*argv, '--class', '1000')
+
+
+def test_classes_without_names_have_numbers(command, image_folder, tmp_path):
+    torch.save(timm.create_model('test_resnet', num_classes=17).state_dict(), tmp_path / 'w.pth')
+    _, _, manifest = command(image_folder / 'val/left/0.jpg', *SMALL, '--checkpoint', tmp_path / 'w.pth')
+    assert all(a['name'] == f'class {a["index"]}' for a in manifest['images'][0]['before'])
+    assert manifest['map'] == 'classifier' and manifest['threshold'] == 0.7
+
+
+# images of every kind
+
+def test_images_of_every_kind(command, photo, tmp_path, monkeypatch):
+    picture, folder = photo.resize((60, 40)), tmp_path / 'in'
+    folder.mkdir()
+    Image.new('RGB', (1, 1), 'red').save(folder / 'pixel.png')
+    picture.convert('L').save(folder / 'grey.JPG')
+    picture.convert('CMYK').save(folder / 'cmyk.jpg')
+    deep = np.asarray(picture.convert('L')).astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / 'deep.png')
+    picture.convert('L').save(folder / 'shallow.PNG')
+    picture.quantize(64).save(folder / 'palette.png', transparency=bytes([0] * 9 + [255] * 55))
+    for ending in ('gif', 'png', 'webp'):
+        picture.save(folder / f'moving.{ending}', save_all=True, append_images=[Image.new('RGB', (60, 40))])
+    data = io.BytesIO()
+    picture.save(data, 'jpeg')
+    (folder / 'cut.jpg').write_bytes(data.getvalue()[:-300])
+    (folder / 'text.png').write_text('no image')
+    (folder / 'notes.txt').write_text('no image either')
+    Image.new('L', (1, 5000)).save(folder / 'narrow.png')
+    Image.new('L', (200, 250)).save(folder / 'large.png')
+    os.symlink('nowhere', folder / 'gone.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40_000)
+    Image.new('L', (500, 300)).save(folder / 'huge.png')
+    _, err, manifest = command(folder, *SMALL)
+    assert {os.path.basename(e['file']) for e in manifest['images']} == {
+        'pixel.png', 'grey.JPG', 'cmyk.jpg', 'deep.png', 'shallow.PNG', 'palette.png', 'moving.gif', 'moving.png',
+        'moving.webp', 'large.png'}
+    why = {os.path.basename(e['file']): e['why'] for e in manifest['left_out']}
+    for name, words in (
+            ('cut.jpg', 'it is damaged .*truncated'), ('text.png', 'it is no image that Pillow knows'),
+            ('narrow.png', 'with 1 x 5,000 pixels it is too narrow'), ('gone.png', 'No such file'),
+            ('huge.png', 'more than 80,000 pixels, which Pillow refuses')):
+        assert re.search(words, why.pop(name))
+        assert len(re.findall(rf'{name} is left out: .*\.\n', err)) == 1
+    assert err.count('large.png is read, though its 200 x 250 pixels are more than the 40,000') == 1
+    assert not why and err.count('\n') == 6
+    of = {os.path.basename(e['file']): e for e in manifest['images']}
+    assert of['deep.png']['before'] == of['shallow.PNG']['before'], '16 bits of grey as 8'
+    assert (of['pixel.png']['width'], of['pixel.png']['height']) == (1, 1)
+    assert of['pixel.png']['box'] in ([0, 0, 1, 1], None)
+    assert json.loads(json.dumps(manifest, allow_nan=False)) == manifest
+
+
+def test_none_is_left(refusal, image_folder, tmp_path):
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in/a.jpg').write_text('no image')
+    # the images are named as they are left out, too
+    with pytest.raises(AssertionError, match='a.jpg is left out: it is no image'):
+        refusal(tmp_path / 'in', *SMALL)
+    (tmp_path / 'in/a.jpg').unlink()
+    assert re.search('There are no images in .*: files .*.jpg.*.webp are looked for', refusal(tmp_path / 'in', *SMALL))
+    assert 'There is no file or folder nowhere' in refusal('nowhere', *SMALL)
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--model', 'resnet81'], 'timm knows no model resnet81. Did you mean resnet'),
+    ([], 'No model is named'),
+    (['--model', TINY, '--model', 'resnet18'], 'explain takes one model'),
+    (['--model', TINY, '--threshold', '0'], '--threshold is 0.0: give a number above 0 and at most 1'),
+    (['--model', TINY, '--threshold', 'nan'], '--threshold is nan'),
+    (['--model', TINY, '--sheet', '10000'], '--sheet is 10000: give a number from 0 to 200'),
+    (['--model', TINY, '-b', '0'], '--batch-size is 0: give 1 or more'),
+    (['--model', TINY, '-j', '-1'], '--workers is -1: give 0 or more'),
+    (['--model', TINY, '--checkpoint', 'nowhere.pth'], 'There is no checkpoint nowhere.pth'),
+    (['--model', TINY, '--device', 'nonsense'], '--device is nonsense'),
+])
+def test_a_mistake_is_one_line(refusal, image_folder, argv, words):
+    assert words in refusal(image_folder, *argv)
+
+
+def test_weights_that_cannot_answer_are_told(refusal, image_folder, tmp_path):
+    state = timm.create_model(TINY, num_classes=2).state_dict()
+    torch.save({**state, 'fc.bias': torch.full((2,), torch.nan)}, tmp_path / 'w.pth')
+    line = refusal(image_folder, '--model', TINY, '--checkpoint', tmp_path / 'w.pth')
+    assert 'numbers that are not finite: its training diverged' in line
+    torch.save(timm.create_model('test_resnet', in_chans=5, num_classes=2).state_dict(), tmp_path / 'w.pth')
+    line = refusal(image_folder, '--model', 'test_resnet', '--checkpoint', tmp_path / 'w.pth')
+    assert 'takes images of 5 channels, but files are read with 1 or 3' in line
+    torch.save([1, 2], tmp_path / 'w.pth')
+    assert 'holds a list, no weights' in refusal(image_folder, '--model', TINY, '--checkpoint', tmp_path / 'w.pth')

@@ -1,0 +1,124 @@
+"""What a network relies on in images, and what it says of them without: the picture of "See More for Scene", figure 2.
+
+A map of the class, the area that is kept where the map is below gamma, the image erased elsewhere, and the classifier's
+answers to both; beside them the focus area, which asks for no class.
+"""
+from typing import NamedTuple, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from timm_focus.method.cam import mean_activation_map, normalize_map
+from timm_focus.method.erase import erase, keep_mask, resize_map
+
+from .class_map import classifier_map
+from .focus_area import FocusArea, focus_area
+
+__all__ = ['Explanation', 'explain']
+
+
+class Explanation(NamedTuple):
+    """What a network relies on in images.
+
+    Attributes:
+        map: Map of the class, as it comes, float32 `[B, h, w]`.
+        kind: Of what it is: 'cam_head', the head of a focus model; 'mean', the channel mean of a focus model that
+            erases by it; 'classifier' and 'gradient', see `classifier_map`.
+        heat: The map from 0 to 1 at the size of the images, `[B, H, W]`.
+        keep: What is kept, bool `[B, 1, H, W]`.
+        erased: The images without the rest, `[B, C, H, W]`.
+        area: The focus area, see `focus_area`.
+        target: Class of each map, `[B]`.
+        logits: The classifier on the images, `[B, K]`.
+        erased_logits: The same classifier on the erased images, `[B, K]`.
+        threshold: gamma.
+    """
+    map: Tensor
+    kind: str
+    heat: Tensor
+    keep: Tensor
+    erased: Tensor
+    area: FocusArea
+    target: Tensor
+    logits: Tensor
+    erased_logits: Tensor
+    threshold: float
+
+
+def explain(
+        model: nn.Module,
+        x: Tensor,
+        threshold: Optional[float] = None,
+        target: Union[None, int, Tensor] = None,
+) -> Explanation:
+    """Explain a model's answers to images, in evaluation; its mode is left as it was.
+
+    A focus model is shown as it trains: the map and the mask are those of its CAM head (`focus_map='random'` draws a
+    mask each time). Of any other model the map is `classifier_map`.
+
+    Args:
+        model: A focus model, or any with a `classifier_map`.
+        x: Normalised images `[B, C, H, W]`, on the model's device.
+        threshold: gamma of Eq. 2, in (0, 1]. By default that of a focus model, 0.7 of others.
+        target: Class to explain, one or `[B]`; the predicted ones by default.
+
+    Raises:
+        ValueError: The threshold or a class is none, or the model has no such map.
+        ImportError: The map takes Grad-CAM, and that is not installed.
+    """
+    focused = hasattr(model, 'cam_head')
+    if threshold is None:
+        threshold = model.threshold if focused else 0.7
+    if not 0 < threshold <= 1:
+        raise ValueError(f'threshold is {threshold!r}: give a number above 0 and at most 1.')
+    if target is not None:
+        target = torch.as_tensor(target, device=x.device).expand(len(x))
+    was_training = model.training
+    model.eval()
+    try:
+        if focused:
+            plain = model.backbone
+            found, kind, heat, keep, target, logits = _of_focus_model(model, x, threshold, target)
+        else:
+            plain = model
+            found, logits, kind = classifier_map(model, x, target)
+            target = logits.argmax(1) if target is None else target
+            heat = resize_map(normalize_map(found), x.shape[-2:])
+            keep = keep_mask(normalize_map(found), x.shape[-2:], threshold)
+        erased = erase(x, keep)
+        with torch.no_grad():
+            erased_logits = plain(erased)
+        area = focus_area(plain, x)
+    finally:
+        model.train(was_training)
+    return Explanation(found, kind, heat, keep, erased, area, target, logits, erased_logits, float(threshold))
+
+
+@torch.no_grad()
+def _of_focus_model(
+        model: nn.Module,
+        x: Tensor,
+        threshold: float,
+        target: Optional[Tensor],
+) -> Tuple[Tensor, str, Tensor, Tensor, Tensor, Tensor]:
+    final, (tap,) = model.backbone.forward_intermediates(
+        x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW')
+    logits = chosen = model.backbone.forward_head(final)
+    if target is None:
+        target = logits.argmax(1)
+    else:
+        if not 0 <= target.min() <= target.max() < logits.shape[1]:
+            raise ValueError(f'target has classes {target.min()} to {target.max()}: the model knows 0 to '
+                             f'{logits.shape[1] - 1}.')
+        chosen = F.one_hot(target, logits.shape[1]).to(logits.dtype)  # the map is that of the highest
+    kind = 'mean' if model.map == 'mean' else 'cam_head'
+    found = mean_activation_map(tap) if kind == 'mean' else model.cam_head.activation_map(tap, target)
+    heat = resize_map(model.activation_map(tap, chosen), x.shape[-2:], model.interpolation)
+    trained = model.threshold
+    model.threshold = threshold
+    try:
+        keep = model.keep_mask(tap, chosen, x.shape[-2:])
+    finally:
+        model.threshold = trained
+    return found.float(), kind, heat, keep, target, logits

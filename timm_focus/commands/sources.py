@@ -1,0 +1,166 @@
+"""Images that a command line names: where what is made of each goes, and what of it a network sees."""
+import math
+import os
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+from .load import open_images
+
+__all__ = ['Placement', 'Source', 'SourceImages', 'find_sources', 'place']
+
+LONGEST_STEM = 200  # bytes; file systems allow 255 with the ending
+
+
+class Source(NamedTuple):
+    """An image and what is made of it.
+
+    Attributes:
+        path: Its file.
+        base: What files made of it are called: a path from the output folder, without the ending.
+    """
+    path: str
+    base: str
+
+
+class Placement(NamedTuple):
+    """Where the input of a network lies in the image that it is made of: x = x0 + x_scale * (x of the input), so y."""
+    x0: float = 0.
+    y0: float = 0.
+    x_scale: float = 1.
+    y_scale: float = 1.
+
+    def box(self, x0: float, y0: float, x1: float, y1: float) -> Tuple[float, float, float, float]:
+        """A box of the input, in pixels of the image."""
+        return (self.x0 + self.x_scale * x0, self.y0 + self.y_scale * y0,
+                self.x0 + self.x_scale * x1, self.y0 + self.y_scale * y1)
+
+
+def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], reserved: Sequence[str]) -> List[Source]:
+    """The images of files and folders, each with a name of its own below the output folder.
+
+    Names mirror the paths from the folder given; where several are given, they begin with that folder's name. Those
+    that would be one (`1.jpg` and `1.png`) are numbered.
+
+    Args:
+        paths: Image files, and folders as `open_images` takes them.
+        output: Folder that files are made in; images in it are passed over.
+        endings: Of the files that are made of each image.
+        reserved: Other files that are made there.
+
+    Raises:
+        ValueError: Something is not there, or what is made would come to lie among the images.
+    """
+    found, prefixes = [], set()
+    for path in paths:
+        if os.path.isdir(path):
+            index = open_images(path, leave_out=output).reader.index
+            prefix = ''
+            if len(paths) > 1:
+                prefix = _unused(os.path.basename(os.path.realpath(path)) or 'images', lambda p: p.lower() in prefixes)
+                prefixes.add(prefix.lower())
+            root = os.path.join(path, os.path.relpath(index.root, os.path.abspath(path)))
+            for i in range(len(index)):
+                relative = index.relative(i)
+                found.append((os.path.normpath(os.path.join(root, relative)), os.path.join(prefix, relative)))
+        elif os.path.exists(path):
+            found.append((path, os.path.basename(path)))
+        else:
+            raise ValueError(f'There is no file or folder {path}.')
+    folders = {os.path.dirname(relative) for _, relative in found}
+    inputs = {os.path.realpath(folder): folder for folder in {os.path.dirname(path) for path, _ in found}}
+    for folder in folders:
+        made_in = os.path.realpath(os.path.join(output, folder))
+        if made_in in inputs:
+            raise ValueError(f'--output {output} would write among the images in {inputs[made_in] or "."}: give '
+                             'another folder.')
+    taken = {name.lower() for name in reserved}  # some file systems take A.png for a.png
+    for folder in folders:
+        while folder:
+            taken.add(folder.lower())
+            folder = os.path.dirname(folder)
+    sources = []
+    for path, relative in found:
+        folder, name = os.path.split(relative)
+        stem = os.fsdecode(os.fsencode(os.path.splitext(name)[0])[:LONGEST_STEM])
+        base = _unused(os.path.join(folder, stem), lambda b: any((b + e).lower() in taken for e in endings))
+        taken.update((base + e).lower() for e in endings)
+        sources.append(Source(path, base))
+    return sources
+
+
+def _unused(name: str, is_used: Any) -> str:
+    """A name, numbered if it is used."""
+    tried, n = name, 1
+    while is_used(tried):
+        n += 1
+        tried = f'{name}-{n}'
+    return tried
+
+
+class SourceImages:
+    """Images as a data set of dicts: `i`, and `x`, `placement`, `size` and `whole`, a smaller copy; or `why` not.
+
+    They are shown and measured upright, as their EXIF orientation says.
+
+    Args:
+        sources: The images.
+        transform: timm's evaluation transform.
+        mode: Pillow mode of the model's images.
+        longest: Pixels of the longer side of the copies.
+    """
+
+    def __init__(self, sources: Sequence[Source], transform: Any, mode: str, longest: int):
+        self.sources, self.transform, self.mode, self.longest = sources, transform, mode, longest
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, i: int) -> Dict[str, Any]:
+        import numpy as np
+
+        from timm_focus.data import read_image
+
+        try:
+            image = read_image(self.sources[i].path, self.mode, upright=True)
+            x, placement = place(image, self.transform)
+        except OSError as e:
+            return dict(i=i, why=e.strerror or str(e))
+        size = image.size
+        image.thumbnail((self.longest, self.longest))
+        return dict(i=i, x=x, placement=placement, size=size, whole=np.array(image))
+
+
+def place(image: Any, transform: Any) -> Tuple[Any, Placement]:
+    """An image through timm's evaluation transform, and where the result lies in it.
+
+    Raises:
+        OSError: The image is so narrow that enlarging it to the network's input would fill the memory.
+    """
+    from PIL import Image
+    from timm.data.transforms import CenterCropOrPad
+    from torchvision.transforms import CenterCrop
+
+    at, most = Placement(), Image.MAX_IMAGE_PIXELS or math.inf
+    narrow = max(image.size) / min(image.size)
+    for step in transform.transforms:
+        if not isinstance(image, Image.Image):
+            image = step(image)
+            continue
+        width, height = image.size
+        if narrow * _shortest(step) ** 2 > most:
+            raise OSError(f'with {width:,} x {height:,} pixels it is too narrow to be enlarged')
+        image = step(image)
+        if not isinstance(image, Image.Image):
+            continue
+        if isinstance(step, (CenterCrop, CenterCropOrPad)):  # both pad, then cut, and round alike
+            x, y = (round((old - new) / 2) if old > new else -((new - old) // 2)
+                    for old, new in ((width, image.width), (height, image.height)))
+            at = at._replace(x0=at.x0 + at.x_scale * x, y0=at.y0 + at.y_scale * y)
+        else:
+            at = at._replace(x_scale=at.x_scale * width / image.width, y_scale=at.y_scale * height / image.height)
+    return image, at
+
+
+def _shortest(step: Any) -> int:
+    """Length that a step may bring the short side of an image to."""
+    size = getattr(step, 'size', 0)
+    return max(size) if isinstance(size, (tuple, list)) else size

@@ -1,0 +1,269 @@
+"""`timm-focus validate`: accuracy of models, as a whole, by class, and with what they look at erased."""
+import argparse
+import csv
+import io
+import json
+import os
+import re
+import sys
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+from .load import TORCHVISION, Loaded, add_model_arguments, image_mode, load_models
+from .table import add_format, write_table
+
+__all__ = ['add_parser', 'match_classes', 'open_labelled_images']
+
+SUMMARY, CLASSES, IMAGES = 'validate.json', 'classes.csv', 'images.csv'
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        'validate', help='accuracy, whole, by class and with what a model looks at erased',
+        description='Measure top-1 and top-5 accuracy in percent, in float32, each image once; and top-1 with a share '
+                    'of each image erased: where the class activation map of the predicted class is highest (cam), and '
+                    'for comparison smooth random regions (random). Classes are matched by the names of their folders '
+                    'where the model has names, as those of train_focus.py have.')
+    parser.add_argument('data', metavar='DATA', help='folder with val/<class>/, Places365, or folder of class folders')
+    add_model_arguments(parser)
+    parser.add_argument('--erase', nargs='+', type=float, default=[10., 25., 50.], metavar='PERCENT',
+                        help='shares of the pixels to erase (default: 10 25 50); an image passes 1 + 2 times per share')
+    parser.add_argument('--no-erase', action='store_true', help='accuracy alone: an image passes once')
+    parser.add_argument('--output', metavar='DIR', help=f'write {SUMMARY}, {CLASSES} and, for paired comparisons of '
+                        f'models, {IMAGES} (default: the table alone)')
+    add_format(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure each model, write what was found after each, and print a line for each."""
+    percents = [] if args.no_erase else sorted(set(args.erase))
+    wrong = [p for p in percents if not 0 < p <= 100]
+    if wrong:
+        raise ValueError(f'--erase is {wrong[0]:g}: give percentages above 0 and at most 100.')
+    for name in [] if args.checkpoint else args.model:
+        if not args.pretrained or name.startswith(TORCHVISION):
+            raise ValueError(f'{name} would be measured with random weights: give its --checkpoint, or, of a timm '
+                             'model, --pretrained.')
+    dataset = open_labelled_images(args.data)
+    models = load_models(args)
+    settings = [_settings(loaded, args.data, percents) for loaded in models]
+    if args.output:
+        _check_output(args.output, settings)
+    matches = [_match(loaded, dataset, bool(percents)) for loaded in models]
+    records, class_rows, image_rows = [], [], []
+    for loaded, setting, match in zip(models, settings, matches):
+        record, images = _measure(loaded, dataset, match, percents, args)
+        records.append({**setting, **record})
+        class_rows += [dict(model=loaded.name, label=label, **found) for label, found in record['classes'].items()]
+        image_rows += images
+        if args.output:
+            _write(args.output, records, class_rows, image_rows)
+    bad = records[-1]['unreadable']
+    if bad:
+        print(f'{len(bad)} of {len(dataset)} images cannot be read and are left out: {_some(bad)}', file=sys.stderr)
+    write_table([_row(record) for record in records], args)
+
+
+# images and their classes
+
+def open_labelled_images(path: str) -> Any:
+    """The images of a folder with their classes: its validation split, or all of a folder of class folders.
+
+    Raises:
+        ValueError: There are none, or they have no classes.
+    """
+    from timm_focus.data import SceneDataset, cached_scan, create_dataset, find_places365
+    from timm_focus.data.dataset import EVAL, TRAIN
+
+    if not os.path.isdir(path):
+        raise ValueError(f'There is no folder {path}.')
+    if any(os.path.isdir(os.path.join(path, split)) for split in (*EVAL, *TRAIN)) or find_places365(path):
+        return create_dataset('', path, 'validation')
+    return SceneDataset(cached_scan(path), f'class folders in {path}')
+
+
+def match_classes(
+        loaded: Loaded,
+        n_classes: int,
+        names: Sequence[str],
+        present: Sequence[int],
+) -> Tuple[List[int], List[str]]:
+    """Which class of a model each class of a data set is, and what to call the model's classes.
+
+    By name if the model has names; by WordNet number (n01440764) if the folders bear these and the model has as many
+    classes as one of ImageNet's sets; else by number, if they have equally many.
+
+    Args:
+        loaded: The model.
+        n_classes: Its number of logits.
+        names: Names of the data's classes, those of their folders.
+        present: Indices of those that have images, which are to be matched.
+
+    Raises:
+        ValueError: They cannot be.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    candidates = [loaded.label_names] if 0 < len(loaded.label_names) <= n_classes else []
+    subset = infer_imagenet_subset(dict(num_classes=n_classes))
+    folders = [names[i] for i in present]
+    if subset and all(re.fullmatch(r'n\d{8}', name) for name in folders):
+        candidates.append(ImageNetInfo(subset).label_names())
+    unknown, known = [], []
+    for known in candidates:
+        numbers = {_key(name): i for i, name in enumerate(known)}
+        unknown = [name for name in folders if _key(name) not in numbers]
+        if not unknown:
+            rest = map(str, range(len(known), n_classes))
+            return [numbers[_key(name)] for name in folders], [*map(str, known), *rest]
+    if unknown:
+        raise ValueError(
+            f'{len(unknown)} of the {len(folders)} classes of the data are none of the {len(known)} that {loaded.name} '
+            f'knows ({_some(known)}): {_some(unknown)}. Rename these folders, or leave them out.')
+    if len(names) != n_classes:
+        raise ValueError(
+            f'The data has {len(names)} classes, but {loaded.name} has {n_classes} and no names to match them by: take '
+            'data with the same classes, or a checkpoint with names, such as those of train_focus.py.')
+    return list(present), list(names)
+
+
+def _some(items: Sequence[Any]) -> str:
+    return ', '.join(map(str, items[:3])) + (', ...' if len(items) > 3 else '')
+
+
+def _key(name: Any) -> str:
+    """A class's name as a folder can have it: Places365's arena/hockey is also kept in arena-hockey."""
+    return str(name).replace('/', '-')
+
+
+class _Numbers:
+    """Target of an image by the number of its folder; a class, for the processes that load."""
+
+    def __init__(self, numbers: Dict[int, int]):
+        self.numbers = numbers
+
+    def __call__(self, target: int) -> int:
+        return self.numbers[target]
+
+
+def _match(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int], List[str]]:
+    """Class of the model by class of the data set, and the names of the model's; what cannot be measured is told."""
+    import torch
+
+    from timm_focus.analysis import faithfulness
+
+    _prepare(loaded, dataset, None)
+    try:
+        x = dataset[0][0][None]
+    except RuntimeError as e:  # not one can be read
+        raise ValueError(str(e)) from e
+    device = next(loaded.model.parameters()).device
+    with torch.inference_mode():
+        n_classes = loaded.model(x.to(device)).shape[1]
+    if erasing:  # has it a map?
+        faithfulness(loaded.model, [(x, torch.zeros(1, dtype=torch.long))], [0.5])
+    index = dataset.reader.index
+    present = [i for i, count in enumerate(index.counts()) if count]
+    numbers, names = match_classes(loaded, n_classes, index.class_names, present)
+    return dict(zip(present, numbers)), names
+
+
+def _prepare(loaded: Loaded, dataset: Any, numbers: Any) -> None:
+    from timm.data import create_transform
+
+    dataset.transform = create_transform(**loaded.data_config, is_training=False)
+    dataset.input_img_mode = image_mode(loaded)
+    dataset.target_transform = numbers
+
+
+# measuring
+
+def _measure(
+        loaded: Loaded,
+        dataset: Any,
+        match: Tuple[Dict[int, int], List[str]],
+        percents: Sequence[float],
+        args: argparse.Namespace,
+) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
+    """What is found of a model, and a row for each image."""
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from timm_focus.analysis import faithfulness
+
+    numbers, names = match
+    _prepare(loaded, dataset, _Numbers(numbers))
+    loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.workers)
+    with tqdm(total=len(dataset), desc=loaded.name, unit='image', disable=None) as bar:
+        def batches() -> Iterator[Any]:
+            for x, target in loader:
+                yield x, target
+                bar.update(len(x))
+        found = faithfulness(loaded.model, batches(), [p / 100 for p in percents])
+
+    good = dataset.bad == 0  # where an image cannot be read, another one took its place
+    right = {'top1': found.prediction == found.target, 'top5': found.in_top5}
+    for kind, erased in (('cam', found.cam), ('random', found.random)):
+        right.update({f'{kind}_{p:g}': row for p, row in zip(percents, erased)})
+    percent = {name: 100 * flags[good].double().mean().item() for name, flags in right.items()}
+    classes = {}
+    for i in sorted(set(numbers.values())):
+        here = good & (found.target == i)
+        if here.any():
+            classes[names[i]] = dict(n=int(here.sum()), top1=100 * right['top1'][here].double().mean().item())
+    record = dict(
+        n=int(good.sum()), unreadable=[dataset.filename(i) for i in (~good).nonzero()[:, 0].tolist()],
+        top1=percent['top1'], top5=percent['top5'], classes=classes, map_size=found.map_size, map_kind=found.map_kind,
+        erasing={f'{p:g}': {kind: percent[f'{kind}_{p:g}'] for kind in ('cam', 'random')} for p in percents})
+    columns = {('correct' if name == 'top1' else f'correct_{name}'): flags.int().tolist()
+               for name, flags in right.items()}
+    targets, predictions = found.target.tolist(), found.prediction.tolist()
+    images = [
+        dict(model=loaded.name, image=dataset.filename(i), label=names[targets[i]], prediction=names[predictions[i]],
+             **{name: flags[i] for name, flags in columns.items()})
+        for i in good.nonzero()[:, 0].tolist()]
+    return record, images
+
+
+def _settings(loaded: Loaded, data: str, percents: Sequence[float]) -> Dict[str, Any]:
+    """What a result goes by."""
+    return dict(model=loaded.name, data=os.path.abspath(data), settings=json.loads(json.dumps(
+        dict(loaded.data_config, erase=list(percents)), default=str)))
+
+
+def _row(record: Dict[str, Any]) -> Dict[str, Any]:
+    row = dict(model=record['model'], n=record['n'], top1=round(record['top1'], 3), top5=round(record['top5'], 3))
+    for share, found in record['erasing'].items():
+        row.update({f'{kind}_{share}': round(value, 3) for kind, value in found.items()})
+    if record['erasing']:
+        row.update(map='x'.join(map(str, record['map_size'])), map_kind=record['map_kind'])
+    return row
+
+
+# files
+
+def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
+    """A folder holds the results of one command, which may be repeated."""
+    path = os.path.join(folder, SUMMARY)
+    if os.path.exists(path):
+        try:
+            with open(path) as f:
+                before = [{key: record[key] for key in settings[0]} for record in json.load(f)]
+        except (ValueError, TypeError, KeyError):
+            before = [None]
+        if not all(one in settings for one in before):
+            raise ValueError(f'{folder} holds results of other models or settings ({path}): give another --output, or '
+                             'remove it.')
+    os.makedirs(folder, exist_ok=True)
+
+
+def _write(folder: str, records: List[Dict], class_rows: List[Dict], image_rows: List[Dict]) -> None:
+    from timm_focus.training.files import write_whole
+
+    for name, rows in ((CLASSES, class_rows), (IMAGES, image_rows)):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(os.path.join(folder, name), text.getvalue())
+    write_whole(os.path.join(folder, SUMMARY), json.dumps(records, indent=2) + '\n')
