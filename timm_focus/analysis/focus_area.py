@@ -67,7 +67,7 @@ def last_map(model: nn.Module, x: Tensor) -> Tuple[Tensor, bool]:
     """
     model = model.backbone if hasattr(model, 'cam_head') else model
     attends = any(word in type(m).__name__.lower() for m in model.modules() for word in ('attention', 'attn'))
-    was_training = model.training
+    modes = [(m, m.training) for m in model.modules()]  # some may be frozen in evaluation
     model.eval()
     try:
         if not hasattr(model, 'forward_intermediates'):
@@ -79,7 +79,8 @@ def last_map(model: nn.Module, x: Tensor) -> Tuple[Tensor, bool]:
         return model.forward_intermediates(
             x, indices=1, norm=False, stop_early=False, output_fmt='NCHW', intermediates_only=True)[-1], False
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
 
 
 def threshold_map(heat: Tensor, rule: Rule = 'mean') -> Tensor:
