@@ -26,13 +26,13 @@ def adl_slowly(x, drop, gamma=0.9):
         channels, height, width = feature.shape
         attention = [[sum(feature[c, i, j] for c in range(channels)) / channels for j in range(width)]
                      for i in range(height)]
-        peak = max(float(a) for row in attention for a in row)
+        peak = max(float(a.detach()) for row in attention for a in row)
         rows = []
         for i in range(height):
             row = []
             for j in range(width):
                 if drop:
-                    weight = torch.tensor(1. if float(attention[i][j]) < gamma * peak else 0., dtype=x.dtype)
+                    weight = torch.tensor(1. if float(attention[i][j].detach()) < gamma * peak else 0., dtype=x.dtype)
                 else:
                     weight = 1 / (1 + torch.exp(-attention[i][j]))
                 row.append(feature[:, i, j] * weight)
@@ -56,7 +56,8 @@ def test_values_and_gradients_match_loops(drop, gamma):
     torch.testing.assert_close(ours.grad, slow.grad)
     if drop:
         dropped = (out == 0).all(1)
-        assert dropped.any((1, 2)).all() and torch.equal(ours.grad == 0, dropped[:, None].expand_as(x))
+        assert dropped.any((1, 2)).tolist() == [True, gamma == 1, True], 'of a negative attention none reaches a share'
+        assert torch.equal(ours.grad == 0, dropped[:, None].expand_as(x))
 
 
 def test_the_strongest_place_is_dropped_and_the_map_not_rescaled():
@@ -147,8 +148,6 @@ def test_a_network_with_adl_is_what_the_definition_says(name, photos):
             torch.nn.functional.cross_entropy(logits, y).backward()
         for (k, p), q in zip(model.named_parameters(), plain.parameters()):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f'{k}: {m}')
-        if sum(draws) == 0:
-            continue
     assert len(seen) > 1
 
 
@@ -182,16 +181,16 @@ def test_a_copy_has_it_too(photos):
     x = photos(2, 64)
     average = ModelEmaV3(model)
     assert adl_modules(average.module) == adl_modules(model)
+    assert torch.equal(average(x), model.eval()(x)), 'an average evaluates'
     copies = [model, copy.deepcopy(model)]
     outputs = []
     for one in copies:
         torch.manual_seed(2)
         outputs.append(one.train()(x))
     assert torch.equal(*outputs)
-    assert torch.equal(average(x), model.eval()(x)), 'an average evaluates'
 
 
-@pytest.mark.parametrize('modules', [None, ['layer3', 'layer4'], ['layer2.0.bn1']])
+@pytest.mark.parametrize('modules', [None, ['layer3', 'layer4'], ['layer2.0']])
 def test_gradient_checkpointing_changes_nothing(modules, photos):
     x, results = photos(2, 64), []
     for enable in (False, True):
@@ -224,13 +223,13 @@ def test_compiled_it_is_the_same(photos):
     torch._dynamo.reset()
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert len({float(o.sum()) for o in results[0]}) > 1
+    assert len({float(o.detach().sum()) for o in results[0]}) > 1
 
 
 # mistakes
 
 @pytest.mark.parametrize('modules, words', [
-    (['layer3.O'], r"ResNet has no module 'layer3\.O'.*did you mean layer3\.0"),
+    (['layer3.O'], r"ResNet has no module 'layer3\.O'.*did you mean .*layer3\.0"),
     (['qqqqqqqq'], 'no module .*named_modules'),
     ([''], "no module ''"),
     (['fc'], r'The module fc gives no map \[B, C, h, w\]'),
@@ -300,6 +299,7 @@ def test_the_settings_reach_it(train):
     assert not equal(runs[''], train('--img-size 64', 'plain', model=TINY).weights())
 
 
+@pytest.mark.slow
 def test_it_goes_with_timms_own_habits(train):
     for i, more in enumerate(('--mixup 0.2', '--has', '--torchcompile aot_eager', '--grad-checkpointing',
                               '--aug-splits 2 --split-bn --aa augmix-m3-w2 --jsd-loss')):
@@ -312,7 +312,7 @@ def test_a_map_of_one_place_is_told(train):
 
 
 @pytest.mark.parametrize('model, more, words', [
-    (TINY, '--method adl --adl-modules layer3.O', r'cannot be trained by ADL: .*did you mean layer3\.0'),
+    (TINY, '--method adl --adl-modules layer3.O', r'cannot be trained by ADL: .*did you mean layer3'),
     ('vit_tiny_patch16_224', '--method adl --img-size 224', 'cannot be trained by ADL: VisionTransformer does not end'),
     (TINY, '--adl-gamma 0.5', '--adl-gamma belongs to ADL: give --model resnet10t --method adl'),
     (f'focus_{TINY}', '--adl-modules layer3', '--adl-modules belongs to ADL: give --model resnet10t --method adl'),

@@ -31,6 +31,8 @@ def trace_maps(
             for p in model.parameters()}
     memo.update({id(b): torch.empty_like(b, device='meta') for b in model.buffers()})
     twin = copy.deepcopy(model, memo).eval()
+    if hasattr(twin, 'set_grad_checkpointing'):
+        twin.set_grad_checkpointing(False)  # which runs the members of a Sequential and not itself
     outputs: Dict[str, Any] = {}
     for name, module in twin.named_modules():
         module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
