@@ -150,7 +150,11 @@ def test_every_method_trains_resumes_and_exports(train, image_folder, seen_weigh
     assert evaluate(plain, image_folder, size=64 if '--img-size 64' in more else 32)[1] == again.column('eval_top1')[-1]
 
 
-@pytest.mark.parametrize('name', METHODS)
+# of the others, tests further down have mixed precision and several processes
+COMMON = [name if name in ('adl', 'acol') else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+
+
+@pytest.mark.parametrize('name', COMMON)
 def test_every_method_trains_in_mixed_precision(train, name):
     model, more = METHODS[name]
     run = train(f'{more} --amp --model-ema', model=model)
@@ -158,8 +162,7 @@ def test_every_method_trains_in_mixed_precision(train, name):
     assert {v.dtype for v in run.weights().values() if v.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.parametrize('name', [
-    name if name in ('adl', 'acol') else pytest.param(name, marks=pytest.mark.slow) for name in METHODS])
+@pytest.mark.parametrize('name', COMMON)
 def test_every_method_trains_in_two_processes(launch, settings, image_folder, tmp_path, name):
     model, more = METHODS[name]
     done = launch('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'train_focus',
