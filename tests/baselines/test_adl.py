@@ -259,7 +259,8 @@ def test_it_is_not_inserted_twice():
 
 @pytest.mark.parametrize('settings, words', [
     (dict(gamma=0), 'gamma'), (dict(gamma=1.1), 'gamma'), (dict(gamma=float('nan')), 'gamma'),
-    (dict(drop_rate=-0.1), 'drop_rate'), (dict(drop_rate=1.1), 'drop_rate'), (dict(drop_rate=float('nan')), 'drop_rate')])
+    (dict(drop_rate=-0.1), 'drop_rate'), (dict(drop_rate=1.1), 'drop_rate'),
+    (dict(drop_rate=float('nan')), 'drop_rate')])
 def test_settings_out_of_range(settings, words):
     for call in (lambda: drop_attention(torch.zeros(1, 1, 2, 2), **settings),
                  lambda: insert_adl(small_model(TINY), **settings)):

@@ -1,4 +1,4 @@
-"""ACoL (Adversarial Complementary Learning): two classifiers on one feature map, the second without what the first uses.
+"""ACoL (Adversarial Complementary Learning): two classifiers on one map, the second without what the first uses.
 
 What it does
     Classifier A, three convolutions on the last feature map, gives a map for each class, and their means are its
@@ -27,7 +27,7 @@ Source
     X. Zhang, Y. Wei, J. Feng, Y. Yang and T. Huang, 'Adversarial Complementary Learning for Weakly Supervised Object
     Localization', CVPR 2018; here as a baseline that 'See More for Scene' compares with.
 """
-from typing import Any, Dict, List, NamedTuple, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import timm
 import torch
@@ -68,7 +68,7 @@ def erase_class(maps: Tensor, target: Tensor, threshold: float = THRESHOLD) -> T
 
 
 class MapHead(nn.Sequential):
-    """A convolutional classifier: features `[B, C, h, w]` to a map of each class `[B, K, h, w]`, whose means are logits.
+    """A convolutional classifier: features `[B, C, h, w]` to maps of the classes `[B, K, h, w]`, whose means are logits.
 
     Args:
         in_chs: channels of the features.
@@ -103,8 +103,8 @@ class AcolNet(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int, width: int = WIDTH):
         super().__init__()
         if getattr(backbone, 'num_classes', 0):
-            raise ValueError(f'The backbone has a classifier of {backbone.num_classes} classes, in whose place ACoL puts '
-                             'its own: make it with num_classes=0.')
+            raise ValueError(f'The backbone has a classifier of {backbone.num_classes} classes, in whose place ACoL '
+                             'puts its own: make it with num_classes=0.')
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f'num_classes is {num_classes!r}: give 1 or more.')
         final, _, _ = trace_maps(backbone)
@@ -182,7 +182,7 @@ class ACoL(nn.Module):
             if name in idle:  # of the timm model's own head; DDP waits for the gradients of all that ask for one
                 p.requires_grad_(False)
 
-    def forward(self, x: Tensor, target: Tensor = None) -> Union[Tensor, AcolOutput]:
+    def forward(self, x: Tensor, target: Optional[Tensor] = None) -> Union[Tensor, AcolOutput]:
         """`AcolOutput` of images `[B, 3, H, W]` and classes `[B]` in training, logits `[B, K]` in evaluation.
 
         Raises:
@@ -192,7 +192,8 @@ class ACoL(nn.Module):
             return self.network(x)
         if target is None or target.ndim != 1:
             given = 'no targets' if target is None else f'targets of shape {tuple(target.shape)}'
-            raise ValueError(f'ACoL erases by the true class of each image, so it trains on classes [B], not on {given}.')
+            raise ValueError(
+                f'ACoL erases by the true class of each image, so it trains on classes [B], not on {given}.')
         feature = self.network.forward_features(x)
         maps = self.network.head(feature)
         keep = erase_class(maps, target, self.threshold)

@@ -43,6 +43,6 @@ def trace_maps(
     channels_first = getattr(model, 'output_fmt', 'NCHW') == 'NCHW'
     if not torch.is_tensor(final) or final.ndim != 4 or not channels_first:
         raise ValueError(
-            f'{type(model).__name__} does not end in a feature map [B, C, h, w], as convolutional networks do: take one '
-            'that does, such as resnet18.')
+            f'{type(model).__name__} does not end in a feature map [B, C, h, w], as convolutional networks do: take '
+            'one that does, such as resnet18.')
     return final, outputs, twin

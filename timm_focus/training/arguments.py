@@ -1,7 +1,7 @@
 """The command line of train_focus.py: timm's names and meanings, the paper's recipe as defaults.
 
-From weak to strong: the parser's defaults, the settings of `--recipe`, of `--scheme` and of the synthetic demo, the YAML
-files of `--config` in their order, the command line.
+From weak to strong: the parser's defaults, the settings of `--recipe`, of `--scheme` and of the synthetic demo, the
+YAML files of `--config` in their order, the command line.
 """
 import argparse
 import difflib
@@ -96,7 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('Model')
     g.add_argument('--model', default='resnet50', help="timm model; 'focus_<name>' is trained by focus training")
     g.add_argument('--method', choices=('focus', 'none', *METHOD_FLAGS),
-                   help="focus wraps any model, 'hf-hub:...' too (default: by the model's name); adl and acol are rivals")
+                   help="focus wraps any model, 'hf-hub:...' too; adl and acol are its rivals (default: by the model's "
+                   'name)')
     g.add_argument('--pretrained', action='store_true', help='start from the pretrained weights of timm')
     g.add_argument('--pretrained-path', help='load these in place of the pretrained weights')
     g.add_argument('--pretrained-cfg-overlay', nargs='*', default={}, action=ParseKwargs,

@@ -113,11 +113,12 @@ def describe(
     if adl_modules(model):
         detail = f', with ADL after {", ".join(adl_modules(model))}'
     if args.method in ('adl', 'acol'):
-        final, _, _ = trace_maps(model.network.backbone if isinstance(model, ACoL) else model, data_config['input_size'])
+        backbone = model.network.backbone if isinstance(model, ACoL) else model
+        final, _, _ = trace_maps(backbone, data_config['input_size'])
         if final.shape[2] * final.shape[3] == 1:
             _logger.warning(
-                f'The last feature map of an image of {"x".join(map(str, data_config["input_size"][1:]))} has one place, '
-                f'of which --method {args.method} can erase no part: give larger images.')
+                f'The last feature map of an image of {"x".join(map(str, data_config["input_size"][1:]))} has one '
+                f'place, of which --method {args.method} can erase no part: give larger images.')
     _logger.info(f'Model: {args.model}, {args.num_classes} classes, {parameters:,} parameters{detail}')
     _logger.info(
         f'Data: {len(dataset_train):,} training images, '
