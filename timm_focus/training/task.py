@@ -25,15 +25,10 @@ class TaskWithHeads(TrainingTask):
 
     The heads are the task's own state.
 
-    Args:
-        model: The model to train.
-        loss: What it is trained by.
-        device: Device of the task's tensors.
-        dtype: Type of the task's tensors.
-        verbose: Log what is trained.
-
     Attributes:
-        kind: Its type.
+        trainable_module: The model.
+        loss: What it is trained by.
+        kind: The model's type.
         network: Name of the network in it.
         heads: Names of the heads.
         run: What to call a run of it.
@@ -43,18 +38,6 @@ class TaskWithHeads(TrainingTask):
     network: str
     heads: Tuple[str, ...]
     run: str
-
-    def __init__(
-            self,
-            model: nn.Module,
-            loss: nn.Module,
-            device: Optional[torch.device] = None,
-            dtype: Optional[torch.dtype] = None,
-            verbose: bool = True,
-    ):
-        super().__init__(device=device, dtype=dtype, verbose=verbose)
-        self.loss = loss.to(self.device)
-        self.trainable_module = model
 
     def prepare_distributed(self, device_ids: Optional[List[int]] = None, **ddp_kwargs: Any) -> 'TaskWithHeads':
         """Wrap the model, network and heads together, in DistributedDataParallel."""
@@ -140,8 +123,10 @@ class FocusTask(TaskWithHeads):
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
     ):
-        super().__init__(model, loss if loss is not None else FocusLoss(), device, dtype, verbose)
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        self.loss = (loss if loss is not None else FocusLoss()).to(self.device)
         model.set_branches(self.loss.uses_side, self.loss.uses_erased, self.loss.erased_by)
+        self.trainable_module = model
 
     def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
         """One training pass of images `[B, C, H, W]` and targets `[B]` or `[B, K]`.
@@ -155,6 +140,11 @@ class FocusTask(TaskWithHeads):
         if output.erased is not None:
             terms['erased_fraction'] = unwrap_model(self.trainable_module).erased_fraction
         return {**terms, 'output': output.main}
+
+    def prepare_distributed(self, device_ids: Optional[List[int]] = None, **ddp_kwargs: Any) -> 'FocusTask':
+        """Wrap the model, backbone and heads together, in DistributedDataParallel."""
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
 
 
 class AcolTask(TaskWithHeads):
@@ -178,7 +168,9 @@ class AcolTask(TaskWithHeads):
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
     ):
-        super().__init__(model, loss if loss is not None else nn.CrossEntropyLoss(), device, dtype, verbose)
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        self.loss = (loss if loss is not None else nn.CrossEntropyLoss()).to(self.device)
+        self.trainable_module = model
 
     def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
         """One training pass of images `[B, C, H, W]` and classes `[B]`.
