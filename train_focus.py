@@ -27,7 +27,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import distribute_bn, get_outdir, setup_default_logging
 
 import timm_focus  # registers focus_<name>
-from timm_focus.baselines import HideAndSeek
+from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
 from timm_focus.training import (
     FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, build_parser, check_readable,
     conclude, create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet, explained, keep_lists,
@@ -211,7 +211,7 @@ def main():
 
 
 def build_model(args):
-    """The model that the settings name, wrapped for focus training if they ask for it."""
+    """The model that the settings name, with the heads of their method if it has any."""
     focus_args = {f'focus_{name}': getattr(args, f'focus_{name}') for name in FOCUS_MODEL_FLAGS}
     sourced = ':' in args.model
     if not sourced and not timm.is_model(args.model):
@@ -237,6 +237,10 @@ def build_model(args):
             checkpoint_path=args.initial_checkpoint, **kwargs)
         if wrapped:
             model = timm_focus.FocusNet(model, **focus_args)
+        if args.method == 'acol':
+            num_classes = model.num_classes
+            model.reset_classifier(0)
+            model = ACoL(AcolNet(model, num_classes), args.acol_threshold)
     if args.num_classes is None:
         args.num_classes = model.num_classes
     with torch.no_grad():

@@ -179,10 +179,10 @@ def finite(state):
     return all(v.isfinite().all() for v in state.values() if v.is_floating_point())
 
 
-def evaluate(model, root, split='validation'):
+def evaluate(model, root, split='validation', size=32):
     """Loss and accuracy, image by image, with nothing of the script's."""
     dataset = create_dataset('', root=str(root), split=split)
-    dataset.transform = create_transform(32, is_training=False, crop_pct=0.875, interpolation='bilinear')
+    dataset.transform = create_transform(size, is_training=False, crop_pct=0.875, interpolation='bilinear')
     model.eval()
     losses, correct = [], 0
     with torch.no_grad():

@@ -45,11 +45,12 @@ def test_the_two_lines():
 
 
 @pytest.mark.parametrize('command', TRAINING)
-def test_command_is_understood(command):
+def test_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)  # recipes are named from there
     parse_args(train_focus.parser, script_arguments(command))
 
 
-NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version')
+NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version', '--config')
 
 
 @pytest.mark.parametrize('command', [

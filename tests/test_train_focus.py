@@ -14,6 +14,7 @@ from timm.data import create_dataset, create_transform
 import train_focus
 from conftest import TINY, Run, equal, evaluate, finite
 from timm_focus import export_backbone
+from timm_focus.baselines import create_acol
 from timm_focus.training import build_parser, parse_args
 
 pytestmark = pytest.mark.usefixtures('quietly')
@@ -110,6 +111,8 @@ METHODS = {
     'focus+has': (f'focus_{TINY}', '--has'),
     'none': (TINY, ''),
     'none+has': (TINY, '--has'),
+    'adl': (TINY, '--method adl --adl-modules layer1 layer2.0'),
+    'acol': (TINY, '--method acol --img-size 64'),
 }
 
 
@@ -132,11 +135,41 @@ def test_every_method_trains_resumes_and_exports(train, image_folder, seen_weigh
     again = train(f'{more} --epochs 2 --resume auto', model=model)
     assert [row['epoch'] for row in again.rows] == ['0', '1'] and 'Resuming' in again.err
     assert finite(again.weights()) and not equal(again.weights(), first)
-    wrapped = timm.create_model(model if model.startswith('focus_') else TINY, num_classes=2)
-    wrapped.load_state_dict(again.weights()) if model == TINY else wrapped.backbone.load_state_dict(again.weights())
-    plain = export_backbone(wrapped)
+    if name == 'acol':  # what it classifies by is more than a timm model
+        plain = create_acol(TINY, num_classes=2)
+        plain.load_state_dict(again.weights())
+    elif name == 'focus by method' or not model.startswith('focus_'):
+        plain = timm.create_model(TINY, num_classes=2)
+        plain.load_state_dict(again.weights())
+        plain = export_backbone(plain)
+    else:
+        wrapped = timm.create_model(model, num_classes=2)
+        wrapped.backbone.load_state_dict(again.weights())
+        plain = export_backbone(wrapped)
     assert equal(plain.state_dict(), again.weights())
-    assert evaluate(plain, image_folder)[1] == again.column('eval_top1')[-1]
+    assert evaluate(plain, image_folder, size=64 if '--img-size 64' in more else 32)[1] == again.column('eval_top1')[-1]
+
+
+# of the others, tests further down have mixed precision and several processes
+COMMON = [name if name in ('adl', 'acol') else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+
+
+@pytest.mark.parametrize('name', COMMON)
+def test_every_method_trains_in_mixed_precision(train, name):
+    model, more = METHODS[name]
+    run = train(f'{more} --amp --model-ema', model=model)
+    assert finite(run.weights()) and finite(run.checkpoint()['state_dict_ema'])
+    assert {v.dtype for v in run.weights().values() if v.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize('name', COMMON)
+def test_every_method_trains_in_two_processes(launch, settings, image_folder, tmp_path, name):
+    model, more = METHODS[name]
+    done = launch('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'train_focus',
+                  *settings(f'{more} -b 4 --grad-accum-steps 2', model=model))
+    assert done.returncode == 0, done.stderr
+    run = Run(folder=tmp_path / 'out/run', err=done.stderr)
+    assert len(run.rows) == 1 and finite(run.weights())
 
 
 def test_erasing_may_start_later(train):

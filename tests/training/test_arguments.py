@@ -121,6 +121,51 @@ def test_the_written_settings_give_the_run_again(config, argv):
     assert yaml.safe_load(text)['model'] == args.model
 
 
+@pytest.fixture
+def configs(tmp_path):
+    """`configs('epochs: 3', 'lr: 1')` is the command line that names files with these texts."""
+    def write(*texts):
+        argv = []
+        for i, text in enumerate(texts):
+            (tmp_path / f'{i}.yaml').write_text(text)
+            argv += ['--config', str(tmp_path / f'{i}.yaml')]
+        return argv
+    return write
+
+
+def test_of_several_files_the_later_wins_and_the_command_line_over_all(configs):
+    files = configs(
+        'epochs: 3\nlr: 0.5\nmodel: resnet18\nmodel_kwargs: {a: 1}', 'epochs: 4\nmodel_kwargs: {b: 2}', 'lr: 0.2')
+    args = parse('d', *files)
+    assert (args.epochs, args.lr, args.model, args.model_kwargs) == (4, 0.2, 'resnet18', {'b': 2})
+    assert args.config == files[1::2]
+    assert parse(*files, 'd', '--epochs', '3').epochs == 3
+    assert parse('d', '-c', files[3], '-c', files[1]).epochs == 3
+
+
+def test_a_later_file_wins_by_another_name_and_by_the_scheme(configs):
+    assert parse(*configs('data: /a', 'data_dir: /b')).data_dir == '/b'
+    args = parse('d', *configs('loss: bce', 'jsd_loss: true\naug_splits: 2'))
+    assert args.loss == 'jsd'
+    args = parse('d', *configs(parse_args(build_parser(), ['d', '--scheme', 'complex'])[1], 'scheme: simple'))
+    assert (args.scheme, args.scale, args.color_jitter) == ('simple', None, 0)
+    assert parse('d', *configs('dataset: synthetic', 'epochs: 2')).dataset == ''
+    assert parse('d', *configs('recipe: timm', 'epochs: 2')).batch_size == 128
+
+
+def test_the_written_settings_name_no_other_file(configs, tmp_path):
+    args, text = parse_args(build_parser(), ['d', *configs('epochs: 3', 'lr: 0.5')])
+    assert 'config' not in yaml.safe_load(text)
+    again = parse(*configs(text))
+    assert {**vars(again), 'config': None} == {**vars(args), 'config': None}
+
+
+def test_a_file_that_names_another_is_one_line(config, refusal):
+    path = config('config: base.yaml\nepochs: 2')
+    assert 'names another file: give --config for each' in refusal('d', '--config', path)
+    assert parse('d', '--config', config('config: null\nepochs: 2')).epochs == 2
+
+
 # YAML values
 
 def test_yaml_converts_like_the_command_line(config):
@@ -185,7 +230,7 @@ def test_a_missing_yaml_file_is_one_line(refusal, tmp_path):
     (['d', '--model', 'resnet18', '--focus-alpha', '2'], '--focus-alpha belongs to focus training.*focus_resnet18'),
     (['d', '--focus-bn', 'clean', '--focus-stage', '1'], '--focus-bn, --focus-stage belongs'),
     (['d', '--model', 'focus_resnet18', '--method', 'none'], 'give --model resnet18'),
-    (['d', '--method', 'acol'], 'invalid choice'),
+    (['d', '--method', 'acul'], 'invalid choice'),
     (['d', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
     (['d', '--epochs', 'ten'], 'invalid int value'),
     (['d', '--eval-metric', 'f1'], 'invalid choice'),

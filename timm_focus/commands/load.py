@@ -96,6 +96,8 @@ def load_model(
     from timm.models import clean_state_dict
     from timm.utils import load_checkpoint_metadata
 
+    from timm_focus.baselines import create_acol
+
     state, settings, head_state = None, {}, {}
     if checkpoint is not None:
         path = _checkpoint_file(checkpoint)
@@ -135,7 +137,10 @@ def load_model(
                 kwargs.setdefault(key, weight.shape[axis])
     try:
         resolved = timm.models.resolve_model_input_args(plain, size, **kwargs)
-        model = timm.create_model(pretrained=pretrained and state is None, **resolved)
+        if settings.get('method') == 'acol':
+            model = create_acol(resolved.pop('model_name'), **resolved)
+        else:
+            model = timm.create_model(pretrained=pretrained and state is None, **resolved)
     except (RuntimeError, TypeError, AssertionError) as e:
         raise ValueError(f'The model {plain} cannot be made: {e}') from e
     if state is not None:

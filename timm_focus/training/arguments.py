@@ -1,7 +1,7 @@
 """The command line of train_focus.py: timm's names and meanings, the paper's recipe as defaults.
 
-From weak to strong: the parser's defaults, the settings of `--recipe`, of `--scheme` and of the synthetic demo, a YAML
-file of `--config`, the command line.
+From weak to strong: the parser's defaults, the settings of `--recipe`, of `--scheme` and of the synthetic demo, the
+YAML files of `--config` in their order, the command line.
 """
 import argparse
 import difflib
@@ -17,7 +17,7 @@ from timm_focus.data.synthetic import SYNTHETIC
 from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
 
-from .checks import check
+from .checks import METHOD_FLAGS, check
 
 __all__ = ['build_parser', 'parse_args']
 
@@ -95,8 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('Model')
     g.add_argument('--model', default='resnet50', help="timm model; 'focus_<name>' is trained by focus training")
-    g.add_argument('--method', choices=('focus', 'none'),
-                   help="focus wraps any model, 'hf-hub:...' too (default: by the model's name)")
+    g.add_argument('--method', choices=('focus', 'none', *METHOD_FLAGS),
+                   help="focus wraps any model, 'hf-hub:...' too; adl and acol are its rivals (default: by the model's "
+                   'name)')
     g.add_argument('--pretrained', action='store_true', help='start from the pretrained weights of timm')
     g.add_argument('--pretrained-path', help='load these in place of the pretrained weights')
     g.add_argument('--pretrained-cfg-overlay', nargs='*', default={}, action=ParseKwargs,
@@ -148,7 +149,16 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-consistency', default='kl', choices=CONSISTENCIES, help='what binds the two predictions')
     g.add_argument('--focus-kl-direction', default='erased_main', choices=KL_DIRECTIONS, help='direction of the KL')
     g.add_argument('--focus-kl-detach', choices=[c for c in KL_DETACH if c], help='branch that the KL does not train')
+
+    g = parser.add_argument_group('What the paper compares with')
     g.add_argument('--has', action='store_true', help='Hide-and-Seek on the images, with any model')
+    g.add_argument('--adl-gamma', type=float, default=0.9, help='drop where the attention reaches this share of its '
+                   'maximum (default: 0.9)')
+    g.add_argument('--adl-drop-rate', type=float, default=0.75, help='chance of that, against weighing (default: 0.75)')
+    g.add_argument('--adl-modules', nargs='+', metavar='NAME', help='modules after which ADL comes (default: the first '
+                   'block of each of the last two stages, and the last block)')
+    g.add_argument('--acol-threshold', type=float, default=0.6, help="erase where the true class's map reaches it "
+                   '(default: 0.6)')
 
     g = parser.add_argument_group('Distillation (of plain models)')
     g.add_argument('--kd-model-name', help='timm model that teaches, with its pretrained weights')
@@ -304,7 +314,8 @@ def build_parser() -> argparse.ArgumentParser:
                    'epoch; all workers live on anyway')
 
     g = parser.add_argument_group('Run')
-    g.add_argument('-c', '--config', metavar='FILE', help='YAML file of settings')
+    g.add_argument('-c', '--config', action='append', metavar='FILE', help='YAML file of settings; of several, later '
+                   'ones override earlier ones')
     g.add_argument('--recipe', default='paper', choices=tuple(RECIPES), help="timm sets timm's defaults")
     g.add_argument('--dry-run', action='store_true', help='say what would be trained on what, train one step, keep '
                    'nothing')
@@ -390,7 +401,9 @@ def load_config(parser: argparse.ArgumentParser, path: str) -> Dict[str, Any]:
         parser.error(f'Cannot read --config {path}: {" ".join(str(e).split())}')
     if not isinstance(config, dict):
         parser.error(f'--config {path} is no mapping of names to values.')
-    actions = {a.dest: a for a in parser._actions if a.dest != 'help'}
+    if config.pop('config', None):
+        parser.error(f'config in --config {path} names another file: give --config for each, the stronger one last.')
+    actions = {a.dest: a for a in parser._actions if a.dest not in ('help', 'config')}
     settings = {}
     for key, value in config.items():
         dest = str(key).replace('-', '_')
@@ -409,15 +422,16 @@ def load_config(parser: argparse.ArgumentParser, path: str) -> Dict[str, Any]:
 def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str, Any]:
     """What the command line itself sets."""
     unset = object()
-    blank = argparse.Namespace(**{a.dest: unset for a in parser._actions if a.dest != 'help'})
+    blank = argparse.Namespace(**{a.dest: unset for a in parser._actions if a.dest not in ('help', 'config')})
     try:
         parsed = parser.parse_args(argv, blank)
     except ValueError:  # of timm's ParseKwargs
         names = ', '.join(a.option_strings[0] for a in parser._actions if isinstance(a, ParseKwargs))
         parser.error(f'What follows {names} is written key=value.')
     given = {k: v for k, v in vars(parsed).items() if v is not unset}
-    if given.get('data') is None:
-        given.pop('data', None)  # argparse sets an optional positional, given or not
+    for name in ('data', 'config'):  # argparse sets an optional positional, given or not, and a list needs its default
+        if given[name] is None:
+            del given[name]
     return given
 
 
@@ -433,7 +447,7 @@ def _layer(parser: argparse.ArgumentParser, recipe: str, scheme: Optional[str]) 
 
 
 def _give_way(parser: argparse.ArgumentParser, config: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, Any]:
-    """A file's settings without those that the command line overrides by another name."""
+    """A file's settings without those that the command line, or a later file, overrides by another name."""
     dropped = {k for names in SAME if set(names) & set(given) for k in names}
     if {'data', 'data_dir'} & set(given) and config.get('dataset') == SYNTHETIC:
         dropped.add('dataset')
@@ -453,9 +467,11 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[ar
         SystemExit: With exit code 2 and one line, when the settings make no sense.
     """
     given = _explicit(parser, argv)
-    if given.get('config'):
-        config = load_config(parser, given['config'])
-        given = {**_give_way(parser, config, given), **given}
+    config: Dict[str, Any] = {}
+    for path in given.get('config', ()):
+        stronger = load_config(parser, path)
+        config = {**_give_way(parser, config, stronger), **stronger}
+    given = {**_give_way(parser, config, given), **given}
     if not argv:
         given['dataset'] = SYNTHETIC
     layers = [_layer(parser, given.get('recipe', parser.get_default('recipe')), given.get('scheme'))]
@@ -466,5 +482,6 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[ar
         settings.update(layer)
     args = argparse.Namespace(**settings)
     check(parser, args, given)
-    # the method as it was given, so that the file serves as --config of another model
-    return args, yaml.safe_dump({**vars(args), 'method': settings['method']}, default_flow_style=False)
+    # the method as it was given, so that the file serves as --config of another model, and needs no other file
+    written = {name: value for name, value in vars(args).items() if name != 'config'}
+    return args, yaml.safe_dump({**written, 'method': settings['method']}, default_flow_style=False)

@@ -27,6 +27,11 @@ REFUSED = {
 }
 
 
+# what the flags of a method, which begin with its name, belong to, and how it is asked for
+FOCUS_TRAINING = ('focus training', '--model focus_{model} or --method focus')
+METHOD_FLAGS = {'adl': ('ADL', '--model {model} --method adl'), 'acol': ('ACoL', '--model {model} --method acol')}
+
+
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict[str, Any]) -> None:
     """Resolve settings that go by others, and refuse those that make no sense.
 
@@ -54,14 +59,16 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
             parser.error(f'--{name.replace("_", "-")} is not for this script: {reason}')
 
     is_focus_name = args.model.startswith('focus_')
-    if is_focus_name and args.method == 'none':
-        parser.error(f'--method none trains a plain model: give --model {args.model.removeprefix("focus_")}.')
+    if is_focus_name and args.method not in (None, 'focus'):
+        what = 'a plain model' if args.method == 'none' else 'a plain model in its own way'
+        parser.error(f'--method {args.method} trains {what}: give --model {args.model.removeprefix("focus_")}.')
     args.method = args.method or ('focus' if is_focus_name else 'none')
-    if args.method == 'none':
-        foreign = sorted(k for k in given if k.startswith('focus_') and given[k] != parser.get_default(k))
-        if foreign:
+    for method, (name, remedy) in {'focus': FOCUS_TRAINING, **METHOD_FLAGS}.items():
+        foreign = sorted(k for k in given if k.startswith(f'{method}_') and given[k] != parser.get_default(k))
+        if foreign and args.method != method:
             names = ', '.join('--' + k.replace('_', '-') for k in foreign)
-            parser.error(f'{names} belongs to focus training: give --model focus_{args.model} or --method focus.')
+            plain = args.model.removeprefix('focus_')
+            parser.error(f'{names} belongs to {name}: give {remedy.format(model=plain)}.')
     _check_method(parser, args)
     for name, value in vars(args).items():
         for number in value if isinstance(value, (list, tuple)) else [value]:
@@ -86,7 +93,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
     for name in (
             'smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop', 'drop_path',
             'drop_block', 'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob',
-            'drop_connect', 'train_size_random_mix', 'max_bad_images'):
+            'drop_connect', 'train_size_random_mix', 'max_bad_images', 'adl_drop_rate'):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             parser.error(f'--{name.replace("_", "-")} is {value}: give a number from 0 to 1.')
@@ -111,7 +118,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
         parser.error(f'--save-epochs has {late[0]}: give numbers from 1 to --epochs, {args.epochs}.')
     if args.kd_temperature <= 0:
         parser.error(f'--kd-temperature is {args.kd_temperature}: give a number above 0.')
-    for name in ('focus_threshold', 'focus_fraction', 'crop_pct'):
+    for name in ('focus_threshold', 'focus_fraction', 'crop_pct', 'adl_gamma', 'acol_threshold'):
         value = getattr(args, name)
         if value is not None and not 0 < value <= 1:
             parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}: give a number above 0 and at most 1.')
@@ -120,15 +127,23 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
 
 
 def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """What goes with focus training, and with which types and devices."""
-    if args.method == 'focus':
-        for flag, wrong, reason in (
-                ('kd-model-name', args.kd_model_name, 'a focus model has a loss of its own and is not distilled'),
-                ('jsd-loss', args.jsd_loss or args.loss == 'jsd', "the branches' losses are of single images"),
-                ('split-bn', args.split_bn, 'the second pass is not of the augmentation splits')):
+    """What goes with focus training and with ACoL, and with which types and devices."""
+    name = {'focus': 'focus training', 'acol': 'ACoL'}.get(args.method)
+    if name:
+        refused = [
+            ('kd-model-name', args.kd_model_name, 'a model has a loss of its own and is not distilled'),
+            ('jsd-loss', args.jsd_loss or args.loss == 'jsd', 'the losses of the branches are of single images'),
+            ('split-bn', args.split_bn, 'what is erased is not of the augmentation splits')]
+        if args.method == 'acol':
+            mixing = next((flag for flag in ('mixup', 'cutmix', 'cutmix_minmax') if getattr(args, flag)), 'mixup')
+            refused += [
+                (mixing.replace('_', '-'), mixes(args), 'the map of the one true class says what is erased'),
+                ('gp', args.gp, 'the logits are the means of maps'),
+                ('drop', args.drop, "heads of its own take the place of the model's")]
+        for flag, wrong, reason in refused:
             if wrong:
                 plain = args.model.removeprefix('focus_')
-                parser.error(f'--{flag} does not go with focus training, where {reason}: train {plain} with it.')
+                parser.error(f'--{flag} does not go with {name}, where {reason}: train {plain} with it.')
     if args.amp and args.model_dtype not in (None, 'float32'):
         parser.error(f'--model-dtype {args.model_dtype} does not go with --amp, which needs float32 weights: give one.')
     if args.wandb_resume_id and not args.resume:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from timm_focus.analysis import focus_sheet, multiply_adds
+from timm_focus.baselines import ACoL, AcolNet, adl_modules, trace_maps
 from timm_focus.method import FocusNet
 
 from .errors import explained
@@ -106,6 +107,18 @@ def describe(
         feature = model.feature_info[model.stage]
         detail = (f', {plain:,} of them in the backbone; CAM head on {feature["module"]} (index {model.stage}, '
                   f'{feature["num_chs"]} channels, reduction {feature["reduction"]})')
+    if isinstance(model, ACoL):
+        kept = sum(p.numel() for p in model.network.parameters())
+        detail = f', {kept:,} of them in the features and head A, which are kept'
+    if adl_modules(model):
+        detail = f', with ADL after {", ".join(adl_modules(model))}'
+    if args.method in ('adl', 'acol'):
+        backbone = model.network.backbone if isinstance(model, ACoL) else model
+        final, _, _ = trace_maps(backbone, data_config['input_size'])
+        if final.shape[2] * final.shape[3] == 1:
+            _logger.warning(
+                f'The last feature map of an image of {"x".join(map(str, data_config["input_size"][1:]))} has one '
+                f'place, of which --method {args.method} can erase no part: give larger images.')
     _logger.info(f'Model: {args.model}, {args.num_classes} classes, {parameters:,} parameters{detail}')
     _logger.info(
         f'Data: {len(dataset_train):,} training images, '
@@ -162,13 +175,20 @@ def conclude(
     if best_metric is not None:
         _logger.info(f'Best {metric_name}: {best_metric:.4f} (epoch {best_epoch})')
     draw_sheet(args, task, dataset_eval, data_config, os.path.join(output_dir, 'focus.png'))
-    plain = unwrap_model(task.get_eval_model())
+    network = unwrap_model(task.get_eval_model())
+    plain = network.backbone if isinstance(network, AcolNet) else network
     architecture = (getattr(plain, 'pretrained_cfg', None) or {}).get('architecture')
     best = os.path.join(output_dir, 'model_best.pth.tar')
     if architecture and os.path.exists(best):
         with torch.device('meta'):
             default = get_model_args(timm.create_model(architecture))
         kwargs = {k: v for k, v in get_model_args(plain).items() if k not in default or default[k] != v}
+        if plain is not network:
+            given = {**kwargs, 'num_classes': args.num_classes, 'checkpoint_path': best}
+            listed = ''.join(f', {k}={v!r}' for k, v in given.items())
+            _logger.info('ACoL classifies by a head of its own, so what is kept is no plain timm model. Load it: '
+                         f'from timm_focus.baselines import create_acol; create_acol({architecture!r}{listed})')
+            return
         listed = ''.join(f', {k}={v!r}' for k, v in {'num_classes': args.num_classes, **kwargs}.items())
         needs = 'import timm_focus; ' if architecture.startswith('shufflenetv2_') else ''
         line = f'timm.create_model({architecture!r}{listed}, checkpoint_path={best!r})'

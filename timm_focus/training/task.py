@@ -1,6 +1,6 @@
-"""What is trained and how: timm's training tasks, and the one for focus training."""
+"""What is trained and how: timm's training tasks, and those of methods with heads of their own."""
 import argparse
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch
 from timm.loss import create_classification_loss
@@ -10,18 +10,97 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timm_focus.baselines import ACoL, insert_adl
 from timm_focus.method import FocusLoss, FocusNet
 
 from .arguments import FOCUS_LOSS_FLAGS
 from .criterion import criterion_kwargs
 from .errors import SettingsError, explained
 
-__all__ = ['FocusTask', 'create_task']
-
-HEADS = ('cam_head', 'erased_head')
+__all__ = ['AcolTask', 'FocusTask', 'create_task']
 
 
-class FocusTask(TrainingTask):
+class TaskWithHeads(TrainingTask):
+    """A model of a network, which is evaluated and checkpointed under 'state_dict', and of heads for training alone.
+
+    The heads are the task's own state.
+
+    Attributes:
+        trainable_module: The model.
+        loss: What it is trained by.
+        kind: The model's type.
+        network: Name of the network in it.
+        heads: Names of the heads.
+        run: What to call a run of it.
+    """
+
+    kind: Type[nn.Module]
+    network: str
+    heads: Tuple[str, ...]
+    run: str
+
+    def prepare_distributed(self, device_ids: Optional[List[int]] = None, **ddp_kwargs: Any) -> 'TaskWithHeads':
+        """Wrap the model, network and heads together, in DistributedDataParallel."""
+        self._ddp_kwargs = dict(ddp_kwargs, device_ids=device_ids)
+        self.trainable_module = DistributedDataParallel(self.trainable_module, **self._ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile training, the loss and evaluation before `prepare_distributed`; returns the compiled network."""
+        network = getattr(unwrap_model(self.trainable_module), self.network)
+        self.eval_model = torch.compile(network, backend=backend, mode=mode, **compile_kwargs)
+        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        self.loss = torch.compile(self.loss, backend=backend, mode=mode, **compile_kwargs)
+        return self.eval_model
+
+    def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
+        """The network of the model, or of its running average: what is evaluated, saved and shipped."""
+        model = super().get_eval_model(module=module, ema=ema)
+        inner = unwrap_model(model) if model is not None else None
+        return getattr(inner, self.network) if isinstance(inner, self.kind) else model
+
+    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Dict[str, Tensor]]:
+        """State of the heads, which the network's state dict leaves out."""
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        if module is None:
+            return {}
+        model = unwrap_model(module)
+        return {head: getattr(model, head).state_dict() for head in self.heads}
+
+    def load_task_state(
+            self,
+            state: Optional[Dict[str, Dict[str, Tensor]]],
+            strict: bool = True,
+            module: Optional[nn.Module] = None,
+            ema: bool = False,
+    ) -> None:
+        """Load what `get_task_state` gave.
+
+        Raises:
+            RuntimeError: A head is missing, as in a plain model's checkpoint, and `strict` is True.
+        """
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        if module is None:
+            raise RuntimeError('There is no running average to load task state into: call setup_ema() first.')
+        for head in self.heads:
+            if head in (state or {}):
+                getattr(unwrap_model(module), head).load_state_dict(state[head], strict=strict)
+            elif strict:
+                raise RuntimeError(
+                    f'The checkpoint has no {head}, so it is not of {self.run}: start from it by '
+                    '--initial-checkpoint, which gives it new heads.')
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
+        """Parameters whose gradients are clipped; adaptive clipping spares the classifiers and the heads."""
+        model = unwrap_model(self.trainable_module)
+        spared = set()
+        if exclude_head:
+            heads = (getattr(model, head) for head in self.heads)
+            spared = {id(p) for c in (*classifiers(model), *heads) for p in c.parameters()}
+        return (p for p in model.parameters() if id(p) not in spared)
+
+
+class FocusTask(TaskWithHeads):
     """Focus training as a task of timm's: the model, its loss, and what of it is evaluated and saved.
 
     The backbone, a plain timm model, is what is evaluated and checkpointed under 'state_dict'; the heads are the task's
@@ -34,6 +113,8 @@ class FocusTask(TrainingTask):
         dtype: Type of the task's tensors.
         verbose: Log what is trained.
     """
+
+    kind, network, heads, run = FocusNet, 'backbone', ('cam_head', 'erased_head'), 'a focus run'
 
     def __init__(
             self,
@@ -76,64 +157,43 @@ class FocusTask(TrainingTask):
             # it waits for the gradients that were asked for when it was made, and these are others now
             self.trainable_module = DistributedDataParallel(self.trainable_module.module, **self._ddp_kwargs)
 
-    def prepare_distributed(self, device_ids: Optional[List[int]] = None, **ddp_kwargs: Any) -> 'FocusTask':
-        """Wrap the model, backbone and heads together, in DistributedDataParallel."""
-        self._ddp_kwargs = dict(ddp_kwargs, device_ids=device_ids)
-        self.trainable_module = DistributedDataParallel(self.trainable_module, **self._ddp_kwargs)
-        return self
 
-    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile both passes, the loss and evaluation before `prepare_distributed`; returns the compiled backbone."""
-        backbone = unwrap_model(self.trainable_module).backbone
-        self.eval_model = torch.compile(backbone, backend=backend, mode=mode, **compile_kwargs)
-        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        self.loss = torch.compile(self.loss, backend=backend, mode=mode, **compile_kwargs)
-        return self.eval_model
+class AcolTask(TaskWithHeads):
+    """ACoL as a task of timm's. Features and head A are what is evaluated and saved; head B is the task's own state.
 
-    def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
-        """The backbone of the model, or of its running average: what is evaluated, saved and shipped."""
-        model = super().get_eval_model(module=module, ema=ema)
-        inner = unwrap_model(model) if model is not None else None
-        return inner.backbone if isinstance(inner, FocusNet) else model
+    Args:
+        model: The model to train.
+        loss: The classification loss of each head; cross-entropy by default.
+        device: Device of the task's tensors.
+        dtype: Type of the task's tensors.
+        verbose: Log what is trained.
+    """
 
-    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Dict[str, Tensor]]:
-        """State of the two heads, which the backbone's state dict leaves out."""
-        module = module if module is not None else self.get_trainable_module(ema=ema)
-        if module is None:
-            return {}
-        model = unwrap_model(module)
-        return {head: getattr(model, head).state_dict() for head in HEADS}
+    kind, network, heads, run = ACoL, 'network', ('head_b',), 'an ACoL run'
 
-    def load_task_state(
+    def __init__(
             self,
-            state: Optional[Dict[str, Dict[str, Tensor]]],
-            strict: bool = True,
-            module: Optional[nn.Module] = None,
-            ema: bool = False,
-    ) -> None:
-        """Load what `get_task_state` gave.
+            model: ACoL,
+            loss: Optional[nn.Module] = None,
+            device: Optional[torch.device] = None,
+            dtype: Optional[torch.dtype] = None,
+            verbose: bool = True,
+    ):
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        self.loss = (loss if loss is not None else nn.CrossEntropyLoss()).to(self.device)
+        self.trainable_module = model
 
-        Raises:
-            RuntimeError: A head is missing, as in a plain model's checkpoint, and `strict` is True.
+    def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
+        """One training pass of images `[B, C, H, W]` and classes `[B]`.
+
+        Returns:
+            'loss', the sum of 'a_loss' and 'b_loss', those of the heads; 'erased_fraction', the mean share of the
+            feature map erased; and A's logits as 'output' `[B, K]`.
         """
-        module = module if module is not None else self.get_trainable_module(ema=ema)
-        if module is None:
-            raise RuntimeError('There is no running average to load task state into: call setup_ema() first.')
-        for head in HEADS:
-            if head in (state or {}):
-                getattr(unwrap_model(module), head).load_state_dict(state[head], strict=strict)
-            elif strict:
-                raise RuntimeError(
-                    f'The checkpoint has no {head}, so it is not of a focus run: start from it by '
-                    '--initial-checkpoint, which gives it new heads.')
-
-    def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
-        """Parameters whose gradients are clipped; adaptive clipping spares the three classifiers with their heads."""
-        model = unwrap_model(self.trainable_module)
-        spared = set()
-        if exclude_head:
-            spared = {id(p) for c in (*classifiers(model), model.cam_head, model.erased_head) for p in c.parameters()}
-        return (p for p in model.parameters() if id(p) not in spared)
+        a, b, erased_fraction = self.trainable_module(input, target)
+        a_loss, b_loss = self.loss(a, target), self.loss(b, target)
+        return {'loss': a_loss + b_loss, 'a_loss': a_loss, 'b_loss': b_loss, 'erased_fraction': erased_fraction,
+                'output': a}
 
 
 def classifiers(model: nn.Module) -> List[nn.Module]:
@@ -150,7 +210,8 @@ def create_task(
     """The training task that the settings ask for: the only branch on the method.
 
     Args:
-        model: `FocusNet` for `args.method` 'focus', any timm model for 'none'.
+        model: `FocusNet` for `args.method` 'focus', `ACoL` for 'acol', any timm model for 'none', a convolutional one
+            for 'adl', which comes to be in it.
         args: Settings of train_focus.py.
         device: Device of the task's tensors.
     """
@@ -163,6 +224,11 @@ def create_task(
         weights = {name: getattr(args, f'focus_{name}') for name in FOCUS_LOSS_FLAGS}
         loss = FocusLoss(**weights, criterion=create_classification_loss(**kwargs))
         return FocusTask(model, loss, device=device)
+    if args.method == 'acol':
+        return AcolTask(model, create_classification_loss(**kwargs), device=device)
+    if args.method == 'adl':
+        with explained(f'{args.model} cannot be trained by ADL'):
+            insert_adl(model, args.adl_modules, args.adl_gamma, args.adl_drop_rate)
     common = dict(criterion_kwargs=kwargs, device=device, verbose=False)
     if args.kd_model_name:
         with explained(f'{args.model} cannot learn from --kd-model-name {args.kd_model_name}'):
