@@ -96,8 +96,6 @@ def load_model(
     from timm.models import clean_state_dict
     from timm.utils import load_checkpoint_metadata
 
-    from timm_focus.baselines import create_acol
-
     state, settings, head_state = None, {}, {}
     if checkpoint is not None:
         path = _checkpoint_file(checkpoint)
@@ -138,6 +136,8 @@ def load_model(
     try:
         resolved = timm.models.resolve_model_input_args(plain, size, **kwargs)
         if settings.get('method') == 'acol':
+            from timm_focus.baselines import create_acol
+
             model = create_acol(resolved.pop('model_name'), **resolved)
         else:
             model = timm.create_model(pretrained=pretrained and state is None, **resolved)
