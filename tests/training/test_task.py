@@ -400,6 +400,44 @@ def test_compiled_training_equals_eager(row, backend):
         torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize('focus', [{}, dict(recompute=True), MINING], ids=['focus', 'recompute', 'mining'])
+def test_no_step_is_compiled_again(focus):
+    task = make_task(RESNET, **focus)
+    torch._dynamo.reset()
+    try:
+        task.compile(backend='aot_eager', fullgraph=True)
+        optimizer = optimizer_of(task)
+        for step in range(4):
+            with torch._dynamo.config.patch(error_on_recompile=step > 0):
+                task.train()
+                result = update(task, optimizer, batch(3, seed=step))
+                assert result['loss'].isfinite()
+                with torch.inference_mode():
+                    task.get_eval_model().eval()(batch(3, seed=step)[0])
+    finally:
+        torch._dynamo.reset()
+
+
+# on a GPU
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('recompute', [False, True])
+@pytest.mark.parametrize('name', [RESNET, VIT])
+def test_no_step_waits_for_the_gpu(name, recompute):
+    task = make_task(name, recompute=recompute)
+    task.trainable_module.cuda()
+    task.loss.cuda()
+    optimizer = optimizer_of(task)
+    data = [tuple(t.cuda() for t in batch(4, 32 if name == VIT else 64, seed=step)) for step in range(3)]
+    for step, (x, y) in enumerate(data):
+        torch.cuda.set_sync_debug_mode('error' if step else 'default')  # the first sets libraries up
+        try:
+            with torch.autocast('cuda', torch.bfloat16):
+                update(task, optimizer, (x, y))
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+
+
 # settings
 
 def settings(*argv):
