@@ -117,8 +117,12 @@ def test_a_choice_among_versions(image_folder, tmp_path, monkeypatch, capsys):
     assert re.search('Training images: Places365 challenge, large images.*train data_large_challenge', err), err
 
 
-def analysis_commands():
+def timm_focus_commands():
     return [shlex.split(c)[1:] for c in commands() if c.startswith('timm-focus ')]
+
+
+def analysis_commands():
+    return [w for w in timm_focus_commands() if w[0] in ('area', 'explain', 'validate', 'rf', 'models')]
 
 
 def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
@@ -128,7 +132,7 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', [
             'train_focus.py', str(image_folder), '--model', model, '--experiment', name, *SMALL])
         train_focus.main()
-    area, by_dataset, rf, models = analysis_commands()
+    area, by_dataset, explain, explain_one, validate, rf, models = analysis_commands()
     capsys.readouterr()
     timm_focus_command([str(image_folder) if a == 'DIR' else a for a in area] + ['-j', '0'])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == [
@@ -138,6 +142,15 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
     offline = [{'DIR': str(image_folder)}.get(a, a) for a in by_dataset if a != '--pretrained']
     timm_focus_command([*offline, '-j', '0', '--output', 'apart', '--img-size', '64'])
     assert len(capsys.readouterr().out.splitlines()) == 5
+    timm_focus_command([str(image_folder / 'val/left') if a == 'DIR' else a for a in explain] + ['-j', '0'])
+    assert len(list((tmp_path / 'explained').glob('*.npy'))) == 5 and (tmp_path / 'explained/sheet.png').exists()
+    shutil.copy(image_folder / 'train/left/0.jpg', tmp_path / 'photo.jpg')
+    offline = [a for a in explain_one if a != '--pretrained']
+    timm_focus_command([*offline, '-j', '0', '--output', 'one'])
+    assert 'English springer' in (tmp_path / 'one/explained.json').read_text()
+    capsys.readouterr()
+    timm_focus_command([str(image_folder) if a == 'DIR' else a for a in validate] + ['-j', '0', '--img-size', '64'])
+    assert len(capsys.readouterr().out.splitlines()) == 3 and (tmp_path / 'accuracy/images.csv').exists()
     timm_focus_command(rf)
     fields = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
     assert fields[:5] == ['527', '435', '899', '427', '2,071'] and len(fields) == 6
