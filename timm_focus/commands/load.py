@@ -18,11 +18,13 @@ class Loaded(NamedTuple):
         model: In evaluation mode.
         data_config: timm's: input size, mean, std, interpolation, crop.
         label_names: Names of its classes, [] if unknown.
+        record: Of a checkpoint, its 'path', the run's 'settings', 'epoch' and 'metric', and the 'heads' of these weights.
     """
     name: str
     model: Any
     data_config: Dict[str, Any]
     label_names: List[str]
+    record: Dict[str, Any] = {}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +90,7 @@ def load_model(
     from timm.models import clean_state_dict
     from timm.utils import load_checkpoint_metadata
 
-    state, settings = None, {}
+    state, settings, record = None, {}, {}
     if checkpoint is not None:
         path = _checkpoint_file(checkpoint)
         try:
@@ -101,12 +103,18 @@ def load_model(
             raise ValueError(f'The checkpoint {path} cannot be read: {type(e).__name__}: {e}') from e
         settings = vars(state['args']) if isinstance(state.get('args'), argparse.Namespace) else {}
         name = name or state.get('arch')
-        state = clean_state_dict(state.get('state_dict_ema') or state.get('state_dict') or state)
+        # the running average, unless the run kept it unvalidated
+        ema = '_ema' if state.get('state_dict_ema') and not settings.get('model_ema_force_cpu') else ''
+        record = dict(path=path, settings=settings, epoch=state.get('epoch'), metric=state.get('metric'),
+                      heads=state.get(f'task_state{ema}') or {})
+        state = clean_state_dict(state.get(f'state_dict{ema}') or state)
+        if settings.get('split_bn'):  # the statistics of the augmented splits serve training only
+            state = {k: v for k, v in state.items() if '.aux_bn.' not in k}
         if not name:
             raise ValueError(f'The checkpoint {path} does not say which model it is of: give --model, too.')
     shown = name if checkpoint is None else f'{name}@{os.path.basename(os.path.normpath(checkpoint))}'
     if name.startswith(TORCHVISION):
-        return Loaded(shown, *_torchvision_model(name, state, img_size), [])
+        return Loaded(shown, *_torchvision_model(name, state, img_size), [], record)
 
     plain = name.removeprefix('focus_')
     if ':' not in plain and not timm.is_model(plain):
@@ -132,7 +140,7 @@ def load_model(
     asked = {k: settings.get(k) for k in ('crop_pct', 'interpolation', 'mean', 'std', 'input_size')}
     config = resolve_data_config({**asked, **size}, model=model)
     labels = settings.get('label_names') or (model.pretrained_cfg or {}).get('label_names') or []
-    return Loaded(shown, model.eval(), config, list(labels))
+    return Loaded(shown, model.eval(), config, list(labels), record)
 
 
 def _checkpoint_file(checkpoint: str) -> str:

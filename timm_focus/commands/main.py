@@ -1,10 +1,10 @@
-"""`timm-focus`: what networks look at, from the command line."""
+"""`timm-focus`: what networks look at, and their way out, from the command line."""
 import argparse
 import logging
 import sys
 from typing import Optional, Sequence
 
-from . import area, models, rf
+from . import area, export, models, push, rf
 
 __all__ = ['main']
 
@@ -18,9 +18,9 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `timm-focus`."""
-    parser = _Parser(prog='timm-focus', description='See what a network looks at, and what it costs.')
+    parser = _Parser(prog='timm-focus', description='See what a network looks at and what it costs, and publish it.')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, parser_class=_Parser)
-    for module in (area, models, rf):
+    for module in (area, export, models, push, rf):
         module.add_parser(commands)
     return parser
 
