@@ -85,6 +85,22 @@ def image_folder(tmp_path, photo):
     return root
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on loopback, which huggingface_hub speaks to, in this process and in those with `hub.environment`."""
+    from huggingface_hub import constants
+    from loopback_hub import TOKEN, Hub
+    home = tmp_path / 'hf'
+    with Hub() as hub:
+        hub.environment = dict(HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN, HF_HOME=str(home), HF_HUB_DISABLE_XET='1')
+        for name, value in dict(
+                ENDPOINT=hub.url, HUGGINGFACE_CO_URL_TEMPLATE=hub.url + '/{repo_id}/resolve/{revision}/{filename}',
+                HF_HUB_CACHE=str(home / 'hub'), HF_TOKEN_PATH=str(home / 'token'), HF_HUB_DISABLE_XET=True).items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv('HF_TOKEN', TOKEN)
+        yield hub
+
+
 # the training script
 
 TINY = 'resnet10t'

@@ -49,7 +49,7 @@ def test_command_is_understood(command):
     parse_args(train_focus.parser, script_arguments(command))
 
 
-NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version')
+NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version', '--push-to-hub')
 
 
 @pytest.mark.parametrize('command', [
@@ -116,8 +116,12 @@ def test_a_choice_among_versions(image_folder, tmp_path, monkeypatch, capsys):
     assert re.search('Training images: Places365 challenge, large images.*train data_large_challenge', err), err
 
 
-def analysis_commands():
+def timm_focus_commands():
     return [shlex.split(c)[1:] for c in commands() if c.startswith('timm-focus ')]
+
+
+def analysis_commands():
+    return [w for w in timm_focus_commands() if w[0] in ('area', 'rf', 'models')]
 
 
 def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):

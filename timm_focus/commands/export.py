@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> None:
 
     loaded = load_model(args.model, args.source)
     folder = args.output or os.path.join(os.path.dirname(loaded.record['path']), args.format)
-    if os.path.exists(folder) and (
-            not os.path.isdir(folder) or not set(os.listdir(folder)) <= {FILES[args.format], 'config.json'}):
+    ours = {FILES[args.format], 'config.json', 'model.onnx.data'}  # the last of what is too large for one file
+    if os.path.exists(folder) and (not os.path.isdir(folder) or not set(os.listdir(folder)) <= ours):
         raise ValueError(f'{folder} is there and holds something else: give another --output.')
     with written_whole(folder) as draft:
         if args.format == 'safetensors':

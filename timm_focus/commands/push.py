@@ -2,6 +2,7 @@
 import argparse
 import csv
 import os
+import shlex
 import sys
 from typing import Any, Dict, List, Optional
 
@@ -44,7 +45,7 @@ def add_parser(commands: Any) -> None:
     g.add_argument('--revision', metavar='BRANCH', help='branch (default: main)')
     g.add_argument('--overwrite', action='store_true', help='replace files that are in the repository')
     g.add_argument('--dry-run', action='store_true', help='write the export and say what would be sent; send nothing')
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, asks=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -87,7 +88,7 @@ def export_run(args: argparse.Namespace) -> str:
     folder = args.output or os.path.join(home, 'hub')
     about = {name: getattr(args, name) or settings.get(f'hub_{name}') or ''
              for name in ('license', 'dataset', 'dataset_terms')}
-    if sys.stdin is not None and sys.stdin.isatty():
+    if args.asks and sys.stdin is not None and sys.stdin.isatty():
         ask(about)
     check_about(about['license'], about['dataset'])
     check_free(folder, args.repo_id)
@@ -241,13 +242,15 @@ def push_run(args: argparse.Namespace, folder: str) -> None:
     """
     from timm_focus.release import HubError
 
-    words = ['push', folder, args.push_to_hub, *(['--private'] if args.hub_private else [])]
+    words = ['push', folder, args.push_to_hub, '--license', args.hub_license, '--dataset', args.hub_dataset]
+    words += ['--dataset-terms', args.hub_dataset_terms] if args.hub_dataset_terms else []
+    words += ['--private'] if args.hub_private else []
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     try:
-        run(parser.parse_args(words))
+        run(argparse.Namespace(**{**vars(parser.parse_args(words)), 'asks': False}))  # nobody waits at the terminal
     except HubError:
         raise
     except (OSError, ValueError) as e:
         raise HubError(
-            f'The run is whole in {folder}, but not published: {e} `timm-focus {" ".join(words)}` tries again.') from e
+            f'The run is whole in {folder}, but not published: {e} `timm-focus {shlex.join(words)}` tries again.') from e

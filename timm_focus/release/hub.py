@@ -179,8 +179,9 @@ def push_folder(
                 _logger.info(f'{repo_id} has all of it already.')
                 return f'{api.endpoint}/{repo_id}'
             raise HubError(
-                f'{repo_id} has files already ({_some(there)}), and nothing is overwritten without being asked: give '
-                f'--overwrite, --create-pr, or another name. {again}')
+                f'{repo_id} has files already ({_some(there)}), and nothing is overwritten without being asked. The '
+                f'export is whole in {folder}: `timm-focus push {folder} {repo_id}{flags} --overwrite` replaces them, '
+                '--create-pr proposes that.')
         # what an earlier push had and this one has not, such as heads, must not stay beside other weights
         gone = [name for name in FILES if name in there and name not in names]
         commit = api.create_commit(
