@@ -1,6 +1,7 @@
 """`timm-focus push`: a run on the Hugging Face Hub."""
 import argparse
 import csv
+import logging
 import os
 import shlex
 import sys
@@ -247,6 +248,8 @@ def push_run(args: argparse.Namespace, folder: str) -> None:
     words += ['--private'] if args.hub_private else []
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
+    for name in ('httpx', 'httpx2'):  # they log each request, signed addresses of storage among them
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         run(argparse.Namespace(**{**vars(parser.parse_args(words)), 'asks': False}))  # nobody waits at the terminal
     except HubError:

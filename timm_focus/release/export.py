@@ -226,7 +226,7 @@ def _add_focus_key(folder: Path, focus: FocusNet) -> None:
     from timm_focus import __version__
 
     config = json.loads((folder / CONFIG).read_text('utf-8'))
-    config['focus'] = dict(timm_focus_version=__version__, heads=HEADS, **focus.focus_args)
+    config['focus'] = dict(timm_focus_version=__version__, **focus.focus_args)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
 
 

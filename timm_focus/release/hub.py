@@ -12,14 +12,15 @@ import timm
 from huggingface_hub import (
     CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, hf_hub_download)
 from huggingface_hub.utils import (
-    EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, validate_repo_id)
+    HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, validate_repo_id)
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from timm_focus.method import FocusNet
 
-from .export import CARD, CONFIG, FILES, check_about, is_export, read_config, save_for_hub
+from .export import CARD, CONFIG, FILES, HEADS, check_about, is_export, read_config, save_for_hub
 
 __all__ = ['HubError', 'check_publication', 'check_push', 'create_from_hub', 'list_export', 'push_folder',
            'push_to_hub']
@@ -91,7 +92,8 @@ def list_export(folder: Union[str, Path]) -> List[Tuple[str, int]]:
         raise ValueError(f'{folder} is no export: model.safetensors and config.json are not both there.')
     files = sorted(p for p in folder.rglob('*') if p.is_file())
     names = [p.relative_to(folder) for p in files]
-    names = [n for n in names if not any(part.startswith('.') for part in n.parts) and not n.name.endswith(('~', '.tmp'))]
+    names = [n for n in names
+             if not any(part.startswith('.') for part in n.parts) and not n.name.endswith(('~', '.tmp'))]
     for name in names:
         if name.name.lower().endswith(PICKLES):
             raise ValueError(f'{folder / name} may hold code that runs when it is loaded: only safetensors are pushed.')
@@ -297,8 +299,6 @@ def _explanation(error: BaseException, repo_id: str) -> str:
             return f'The connection to {endpoint} cannot be made, or broke ({kinds[-1]}).'
         return f'The Hub cannot be used: {_short(error)}.'
     status = response.status_code
-    if isinstance(error, EntryNotFoundError) and status == 404:
-        return f'{repo_id} has no such file: {_short(error)}.'
     if status == 401:
         return (f'{endpoint} does not know the token (401), or {repo_id} is private: `hf auth login`, or HF_TOKEN, with '
                 'a token that is valid and allows writing.')
@@ -340,16 +340,20 @@ def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
     local = source.startswith(LOCAL)
     if not local:
         check_repo_id(source.partition('@')[0])
-    config, focus_args = read_config(_fetch(source, CONFIG))
+    _, focus_args = read_config(_fetch(source, CONFIG))
     if not focus_args:
         name = source if local else f'{HUB}{source}'
         raise ValueError(
             f'{source} is a plain model, without heads of focus training: timm.create_model({name!r}, pretrained=True) '
             'loads it, and FocusNet gives it new ones.')
-    heads = load_file(_fetch(source, str(config['focus'].get('heads', ''))))
+    path = _fetch(source, HEADS)
     focus_args.update({k: kwargs.pop(k) for k in list(kwargs) if k.startswith('focus_')})
-    with contextlib.nullcontext() if local else _explained(source, ''):
-        backbone = timm.create_model(source if local else f'{HUB}{source}', pretrained=True, **kwargs)
+    try:
+        heads = load_file(path)
+        with contextlib.nullcontext() if local else _explained(source, ''):
+            backbone = timm.create_model(source if local else f'{HUB}{source}', pretrained=True, **kwargs)
+    except (AssertionError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
+        raise ValueError(f'{source} cannot be loaded: {_short(e)}.') from e
     try:
         model = FocusNet(backbone, **focus_args)
         own = {k for k in model.state_dict() if not k.startswith('backbone.')}

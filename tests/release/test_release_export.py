@@ -2,14 +2,12 @@
 import csv
 import json
 import resource
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
 import yaml
-from conftest import ENVIRONMENT, TINY
+from conftest import TINY, equal
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
@@ -20,10 +18,6 @@ from timm_focus.release.export import FILES
 
 ABOUT = dict(license='cc-by-4.0', dataset='My Scenes')
 CONFIG = dict(input_size=(3, 64, 64), crop_pct=0.9, interpolation='bilinear', mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def again(folder):
@@ -110,7 +104,8 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize('wrapping', WRAPPED)
+@pytest.mark.parametrize('wrapping', [
+    pytest.param(w, marks=pytest.mark.slow) if 'compiled' in w else w for w in WRAPPED])
 def test_however_it_was_trained(wrapping, model, tmp_path):
     state = {k: v.clone() for k, v in model.state_dict().items()}
     timm_focus.save_for_hub(WRAPPED[wrapping](model), tmp_path / 'out', **ABOUT)
@@ -122,7 +117,8 @@ def test_however_it_was_trained(wrapping, model, tmp_path):
 @pytest.mark.parametrize('name, kwargs', [
     ('coat_tiny', {}),  # parameters that several modules share
     ('test_vit', dict(img_size=64)), ('test_convnext', dict(in_chans=1)), ('shufflenetv2_x0_5', {}),
-    ('swin_tiny_patch4_window7_224', dict(img_size=64, window_size=2, depths=(1, 1, 1, 1))),
+    pytest.param('swin_tiny_patch4_window7_224', dict(img_size=64, window_size=2, depths=(1, 1, 1, 1)),
+                 marks=pytest.mark.slow),
 ])
 def test_whatever_it_is(name, kwargs, tmp_path):
     model = timm.create_model(f'focus_{name}', num_classes=5, drop_rate=0.1, **kwargs)
@@ -228,31 +224,6 @@ def test_remains_of_a_killed_process(model, tmp_path):
     assert not list(tmp_path.glob('out.*')) and not (tmp_path / 'out/half').exists()
 
 
-WITHOUT = """
-import sys
-sys.modules['timm_focus'] = None  # as where it is not installed: importing it fails
-import timm, torch
-from PIL import Image
-model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-with torch.no_grad():
-    torch.save(model(transform(Image.open(sys.argv[2]).convert('RGB'))[None]), sys.argv[3])
-"""
-
-
-def test_without_this_project(model, tmp_path, photo):
-    photo.save(tmp_path / 'photo.png')
-    timm_focus.save_for_hub(model, tmp_path / 'out', **ABOUT, data_config=CONFIG)
-    done = subprocess.run(
-        [sys.executable, '-c', WITHOUT, tmp_path / 'out', tmp_path / 'photo.png', tmp_path / 'logits.pt'],
-        env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    transform = timm.data.create_transform(**CONFIG)
-    with torch.no_grad():
-        logits = model.eval()(transform(photo)[None])
-    assert torch.equal(torch.load(tmp_path / 'logits.pt'), logits)
-
-
 # settings
 
 @pytest.mark.parametrize('name, value', [
@@ -270,8 +241,8 @@ def test_what_of_the_settings_is_private(name, value):
 def test_what_of_the_settings_is_published(monkeypatch):
     monkeypatch.setenv('WANDB_API_KEY', 'abcdef')
     settings = dict(
-        model='hf-hub:timm/resnet18.a1_in1k', mean=[0.4, 0.5, 0.6], opt_kwargs=dict(a=1, file='/x'), kd_token_distill_type='soft',
-        input_key='jpg', aa='rand-m9-mstd0.5', wandb='abcdef', notes='abcdef', scale=(0.1, 1.), amp=None)
+        model='hf-hub:timm/resnet18.a1_in1k', mean=[0.4, 0.5, 0.6], opt_kwargs=dict(a=1, file='/x'),
+        kd_token_distill_type='soft', input_key='jpg', aa='rand-m9-mstd0.5', wandb='abcdef', notes='abcdef', scale=(0.1, 1.), amp=None)
     assert published_settings(settings) == dict(
         model='hf-hub:timm/resnet18.a1_in1k', mean=[0.4, 0.5, 0.6], opt_kwargs=dict(a=1), kd_token_distill_type='soft',
         input_key='jpg', aa='rand-m9-mstd0.5', scale=[0.1, 1.], amp=None)
