@@ -84,23 +84,21 @@ def test_a_run_elsewhere(kind, code, tolerance, train, photo, photographs, tmp_p
     torch.testing.assert_close(torch.tensor(logits), expected, atol=tolerance, rtol=tolerance)
 
 
-def test_nothing_else_is_replaced(train, capsys, tmp_path):
-    run = train()
+def test_nothing_else_is_replaced(finished_run, capsys, tmp_path):
     with pytest.raises(SystemExit) as e:
-        main(['export', str(run.folder), '--format', 'safetensors', '--output', str(run.folder)])
+        main(['export', str(finished_run), '--format', 'safetensors', '--output', str(finished_run)])
     assert e.value.code == 2 and 'holds something else' in capsys.readouterr().err
-    assert (run.folder / 'model_best.pth.tar').exists()
-    main(['export', str(run.folder), '--format', 'safetensors', '--output', str(tmp_path / 'new')])
+    assert (finished_run / 'model_best.pth.tar').exists()
+    main(['export', str(finished_run), '--format', 'safetensors', '--output', str(tmp_path / 'new')])
     cfg = json.loads((tmp_path / 'new/config.json').read_text())['pretrained_cfg']
     assert 'license' not in cfg and 'tag' not in cfg, 'those of weights that these are no longer'
 
 
-def test_onnx_is_an_extra(train, capsys, monkeypatch):
-    run = train()
+def test_onnx_is_an_extra(finished_run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(SystemExit):
-        main(['export', str(run.folder), '--format', 'onnx'])
-    assert "pip install 'timm_focus[onnx]'" in capsys.readouterr().err and not (run.folder / 'onnx').exists()
+        main(['export', str(finished_run), '--format', 'onnx'])
+    assert "pip install 'timm_focus[onnx]'" in capsys.readouterr().err and not (finished_run / 'onnx').exists()
 
 
 @pytest.mark.slow

@@ -125,57 +125,53 @@ def test_plain_runs_and_checkpoints_of_timm(hub, train, push, tmp_path, image_fo
     assert set(hub.content('user/bare')) == {'README.md', 'config.json', 'model.safetensors', 'coverage.png'}
 
 
-def test_a_dry_run_sends_nothing(hub, train, push, monkeypatch):
-    run = train()
+def test_a_dry_run_sends_nothing(hub, finished_run, push, monkeypatch):
     monkeypatch.delenv('HF_TOKEN')
-    text = push(run.folder, 'user/name', *ABOUT, '--dry-run', '--no-gallery', '--tag', 'mine')
-    assert not hub.requests and (run.folder / 'hub/README.md').exists()
-    sizes = {p.name: p.stat().st_size for p in (run.folder / 'hub').iterdir()}
+    text = push(finished_run, 'user/name', *ABOUT, '--dry-run', '--no-gallery', '--tag', 'mine')
+    assert not hub.requests and (finished_run / 'hub/README.md').exists()
+    sizes = {p.name: p.stat().st_size for p in (finished_run / 'hub').iterdir()}
     assert re.findall(r'([\d,]+)  ([\w.]+)\n', text) == [(f'{sizes[n]:,}', n) for n in sorted(sizes)]
     assert 'To user/name would go:' in text and 'focus.png' not in sizes
-    assert json.loads((run.folder / 'hub/config.json').read_text())['pretrained_cfg']['tag'] == 'mine'
+    assert json.loads((finished_run / 'hub/config.json').read_text())['pretrained_cfg']['tag'] == 'mine'
 
 
-def test_a_mistake_is_one_line_and_nothing_is_written(hub, train, refused, monkeypatch, tmp_path):
-    run = train()
-    before = sorted(os.listdir(run.folder))
+def test_a_mistake_is_one_line_and_nothing_is_written(hub, finished_run, refused, monkeypatch, tmp_path):
+    before = sorted(os.listdir(finished_run))
     monkeypatch.chdir(tmp_path)
     for argv, words in (
-            ((run.folder, 'name', *ABOUT), "'name' is no user/name"),
-            ((run.folder, 'user/name'), 'licence of the weights is not given.*--license'),
-            ((run.folder, 'user/name', '--license', 'mit'), 'data set .* is not given.*--dataset'),
+            ((finished_run, 'name', *ABOUT), "'name' is no user/name"),
+            ((finished_run, 'user/name'), 'licence of the weights is not given.*--license'),
+            ((finished_run, 'user/name', '--license', 'mit'), 'data set .* is not given.*--dataset'),
             (('nowhere', 'user/name', *ABOUT), 'There is no checkpoint nowhere'),
             ((tmp_path, 'user/name', *ABOUT), 'has neither model_best.pth.tar nor'),
-            ((run.folder, 'user/name', *ABOUT, '--data', 'nowhere'), 'There is no folder nowhere'),
-            ((run.folder, 'user/name', *ABOUT, '--class-map', 'nowhere'), 'nowhere'),
-            ((run.folder, 'user/name', *ABOUT, '--output', run.folder), 'is there and is no export')):
+            ((finished_run, 'user/name', *ABOUT, '--data', 'nowhere'), 'There is no folder nowhere'),
+            ((finished_run, 'user/name', *ABOUT, '--class-map', 'nowhere'), 'nowhere'),
+            ((finished_run, 'user/name', *ABOUT, '--output', finished_run), 'is there and is no export')):
         assert re.search(words, refused(*argv))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    assert 'HF_HUB_OFFLINE is set' in refused(run.folder, 'user/name', *ABOUT)
+    assert 'HF_HUB_OFFLINE is set' in refused(finished_run, 'user/name', *ABOUT)
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.delenv('HF_TOKEN')
-    assert '`hf auth login`' in refused(run.folder, 'user/name', *ABOUT)
-    assert sorted(os.listdir(run.folder)) == before and not hub.requests
+    assert '`hf auth login`' in refused(finished_run, 'user/name', *ABOUT)
+    assert sorted(os.listdir(finished_run)) == before and not hub.requests
 
 
-def test_an_edited_card_is_kept(hub, train, push, refused):
-    run = train()
-    push(run.folder, 'user/name', *ABOUT, '--dry-run')
-    card = run.folder / 'hub/README.md'
+def test_an_edited_card_is_kept(hub, finished_run, push, refused):
+    push(finished_run, 'user/name', *ABOUT, '--dry-run')
+    card = finished_run / 'hub/README.md'
     card.write_text(card.read_text() + '\nBy hand.\n')
-    assert re.search('was edited: `timm-focus push .*/hub user/name` sends it', refused(run.folder, 'user/name', *ABOUT))
-    assert 'is an export already' in refused(run.folder / 'hub', 'user/name', *ABOUT)
-    push(run.folder / 'hub', 'user/name')
+    assert re.search('was edited: `timm-focus push .*/hub user/name` sends it', refused(finished_run, 'user/name', *ABOUT))
+    assert 'is an export already' in refused(finished_run / 'hub', 'user/name', *ABOUT)
+    push(finished_run / 'hub', 'user/name')
     assert hub.content('user/name')['README.md'].endswith(b'By hand.\n')
 
 
-def test_it_asks_on_a_terminal(hub, train, push, monkeypatch):
-    run = train()
+def test_it_asks_on_a_terminal(hub, finished_run, push, monkeypatch):
     keyboard, terminal = os.openpty()
     os.write(keyboard, b'MIT\nMy Scenes\n\n')
     with open(terminal) as stdin:
         monkeypatch.setattr(sys, 'stdin', stdin)
-        text = push(run.folder, 'user/name')
+        text = push(finished_run, 'user/name')
     os.close(keyboard)
     assert 'Licence of the weights' in text and 'Its terms of use' in text
     card = ModelCard(hub.content('user/name')['README.md'].decode())
@@ -251,15 +247,15 @@ def check_readme(hub, folder):
     assert equal(*weights) and equal(weights[0], load_file(folder / 'output/train/scenes/safetensors/model.safetensors'))
 
 
-def scenes(train, folder):
+def scenes(finished_run, folder):
     """The run of which README speaks."""
     (folder / 'output/train').mkdir(parents=True)
-    train().folder.rename(folder / 'output/train/scenes')
+    finished_run.rename(folder / 'output/train/scenes')
 
 
-def test_readmes_commands(hub, train, image_folder, tmp_path, monkeypatch):
+def test_readmes_commands(hub, finished_run, tmp_path, monkeypatch):
     """Those of the section one after the other, in this process, and its Python."""
-    scenes(train, tmp_path)
+    scenes(finished_run, tmp_path)
     monkeypatch.chdir(tmp_path)
     for line in readme('bash').splitlines():
         words = shlex.split(line, comments=True)
@@ -273,10 +269,10 @@ def test_readmes_commands(hub, train, image_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_readme_as_printed(hub, train, image_folder, tmp_path):
+def test_readme_as_printed(hub, finished_run, image_folder, tmp_path):
     """The same in a shell, with HF_ENDPOINT: the training too."""
     pytest.importorskip('onnxscript', reason="pip install -e '.[test]' installs it")
-    scenes(train, tmp_path)
+    scenes(finished_run, tmp_path)
     (tmp_path / 'DIR').symlink_to(image_folder)
     (tmp_path / 'train_focus.py').symlink_to(ROOT / 'train_focus.py')
     (tmp_path / 'bin').mkdir()

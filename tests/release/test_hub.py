@@ -8,7 +8,7 @@ import threading
 import pytest
 import timm
 import torch
-from conftest import ENVIRONMENT, TINY, equal
+from conftest import ENVIRONMENT, equal
 from huggingface_hub import ModelCard, constants
 from loopback_hub import TOKEN
 
@@ -20,7 +20,7 @@ ABOUT = dict(license='cc-by-4.0', dataset='My Scenes')
 
 @pytest.fixture
 def model():
-    return timm.create_model(f'focus_{TINY}', num_classes=3)
+    return timm.create_model('focus_test_resnet', num_classes=3)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_there_and_back(hub, model, tmp_path):
     assert equal(focus.state_dict(), model.state_dict()) and focus.focus_args == model.focus_args
     plain = timm.create_model('hf-hub:user/name', pretrained=True)
     assert equal(plain.state_dict(), model.backbone.state_dict())
-    assert plain.pretrained_cfg['label_names'] == ['a', 'b', 'c'] and plain.pretrained_cfg['architecture'] == TINY
+    assert plain.pretrained_cfg['label_names'] == ['a', 'b', 'c'] and plain.pretrained_cfg['architecture'] == 'test_resnet'
     assert all(a in (None, f'Bearer {TOKEN}') for _, _, a in hub.requests)
     assert not any(a for _, p, a in hub.requests if p.startswith('/lfs') and _ == 'PUT'), 'storage is not the Hub'
 
@@ -58,7 +58,7 @@ def test_there_and_back(hub, model, tmp_path):
 def test_the_cards_own_lines(hub, model, tmp_path, photo, monkeypatch):
     """What the card says on loading, as printed, of a focus model, a plain one and ShuffleNetV2."""
     monkeypatch.chdir(tmp_path)
-    models = dict(focus=model, plain=timm.create_model(TINY, num_classes=3),
+    models = dict(focus=model, plain=timm.create_model('test_resnet', num_classes=3),
                   shuffle=timm.create_model('focus_shufflenetv2_x0_5', num_classes=3))
     for name, source in models.items():
         timm_focus.push_to_hub(source, f'user/{name}', **ABOUT, folder=tmp_path / name)
