@@ -29,7 +29,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a subcommand; a mistake ends it with one line and exit code 2."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    for name in ('httpx', 'httpx2', 'matplotlib', 'timm'):
+    for name in ('httpx', 'httpx2', 'matplotlib', 'onnx_ir', 'onnxscript', 'timm'):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         args.run(args)

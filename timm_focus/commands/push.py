@@ -73,9 +73,14 @@ def run(args: argparse.Namespace) -> None:
         for name, size in list_export(folder):
             print(f'{size:>15,}  {name}')
         return
-    url = push_folder(
-        folder, args.repo_id, private=args.private, create_pr=args.create_pr, revision=args.revision,
-        overwrite=args.overwrite)
+    try:
+        url = push_folder(
+            folder, args.repo_id, private=args.private, create_pr=args.create_pr, revision=args.revision,
+            overwrite=args.overwrite)
+    except KeyboardInterrupt:
+        print(f'Interrupted. The export is whole in {folder}: `timm-focus push {folder} {args.repo_id}` goes on with it.',
+              file=sys.stderr)
+        sys.exit(130)
     print(f'Published: {url}')
 
 

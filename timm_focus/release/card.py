@@ -17,9 +17,8 @@ METRICS = {'top1': ('accuracy', 'Top-1 accuracy, %'), 'top5': ('accuracy', 'Top-
            'loss': ('loss', 'Cross-entropy')}
 SHUFFLENET = 'shufflenetv2_'
 RECIPE = (
-    'epochs', 'batch_size', 'grad_accum_steps', 'opt', 'lr', 'lr_base', 'momentum', 'weight_decay', 'sched',
-    'warmup_epochs', 'smoothing', 'scheme', 'aa', 'mixup', 'cutmix', 'reprob', 'model_ema', 'model_ema_decay', 'amp',
-    'amp_dtype', 'images_per_class', 'has', 'seed')
+    'epochs', 'batch_size', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'warmup_epochs', 'smoothing', 'scheme', 'aa',
+    'mixup', 'cutmix', 'reprob', 'model_ema', 'amp', 'images_per_class', 'has', 'seed')
 FOCUS_RECIPE = ('focus_alpha', 'focus_beta', 'focus_side_weight', 'focus_consistency')
 
 

@@ -68,9 +68,13 @@ def written_whole(folder: Folder) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _tensors(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Tensors as safetensors takes them: contiguous, in main memory, none sharing memory with another (CoaT)."""
-    return {k: v.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+def _save_tensors(state: Dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors takes them: contiguous, in main memory, none sharing memory with another (CoaT)."""
+    whole = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+    path.touch()  # with the mode of other files; safetensors would let nobody else read it
+    mode = path.stat().st_mode
+    save_file(whole, str(path), metadata={'format': 'pt'})
+    path.chmod(mode)
 
 
 def save_plain(
@@ -107,7 +111,7 @@ def save_plain(
     if label_names:
         given['label_names'] = [str(name) for name in label_names]
     folder = Path(folder)
-    save_file(_tensors(plain.state_dict()), str(folder / WEIGHTS), metadata={'format': 'pt'})
+    _save_tensors(plain.state_dict(), folder / WEIGHTS)
     save_config_for_hf(plain, str(folder / CONFIG), given, model_args, data_config)
     _check_reload(plain, folder)
     return plain
@@ -115,10 +119,15 @@ def save_plain(
 
 def _check_reload(plain: nn.Module, folder: Path) -> None:
     """Refuse an export that timm does not load as the model it is of."""
+    logger = logging.getLogger('timm.models')  # it speaks of the draft's files
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
         again = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise ValueError(f'What timm records of this model does not make it again: {" ".join(str(e).split())}') from e
+    finally:
+        logger.setLevel(level)
     for name, tensor in plain.state_dict().items():
         if name not in again or not torch.equal(again[name], tensor.to(again[name].dtype)):
             if name in again and tensor.isnan().any():
@@ -192,7 +201,7 @@ def save_for_hub(
         data_config = _data_config(draft)
         if focus is not None:
             heads = {k: v for k, v in focus.state_dict().items() if not k.startswith('backbone.')}
-            save_file(_tensors(heads), str(draft / HEADS), metadata={'format': 'pt'})
+            _save_tensors(heads, draft / HEADS)
             _add_focus_key(draft, focus)
         settings = published_settings(settings or {})
         if settings:
