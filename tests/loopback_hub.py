@@ -57,7 +57,8 @@ class Hub(ThreadingHTTPServer):
     def fail(self, method, path, status=None, headers=(), times=1, after=0):
         """Let calls fail: the next `times` whose method and path match get a status, or, if it is None, lose their
         connection after that many bytes of their body; `status='done'` does what is asked before losing it."""
-        self.faults.append(dict(method=method, path=path, status=status, headers=dict(headers), times=times, after=after))
+        self.faults.append(
+            dict(method=method, path=path, status=status, headers=dict(headers), times=times, after=after))
 
     def made(self, method, path):
         return [r for r in self.requests if r[0] == method and re.search(path, r[1])]
@@ -192,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(403, message='not your namespace')
         repo_id = f'user/{wanted["name"]}'
         if repo_id in self.server.repos:
-            return self.answer(409, {'error': 'You already created this model repo', 'url': f'{self.server.url}/{repo_id}'})
+            return self.answer(409, {'error': 'it is there', 'url': f'{self.server.url}/{repo_id}'})
         self.server.repos[repo_id] = Repo(wanted.get('visibility') == 'private')
         self.answer(data={'url': f'{self.server.url}/{repo_id}', 'name': repo_id})
 
@@ -259,8 +260,9 @@ class Handler(BaseHTTPRequestHandler):
         content = files[name]
         if isinstance(content, tuple):
             away = self.server.url.replace('127.0.0.1', 'localhost')
+            size = len(self.server.blobs[content[1]])
             return self.answer(
-                302, X_Repo_Commit=oid, X_Linked_Etag=f'"{content[1]}"', X_Linked_Size=len(self.server.blobs[content[1]]),
+                302, X_Repo_Commit=oid, X_Linked_Etag=f'"{content[1]}"', X_Linked_Size=size,
                 Location=f'{away}/lfs/{content[1]}')
         self.answer(data=content, X_Repo_Commit=oid, ETag=f'"{git_hash(content)}"')
 

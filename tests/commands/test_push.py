@@ -121,7 +121,8 @@ def test_plain_runs_and_checkpoints_of_timm(hub, train, push, tmp_path, image_fo
     assert ModelCard(sent['README.md'].decode()).data.eval_results[0].metric_value == 40
     assert timm.create_model('hf-hub:user/timm', pretrained=True).num_classes == 2
     torch.save(state['state_dict'], tmp_path / 'bare.pth')  # weights alone
-    push(tmp_path / 'bare.pth', 'user/bare', *ABOUT, '--model', TINY, '--data', image_folder, '--output', tmp_path / 'b')
+    push(tmp_path / 'bare.pth', 'user/bare', *ABOUT, '--model', TINY, '--data', image_folder,
+         '--output', tmp_path / 'b')
     assert set(hub.content('user/bare')) == {'README.md', 'config.json', 'model.safetensors', 'coverage.png'}
 
 
@@ -160,7 +161,8 @@ def test_an_edited_card_is_kept(hub, finished_run, push, refused):
     push(finished_run, 'user/name', *ABOUT, '--dry-run')
     card = finished_run / 'hub/README.md'
     card.write_text(card.read_text() + '\nBy hand.\n')
-    assert re.search('was edited: `timm-focus push .*/hub user/name` sends it', refused(finished_run, 'user/name', *ABOUT))
+    line = refused(finished_run, 'user/name', *ABOUT)
+    assert re.search('was edited: `timm-focus push .*/hub user/name` sends it', line)
     assert 'is an export already' in refused(finished_run / 'hub', 'user/name', *ABOUT)
     push(finished_run / 'hub', 'user/name')
     assert hub.content('user/name')['README.md'].endswith(b'By hand.\n')
@@ -189,7 +191,8 @@ def test_training_ends_on_the_hub(hub, train, push):
     assert hub.repos['user/name'].private and len(hub.repos['user/name'].branches['main']) == 2
     assert hub.content('user/name') == content(run.folder / 'hub') and TOKEN not in run.err
     assert b'user/name' not in hub.content('user/name')['args.yaml']
-    assert equal(timm_focus.create_from_hub('user/name').backbone.state_dict(), run.checkpoint('model_best')['state_dict'])
+    focus = timm_focus.create_from_hub('user/name')
+    assert equal(focus.backbone.state_dict(), run.checkpoint('model_best')['state_dict'])
     push(run.folder, 'user/again')  # licence and data set are the run's
 
 
@@ -244,7 +247,8 @@ def readme(language):
 def check_readme(hub, folder):
     assert len(hub.repos['user/name'].branches['main']) == 2 and b'CC BY 4.0' in hub.content('user/name')['README.md']
     weights = [load(hub.content(r)['model.safetensors']) for r in ('user/name', 'user/other')]
-    assert equal(*weights) and equal(weights[0], load_file(folder / 'output/train/scenes/safetensors/model.safetensors'))
+    exported = load_file(folder / 'output/train/scenes/safetensors/model.safetensors')
+    assert equal(*weights) and equal(weights[0], exported)
 
 
 def scenes(finished_run, folder):

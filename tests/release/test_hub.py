@@ -50,7 +50,8 @@ def test_there_and_back(hub, model, tmp_path):
     assert equal(focus.state_dict(), model.state_dict()) and focus.focus_args == model.focus_args
     plain = timm.create_model('hf-hub:user/name', pretrained=True)
     assert equal(plain.state_dict(), model.backbone.state_dict())
-    assert plain.pretrained_cfg['label_names'] == ['a', 'b', 'c'] and plain.pretrained_cfg['architecture'] == 'test_resnet'
+    cfg = plain.pretrained_cfg
+    assert cfg['label_names'] == ['a', 'b', 'c'] and cfg['architecture'] == 'test_resnet'
     assert all(a in (None, f'Bearer {TOKEN}') for _, _, a in hub.requests)
     assert not any(a for _, p, a in hub.requests if p.startswith('/lfs') and _ == 'PUT'), 'storage is not the Hub'
 
@@ -235,7 +236,8 @@ def test_somebody_elses_namespace(hub, export):
 
 # before anything is written
 
-@pytest.mark.parametrize('repo_id', ['name', 'a/b/c', 'user/na me', '', '/name', 'user/', 'user/-x', '../etc', 'user/n..m'])
+@pytest.mark.parametrize('repo_id', [
+    'name', 'a/b/c', 'user/na me', '', '/name', 'user/', 'user/-x', '../etc', 'user/n..m'])
 def test_names_that_are_none(repo_id, hub, model, tmp_path):
     with pytest.raises(ValueError, match='is no user/name of a Hub repository'):
         timm_focus.push_to_hub(model, repo_id, **ABOUT, folder=tmp_path / 'out')

@@ -227,7 +227,8 @@ def test_remains_of_a_killed_process(model, tmp_path):
 # settings
 
 @pytest.mark.parametrize('name, value', [
-    ('data_dir', '/data/places'), ('output', 'runs'), ('config', 'a.yaml'), ('resume', 'auto'), ('wandb_project', 'mine'),
+    ('data_dir', '/data/places'), ('output', 'runs'), ('config', 'a.yaml'), ('resume', 'auto'),
+    ('wandb_project', 'mine'),
     ('wandb_resume_id', 'x'), ('initial_checkpoint', 'w.pth'), ('some_new_path', '/home/me/x'), ('other', '~/x'),
     ('model', 'local-dir:/home/me/x'), ('model', 'hf_abcdefghijklmnop'), ('url', 'https://me:word@host/x'),
     ('url', 'https://host/x?token=word'), ('windows', 'C:\\Users\\me'), ('hf_token', 'x'), ('api_key', 'x'),
@@ -242,7 +243,8 @@ def test_what_of_the_settings_is_published(monkeypatch):
     monkeypatch.setenv('WANDB_API_KEY', 'abcdef')
     settings = dict(
         model='hf-hub:timm/resnet18.a1_in1k', mean=[0.4, 0.5, 0.6], opt_kwargs=dict(a=1, file='/x'),
-        kd_token_distill_type='soft', input_key='jpg', aa='rand-m9-mstd0.5', wandb='abcdef', notes='abcdef', scale=(0.1, 1.), amp=None)
+        kd_token_distill_type='soft', input_key='jpg', aa='rand-m9-mstd0.5', wandb='abcdef', notes='abcdef',
+        scale=(0.1, 1.), amp=None)
     assert published_settings(settings) == dict(
         model='hf-hub:timm/resnet18.a1_in1k', mean=[0.4, 0.5, 0.6], opt_kwargs=dict(a=1), kd_token_distill_type='soft',
         input_key='jpg', aa='rand-m9-mstd0.5', scale=[0.1, 1.], amp=None)

@@ -18,7 +18,8 @@ class Loaded(NamedTuple):
         model: In evaluation mode.
         data_config: timm's: input size, mean, std, interpolation, crop.
         label_names: Names of its classes, [] if unknown.
-        record: Of a checkpoint, its 'path', the run's 'settings', 'epoch' and 'metric', and the 'heads' of these weights.
+        record: Of a checkpoint, its 'path', the run's 'settings', 'epoch' and 'metric', and the 'heads' of these
+            weights.
     """
     name: str
     model: Any

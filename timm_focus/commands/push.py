@@ -19,10 +19,10 @@ ABOUT = ('license', 'license_name', 'license_link', 'dataset', 'dataset_terms', 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'push', help='publish a run on the Hugging Face Hub',
-        description='Publish the best weights of a run on the Hugging Face Hub as a plain timm model, with the heads of '
-                    'focus training beside it, its settings, numbers and pictures, and a model card. The export is kept '
-                    'in the folder hub of the run; pushed again by its own name, it is sent as it is, with whatever was '
-                    'changed in its card.')
+        description='Publish the best weights of a run on the Hugging Face Hub as a plain timm model, with the heads '
+                    'of focus training beside it, its settings, numbers and pictures, and a model card. The export is '
+                    'kept in the folder hub of the run; pushed again by its own name, it is sent as it is, with '
+                    'whatever was changed in its card.')
     parser.add_argument('source', metavar='RUN', help='folder of a run, a checkpoint of it or of timm, or an export')
     parser.add_argument('repo_id', metavar='USER/NAME', help='repository, made if it is not there')
     g = parser.add_argument_group('What it is; asked for on a terminal, if it is not given')
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> None:
             folder, args.repo_id, private=args.private, create_pr=args.create_pr, revision=args.revision,
             overwrite=args.overwrite)
     except KeyboardInterrupt:
-        print(f'Interrupted. The export is whole in {folder}: `timm-focus push {folder} {args.repo_id}` goes on with it.',
-              file=sys.stderr)
+        again = f'`timm-focus push {folder} {args.repo_id}` goes on with it.'
+        print(f'Interrupted. The export is whole in {folder}: {again}', file=sys.stderr)
         sys.exit(130)
     print(f'Published: {url}')
 
@@ -141,7 +141,8 @@ def focus_model(loaded: Loaded) -> Any:
         for head in HEADS:
             getattr(model, head).load_state_dict(heads[head])
     except RuntimeError as e:
-        raise ValueError(f'The heads in {loaded.record["path"]} do not fit its model: {" ".join(str(e).split())}') from e
+        reason = ' '.join(str(e).split())
+        raise ValueError(f'The heads in {loaded.record["path"]} do not fit its model: {reason}') from e
     return model.eval()
 
 
@@ -261,4 +262,5 @@ def push_run(args: argparse.Namespace, folder: str) -> None:
         raise
     except (OSError, ValueError) as e:
         raise HubError(
-            f'The run is whole in {folder}, but not published: {e} `timm-focus {shlex.join(words)}` tries again.') from e
+            f'The run is whole in {folder}, but not published: {e} `timm-focus {shlex.join(words)}` tries again.'
+        ) from e

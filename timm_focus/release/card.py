@@ -17,8 +17,8 @@ METRICS = {'top1': ('accuracy', 'Top-1 accuracy, %'), 'top5': ('accuracy', 'Top-
            'loss': ('loss', 'Cross-entropy')}
 SHUFFLENET = 'shufflenetv2_'
 RECIPE = (
-    'epochs', 'batch_size', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'warmup_epochs', 'smoothing', 'scheme', 'aa',
-    'mixup', 'cutmix', 'reprob', 'model_ema', 'amp', 'images_per_class', 'has', 'seed')
+    'epochs', 'batch_size', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'warmup_epochs', 'smoothing', 'scheme',
+    'aa', 'mixup', 'cutmix', 'reprob', 'model_ema', 'amp', 'images_per_class', 'has', 'seed')
 FOCUS_RECIPE = ('focus_alpha', 'focus_beta', 'focus_side_weight', 'focus_consistency')
 
 

@@ -104,7 +104,8 @@ def save_plain(
     """
     plain = export_backbone(model).cpu()
     if label_names and len(label_names) != plain.num_classes:
-        raise ValueError(f'There are {len(label_names)} label names and {plain.num_classes} classes: give one for each.')
+        raise ValueError(
+            f'There are {len(label_names)} label names and {plain.num_classes} classes: give one for each.')
     for key in SOURCE:
         plain.pretrained_cfg.pop(key, None)
     given = dict(pretrained_cfg=pretrained_cfg)
@@ -205,7 +206,8 @@ def save_for_hub(
             _add_focus_key(draft, focus)
         settings = published_settings(settings or {})
         if settings:
-            (draft / SETTINGS).write_text(yaml.safe_dump(settings, default_flow_style=False, allow_unicode=True), 'utf-8')
+            text = yaml.safe_dump(settings, default_flow_style=False, allow_unicode=True)
+            (draft / SETTINGS).write_text(text, 'utf-8')
         if summary is not None:
             shutil.copyfile(summary, draft / SUMMARY)
             draw_curves(summary, draft / CURVES)

@@ -158,8 +158,8 @@ def push_folder(
 ) -> str:
     """Publish an export of `save_for_hub` as it is, in one commit. The folder is left as it was, whatever happens.
 
-    Nothing that is in a repository is replaced unless that is asked for, and nothing that came there meanwhile. What was
-    sent before a push broke off is not sent again.
+    Nothing that is in a repository is replaced unless that is asked for, and nothing that came there meanwhile. What
+    was sent before a push broke off is not sent again.
 
     Args, returns and raises: as `push_to_hub`.
     """
@@ -218,7 +218,8 @@ def _prepare(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return None, {}
     if private and info.private is False:
-        raise HubError(f'{repo_id} is there and public, so --private cannot be had: give another name, or leave it out.')
+        raise HubError(
+            f'{repo_id} is there and public, so --private cannot be had: give another name, or leave it out.')
     sha = info.sha if info.sha and len(info.sha) == 40 and set(info.sha) <= COMMIT else None
     return sha, {s.rfilename: s for s in info.siblings or () if s.rfilename != '.gitattributes'}
 
@@ -273,8 +274,9 @@ def _explained(repo_id: str, again: str) -> Iterator[None]:
         raise
     except Exception as e:  # of the client, and of the HTTP library that its version uses
         text = _explanation(e, repo_id)
-        for secret in {os.environ.get('HF_TOKEN'), os.environ.get('HUGGING_FACE_HUB_TOKEN'), _saved_token()} - {None, ''}:
-            text = text.replace(secret, '***')
+        tokens = os.environ.get('HF_TOKEN'), os.environ.get('HUGGING_FACE_HUB_TOKEN'), _saved_token()
+        for token in filter(None, tokens):
+            text = text.replace(token, '***')
         # not `from e`: a traceback must not print a request with its header
         raise HubError(f'{text} {again}'.strip()) from None
 
@@ -295,13 +297,16 @@ def _explanation(error: BaseException, repo_id: str) -> str:
         disk = next((e for e in _causes(error) if isinstance(e, OSError) and e.filename), None)
         if disk is not None and not isinstance(disk, ConnectionError):
             return f'{disk.filename} cannot be read or written: {disk.strerror}.'
-        if any(word in kind for kind in kinds for word in ('Connect', 'Timeout', 'Protocol', 'Network', 'Read', 'Write')):
-            return f'The connection to {endpoint} cannot be made, or broke ({kinds[-1]}).'
+        words = ('Connect', 'Timeout', 'Protocol', 'Network', 'Read', 'Write')
+        if any(word in kind for kind in kinds for word in words):
+            xet = not constants.HF_HUB_DISABLE_XET and 'huggingface.co' not in endpoint
+            hint = ' A Hub without Xet storage needs HF_HUB_DISABLE_XET=1.' if xet else ''
+            return f'The connection to {endpoint} cannot be made, or broke ({kinds[-1]}).{hint}'
         return f'The Hub cannot be used: {_short(error)}.'
     status = response.status_code
     if status == 401:
-        return (f'{endpoint} does not know the token (401), or {repo_id} is private: `hf auth login`, or HF_TOKEN, with '
-                'a token that is valid and allows writing.')
+        return (f'{endpoint} does not know the token (401), or {repo_id} is private: `hf auth login`, or HF_TOKEN, '
+                'with a token that is valid and allows writing.')
     if status == 403:
         return (f'The token does not allow this on {repo_id} (403): take one that may write there, another name, or '
                 '--create-pr.')
