@@ -9,7 +9,6 @@ import sys
 import pytest
 import timm
 import torch
-import yaml
 from conftest import ENVIRONMENT, ROOT, TINY, equal
 from huggingface_hub import ModelCard, constants
 from loopback_hub import TOKEN

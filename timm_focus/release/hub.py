@@ -1,6 +1,5 @@
 """To the Hugging Face Hub and back."""
 import contextlib
-import json
 import logging
 import os
 import shutil
