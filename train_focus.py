@@ -28,6 +28,8 @@ from timm.utils import distribute_bn, get_outdir, setup_default_logging
 
 import timm_focus  # registers focus_<name>
 from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
+from timm_focus.commands.push import check_run_push, push_run
+from timm_focus.release import HubError
 from timm_focus.training import (
     FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, build_parser, check_readable,
     conclude, create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet, explained, keep_lists,
@@ -51,6 +53,11 @@ def main():
     stop_epoch = args.stop_epoch if args.stop_epoch is not None else args.epochs
     if not 0 < stop_epoch <= args.epochs:
         raise SettingsError(f'--stop-epoch is {args.stop_epoch}: give a number from 1 to --epochs, {args.epochs}.')
+    if args.push_to_hub:
+        try:
+            check_run_push(args)
+        except ValueError as e:
+            raise SettingsError(str(e)) from e
 
     # data, model and task
     dataset_train, dataset_eval = create_datasets(args)
@@ -208,6 +215,8 @@ def main():
         conclude(args, task, output_dir, metric_name, best_metric, best_epoch, dataset_eval, data_config)
     if args.distributed:
         dist.destroy_process_group()
+    if args.push_to_hub and args.rank == 0:
+        push_run(args, output_dir)
 
 
 def build_model(args):
@@ -284,7 +293,7 @@ def cli():
     except SettingsError as e:
         print(f'train_focus.py: error: {e}', file=sys.stderr)
         sys.exit(2)
-    except FloatingPointError as e:  # the run diverged
+    except (FloatingPointError, HubError) as e:  # the run diverged, or is done and kept, but not published
         print(f'train_focus.py: error: {e}', file=sys.stderr)
         sys.exit(1)
     except Interrupted as e:

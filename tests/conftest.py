@@ -2,6 +2,7 @@ import csv
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,22 @@ def image_folder(tmp_path, photo):
     return root
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on loopback, which huggingface_hub speaks to, in this process and in those with `hub.environment`."""
+    from huggingface_hub import constants
+    from loopback_hub import TOKEN, Hub
+    home = tmp_path / 'hf'
+    with Hub() as hub:
+        hub.environment = dict(HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN, HF_HOME=str(home), HF_HUB_DISABLE_XET='1')
+        for name, value in dict(
+                ENDPOINT=hub.url, HUGGINGFACE_CO_URL_TEMPLATE=hub.url + '/{repo_id}/resolve/{revision}/{filename}',
+                HF_HUB_CACHE=str(home / 'hub'), HF_TOKEN_PATH=str(home / 'token'), HF_HUB_DISABLE_XET=True).items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv('HF_TOKEN', TOKEN)
+        yield hub
+
+
 # the training script
 
 TINY = 'resnet10t'
@@ -140,6 +157,37 @@ def train(settings, tmp_path, monkeypatch, capsys):
         train_focus.main()
         return Run(folder=tmp_path / 'out' / experiment, err=capsys.readouterr().err)
     return run
+
+
+@pytest.fixture(scope='session')
+def _finished_run(tmp_path_factory, photo):
+    folder = tmp_path_factory.mktemp('finished')
+    for split in ('train', 'val'):
+        for k, label in enumerate(('left', 'right')):
+            (folder / 'data' / split / label).mkdir(parents=True)
+            for i in range(4):
+                photo.crop((200 * k + 9 * i, 9 * i, 200 * k + 250, 250)).save(folder / f'data/{split}/{label}/{i}.jpg')
+    import train_focus
+    root, argv = logging.getLogger(), sys.argv
+    handlers, level = root.handlers[:], root.level
+    sys.argv = ['train_focus.py', *shlex.split(
+        f'{folder}/data --model focus_{TINY} --img-size 32 -b 8 -j 0 --epochs 1 --lr 0.05 --device cpu '
+        f'--output {folder} --experiment run')]
+    try:
+        train_focus.main()
+    finally:
+        sys.argv, root.handlers[:], root.level = argv, handlers, level
+    return folder / 'run'
+
+
+@pytest.fixture
+def finished_run(_finished_run, tmp_path):
+    """Folder of a run, made once and copied for each test: best weights, settings, numbers."""
+    folder = tmp_path / 'finished'
+    folder.mkdir()
+    for name in ('model_best.pth.tar', 'args.yaml', 'summary.csv'):
+        shutil.copy2(_finished_run / name, folder)
+    return folder
 
 
 @pytest.fixture

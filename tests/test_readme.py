@@ -50,7 +50,8 @@ def test_command_is_understood(command, monkeypatch):
     parse_args(train_focus.parser, script_arguments(command))
 
 
-NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version', '--config')
+NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version', '--config',
+                '--push-to-hub')
 
 
 @pytest.mark.parametrize('command', [

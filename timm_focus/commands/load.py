@@ -24,11 +24,14 @@ class Loaded(NamedTuple):
         model: In evaluation mode.
         data_config: timm's: input size, mean, std, interpolation, crop.
         label_names: Names of its classes, [] if unknown.
+        record: Of a checkpoint, its 'path', the run's 'settings', 'epoch' and 'metric', and the 'heads' of these
+            weights.
     """
     name: str
     model: Any
     data_config: Dict[str, Any]
     label_names: List[str]
+    record: Dict[str, Any] = {}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +99,7 @@ def load_model(
     from timm.models import clean_state_dict
     from timm.utils import load_checkpoint_metadata
 
-    state, settings, head_state = None, {}, {}
+    state, settings, head_state, record = None, {}, {}, {}
     if checkpoint is not None:
         path = _checkpoint_file(checkpoint)
         try:
@@ -111,12 +114,14 @@ def load_model(
             raise ValueError(f'The checkpoint {path} holds a {type(state).__name__}, no weights by name.')
         settings = vars(state['args']) if isinstance(state.get('args'), argparse.Namespace) else {}
         name = name or state.get('arch')
-        state, head_state = _parts(state)
+        record = dict(path=path, settings=settings, epoch=state.get('epoch'), metric=state.get('metric'))
+        state, head_state = _parts(state, settings)
+        record['heads'] = head_state
         if not name:
             raise ValueError(f'The checkpoint {path} does not say which model it is of: give --model, too.')
     shown = name if checkpoint is None else f'{name}@{os.path.basename(os.path.normpath(checkpoint))}'
     if name.startswith(TORCHVISION):
-        return Loaded(shown, *_torchvision_model(name, state, img_size), [])
+        return Loaded(shown, *_torchvision_model(name, state, img_size), [], record)
 
     plain = name.removeprefix('focus_')
     if ':' not in plain and not timm.is_model(plain):
@@ -151,16 +156,18 @@ def load_model(
     labels = settings.get('label_names') or (model.pretrained_cfg or {}).get('label_names') or []
     if heads and head_state:
         model = _with_heads(model, head_state, settings, f'{checkpoint} into {name}')
-    return Loaded(shown, model.eval(), config, list(labels))
+    return Loaded(shown, model.eval(), config, list(labels), record)
 
 
-def _parts(checkpoint: Dict[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+def _parts(checkpoint: Dict[str, Any], settings: Dict[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """State of the plain model in a checkpoint, and of the heads of focus training by name, {} without; of the running
-    average if there is one."""
+    average, unless the run kept it unvalidated."""
     from timm.models import clean_state_dict
 
-    kind = '_ema' if checkpoint.get('state_dict_ema') else ''
+    kind = '_ema' if checkpoint.get('state_dict_ema') and not settings.get('model_ema_force_cpu') else ''
     state = clean_state_dict(checkpoint.get(f'state_dict{kind}') or checkpoint)
+    if settings.get('split_bn'):  # the statistics of the augmented splits serve training only
+        state = {k: v for k, v in state.items() if '.aux_bn.' not in k}
     heads = checkpoint.get(f'task_state{kind}') or {}
     if not all(head in heads for head in HEADS):
         heads = {}

@@ -1,10 +1,10 @@
-"""`timm-focus`: what networks look at, from the command line."""
+"""`timm-focus`: what networks look at, and their way out, from the command line."""
 import argparse
 import logging
 import sys
 from typing import Optional, Sequence
 
-from . import area, explain, models, rf, validate
+from . import area, explain, export, models, push, rf, validate
 
 __all__ = ['main']
 
@@ -18,9 +18,9 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `timm-focus`."""
-    parser = _Parser(prog='timm-focus', description='See what a network looks at, and what it costs.')
+    parser = _Parser(prog='timm-focus', description='See what a network looks at and what it costs, and publish it.')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, parser_class=_Parser)
-    for module in (area, explain, models, rf, validate):
+    for module in (area, explain, export, models, push, rf, validate):
         module.add_parser(commands)
     return parser
 
@@ -29,7 +29,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a subcommand; a mistake ends it with one line and exit code 2."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    for name in ('matplotlib', 'timm'):
+    for name in ('httpx', 'httpx2', 'matplotlib', 'onnx_ir', 'onnxscript', 'timm'):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         args.run(args)

@@ -1,0 +1,118 @@
+"""timm-focus export: files that are loaded in a process of their own, and compared on a real photograph."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import ENVIRONMENT
+from timm.data import create_transform
+
+from timm_focus.commands.load import load_model
+from timm_focus.commands.main import main
+
+BY_TIMM = """
+import json, sys
+sys.modules['timm_focus'] = None  # as where it is not installed
+import timm, torch
+from PIL import Image
+model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+x = torch.stack([transform(Image.open(path).convert('RGB')) for path in sys.argv[3:]])
+with torch.no_grad():
+    logits = model(x)
+json.dump([model.pretrained_cfg['label_names'], logits.tolist()], open(sys.argv[2], 'w'))
+"""
+BY_ONNX = """
+import json, sys
+for name in ('timm_focus', 'timm', 'torch'):
+    sys.modules[name] = None
+import numpy as np, onnxruntime
+from PIL import Image
+session = onnxruntime.InferenceSession(sys.argv[1] + '/model.onnx', providers=['CPUExecutionProvider'])
+about = session.get_modelmeta().custom_metadata_map
+config, names = json.loads(about['data_config']), json.loads(about['label_names'])
+images = []
+for path in sys.argv[3:]:  # resize the short side, crop the middle, normalise
+    size = config['input_size'][1]
+    image, side = Image.open(path).convert('RGB'), int(size / config['crop_pct'])
+    image = image.resize([int(side * n / min(image.size)) for n in image.size], Image.Resampling.BILINEAR)
+    left, top = (round((n - size) / 2) for n in image.size)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
+    images.append(((pixels - np.float32(config['mean'])) / np.float32(config['std'])).transpose(2, 0, 1))
+logits = session.run(['logits'], {'images': np.stack(images)})[0]
+alone = np.concatenate([session.run(['logits'], {'images': image[None]})[0] for image in images])
+assert np.allclose(logits, alone, atol=1e-5), 'any batch size'
+json.dump([names, logits.tolist()], open(sys.argv[2], 'w'))
+"""
+
+
+@pytest.fixture
+def photographs(tmp_path, photo):
+    paths = [str(tmp_path / f'{i}.png') for i in range(3)]
+    for i, path in enumerate(paths):
+        photo.crop((40 * i, 30 * i, 40 * i + 300, 30 * i + 350)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize('kind, code, tolerance', [
+    pytest.param('safetensors', BY_TIMM, 0, marks=pytest.mark.slow),  # test_hub.py has such a process, too
+    ('onnx', BY_ONNX, 1e-4)])
+def test_a_run_elsewhere(kind, code, tolerance, train, photo, photographs, tmp_path, capsys):
+    if kind == 'onnx':
+        pytest.importorskip('onnxscript', reason="pip install -e '.[test]' installs it")
+        pytest.importorskip('onnxruntime', reason="pip install -e '.[test]' installs it")
+    run = train('--img-size 64 --crop-pct 0.8 --mean 0.4 0.5 0.6 --std 0.2 0.3 0.4')
+    main(['export', str(run.folder), '--format', kind])
+    folder = run.folder / kind
+    assert f'Exported to {folder}/model.{kind}' in capsys.readouterr().out
+    main(['export', str(run.folder), '--format', kind])  # once more, in its place
+    assert sorted(os.listdir(folder)) == (['config.json'] if kind == 'safetensors' else []) + [f'model.{kind}']
+    done = subprocess.run([sys.executable, '-c', code, folder, tmp_path / 'out.json', *photographs],
+                          env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names, logits = json.loads((tmp_path / 'out.json').read_text())
+    assert names == ['left', 'right']
+    loaded = load_model(checkpoint=str(run.folder))
+    transform = create_transform(**loaded.data_config, is_training=False)
+    from PIL import Image
+    with torch.no_grad():
+        expected = loaded.model(torch.stack([transform(Image.open(path)) for path in photographs]))
+    assert expected.std(0).min() > 1e-3, 'the photographs differ'
+    torch.testing.assert_close(torch.tensor(logits), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_nothing_else_is_replaced(finished_run, capsys, tmp_path):
+    with pytest.raises(SystemExit) as e:
+        main(['export', str(finished_run), '--format', 'safetensors', '--output', str(finished_run)])
+    assert e.value.code == 2 and 'holds something else' in capsys.readouterr().err
+    assert (finished_run / 'model_best.pth.tar').exists()
+    main(['export', str(finished_run), '--format', 'safetensors', '--output', str(tmp_path / 'new')])
+    cfg = json.loads((tmp_path / 'new/config.json').read_text())['pretrained_cfg']
+    assert 'license' not in cfg and 'tag' not in cfg, 'those of weights that these are no longer'
+
+
+def test_onnx_is_an_extra(finished_run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(SystemExit):
+        main(['export', str(finished_run), '--format', 'onnx'])
+    assert "pip install 'timm_focus[onnx]'" in capsys.readouterr().err and not (finished_run / 'onnx').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [
+    'test_vit', 'test_convnext', 'shufflenetv2_x0_5', 'densenet121', 'swin_tiny_patch4_window7_224'])
+def test_onnx_of_other_models(name, tmp_path, photos):
+    import numpy as np
+    onnxruntime = pytest.importorskip('onnxruntime')
+    from timm_focus.release import save_onnx
+    model = timm.create_model(f'focus_{name}', num_classes=5).eval()
+    config = timm.data.resolve_data_config({}, model=model)
+    save_onnx(model, tmp_path / 'm.onnx', data_config=config)
+    x = photos(3, config['input_size'][1])
+    session = onnxruntime.InferenceSession(str(tmp_path / 'm.onnx'), providers=['CPUExecutionProvider'])
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            session.run(None, {'images': x.numpy()})[0], model(x).numpy(), atol=1e-3, rtol=1e-3)

@@ -1,0 +1,296 @@
+"""From a run to the Hub: timm-focus push, and --push-to-hub of the script."""
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import ENVIRONMENT, ROOT, TINY, equal
+from huggingface_hub import ModelCard, constants
+from loopback_hub import TOKEN
+from safetensors.torch import load, load_file
+
+import timm_focus
+import train_focus
+from timm_focus.commands.main import main
+from timm_focus.training import parse_args
+
+ABOUT = ('--license', 'cc-by-4.0', '--dataset', 'My Scenes')
+
+
+@pytest.fixture
+def push(capsys):
+    """`push('run', 'user/name')` is what it prints."""
+    def run(*argv):
+        capsys.readouterr()
+        main(['push', *map(str, argv)])
+        return capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """`refused('run', 'user/name')` is the one line with which it refuses."""
+    def run(*argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            main(['push', *map(str, argv)])
+        out, err = capsys.readouterr()
+        assert e.value.code == 2 and err.startswith('timm-focus push: error: ') and err.count('\n') == 1, err
+        return err
+    return run
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_run_is_published_as_it_was_evaluated(hub, train, push, image_folder, monkeypatch):
+    """Everything of it, and nothing of the machine it ran on, nor of the token."""
+    monkeypatch.setenv('WANDB_API_KEY', 'wandbsecret')
+    run = train('--epochs 2 --crop-pct 0.9 --mean 0.4 0.5 0.6 --wandb-project wandbsecret --focus-stage layer2')
+    text = push(run.folder, 'user/name', *ABOUT, '--dataset-terms', 'CC BY 4.0')
+    sent = hub.content('user/name')
+    assert sent == content(run.folder / 'hub')
+    assert set(sent) == {'README.md', 'args.yaml', 'config.json', 'coverage.png', 'curves.png', 'focus.png',
+                         'focus_heads.safetensors', 'model.safetensors', 'summary.csv'}
+    best = run.checkpoint('model_best')
+    assert equal(load(sent['model.safetensors']), best['state_dict'])
+    heads = load(sent['focus_heads.safetensors'])
+    assert equal(heads, {f'{head}.{k}': v for head, state in best['task_state'].items() for k, v in state.items()})
+    config = json.loads(sent['config.json'])
+    cfg = config['pretrained_cfg']
+    assert config['architecture'] == TINY and config['label_names'] == ['left', 'right'] and config['num_classes'] == 2
+    assert (cfg['crop_pct'], cfg['mean'], cfg['input_size']) == (0.9, [0.4, 0.5, 0.6], [3, 32, 32])
+    row = run.rows[best['epoch']]
+    results = {r.metric_name: r.metric_value for r in ModelCard(sent['README.md'].decode()).data.eval_results}
+    assert results['Top-1 accuracy, %'] == pytest.approx(float(row['eval_top1']), abs=1e-4)
+    assert results['Cross-entropy'] == pytest.approx(float(row['eval_loss']), abs=1e-4)
+    everything = b'\n'.join(sent.values()) + text.encode() + b''.join(p.encode() for _, p, _ in hub.requests)
+    for private in (TOKEN, 'wandbsecret', str(image_folder), str(run.folder), '/tmp', os.path.expanduser('~') + '/'):
+        assert private.encode() not in everything.replace(str(run.folder).encode() + b'/hub', b''), private
+    (run.folder / 'published.yaml').write_bytes(sent['args.yaml'])
+    again = parse_args(train_focus.parser, ['DIR', '--config', str(run.folder / 'published.yaml')])[0]
+    assert (again.model, again.epochs, again.focus_stage, again.crop_pct) == (f'focus_{TINY}', 2, 'layer2', 0.9)
+    assert again.push_to_hub is None and again.device is None
+    focus = timm_focus.create_from_hub('user/name')
+    assert equal(focus.backbone.state_dict(), best['state_dict']) and focus.stage == 2
+    assert push(run.folder / 'hub', 'user/name').endswith('Published: ' + hub.url + '/user/name\n'), 'sent already'
+
+
+@pytest.mark.parametrize('flags, weights, heads', [
+    ('--model-ema --model-ema-decay 0.5', 'state_dict_ema', 'task_state_ema'),
+    ('--model-ema --model-ema-decay 0.5 --model-ema-force-cpu', 'state_dict', 'task_state'),  # kept, but not evaluated
+])
+def test_the_weights_are_those_that_were_evaluated(flags, weights, heads, hub, train, push):
+    run = train(flags)
+    push(run.folder, 'user/name', *ABOUT, '--dry-run')
+    state = run.checkpoint('model_best')
+    assert not equal(state['state_dict'], state['state_dict_ema'])
+    assert equal(load_file(run.folder / 'hub/model.safetensors'), state[weights])
+    written = load_file(run.folder / 'hub/focus_heads.safetensors')
+    assert torch.equal(written['cam_head.conv.weight'], state[heads]['cam_head']['conv.weight'])
+
+
+def test_plain_runs_and_checkpoints_of_timm(hub, train, push, tmp_path, image_folder):
+    run = train(model=TINY)
+    push(run.folder, 'user/plain', *ABOUT)
+    assert 'focus' not in json.loads(hub.content('user/plain')['config.json'])
+    assert not {'focus_heads.safetensors', 'focus.png'} & set(hub.content('user/plain'))
+    assert 'chen2021see' not in hub.content('user/plain')['README.md'].decode()
+    assert 'coverage.png' in hub.content('user/plain')
+    state = run.checkpoint('model_best')
+    settings = state['args']
+    for name in list(vars(settings)):  # what timm's own script does not know
+        if name.startswith(('focus_', 'hub_', 'push_', 'label_names', 'last_epoch', 'places', 'method')):
+            delattr(settings, name)
+    settings.data_dir = '/nowhere/at/all'
+    (tmp_path / 'timm').mkdir()
+    torch.save(dict(arch=TINY, epoch=0, metric=40., state_dict=state['state_dict'], args=settings),
+               tmp_path / 'timm/model_best.pth.tar')
+    (tmp_path / 'names.txt').write_text('left\nright\n')
+    push(tmp_path / 'timm/model_best.pth.tar', 'user/timm', *ABOUT, '--class-map', tmp_path / 'names.txt')
+    sent = hub.content('user/timm')
+    assert set(sent) == {'README.md', 'args.yaml', 'config.json', 'model.safetensors'}
+    assert json.loads(sent['config.json'])['label_names'] == ['left', 'right'] and b'nowhere' not in sent['args.yaml']
+    assert ModelCard(sent['README.md'].decode()).data.eval_results[0].metric_value == 40
+    assert timm.create_model('hf-hub:user/timm', pretrained=True).num_classes == 2
+    torch.save(state['state_dict'], tmp_path / 'bare.pth')  # weights alone
+    push(tmp_path / 'bare.pth', 'user/bare', *ABOUT, '--model', TINY, '--data', image_folder,
+         '--output', tmp_path / 'b')
+    assert set(hub.content('user/bare')) == {'README.md', 'config.json', 'model.safetensors', 'coverage.png'}
+
+
+def test_a_dry_run_sends_nothing(hub, finished_run, push, monkeypatch):
+    monkeypatch.delenv('HF_TOKEN')
+    text = push(finished_run, 'user/name', *ABOUT, '--dry-run', '--no-gallery', '--tag', 'mine')
+    assert not hub.requests and (finished_run / 'hub/README.md').exists()
+    sizes = {p.name: p.stat().st_size for p in (finished_run / 'hub').iterdir()}
+    assert re.findall(r'([\d,]+)  ([\w.]+)\n', text) == [(f'{sizes[n]:,}', n) for n in sorted(sizes)]
+    assert 'To user/name would go:' in text and 'focus.png' not in sizes
+    assert json.loads((finished_run / 'hub/config.json').read_text())['pretrained_cfg']['tag'] == 'mine'
+
+
+def test_a_mistake_is_one_line_and_nothing_is_written(hub, finished_run, refused, monkeypatch, tmp_path):
+    before = sorted(os.listdir(finished_run))
+    monkeypatch.chdir(tmp_path)
+    for argv, words in (
+            ((finished_run, 'name', *ABOUT), "'name' is no user/name"),
+            ((finished_run, 'user/name'), 'licence of the weights is not given.*--license'),
+            ((finished_run, 'user/name', '--license', 'mit'), 'data set .* is not given.*--dataset'),
+            (('nowhere', 'user/name', *ABOUT), 'There is no checkpoint nowhere'),
+            ((tmp_path, 'user/name', *ABOUT), 'has neither model_best.pth.tar nor'),
+            ((finished_run, 'user/name', *ABOUT, '--data', 'nowhere'), 'There is no folder nowhere'),
+            ((finished_run, 'user/name', *ABOUT, '--class-map', 'nowhere'), 'nowhere'),
+            ((finished_run, 'user/name', *ABOUT, '--output', finished_run), 'is there and is no export')):
+        assert re.search(words, refused(*argv))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    assert 'HF_HUB_OFFLINE is set' in refused(finished_run, 'user/name', *ABOUT)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.delenv('HF_TOKEN')
+    assert '`hf auth login`' in refused(finished_run, 'user/name', *ABOUT)
+    assert sorted(os.listdir(finished_run)) == before and not hub.requests
+
+
+def test_an_edited_card_is_kept(hub, finished_run, push, refused):
+    push(finished_run, 'user/name', *ABOUT, '--dry-run')
+    card = finished_run / 'hub/README.md'
+    card.write_text(card.read_text() + '\nBy hand.\n')
+    line = refused(finished_run, 'user/name', *ABOUT)
+    assert re.search('was edited: `timm-focus push .*/hub user/name` sends it', line)
+    assert 'is an export already' in refused(finished_run / 'hub', 'user/name', *ABOUT)
+    push(finished_run / 'hub', 'user/name')
+    assert hub.content('user/name')['README.md'].endswith(b'By hand.\n')
+
+
+def test_it_asks_on_a_terminal(hub, finished_run, push, monkeypatch):
+    keyboard, terminal = os.openpty()
+    os.write(keyboard, b'MIT\nMy Scenes\n\n')
+    with open(terminal) as stdin:
+        monkeypatch.setattr(sys, 'stdin', stdin)
+        text = push(finished_run, 'user/name')
+    os.close(keyboard)
+    assert 'Licence of the weights' in text and 'Its terms of use' in text
+    card = ModelCard(hub.content('user/name')['README.md'].decode())
+    assert card.data.license == 'mit' and card.data.eval_results[0].dataset_name == 'My Scenes'
+    assert 'not stated' in card.content
+
+
+# the script
+
+HUB = '--push-to-hub user/name --hub-license cc-by-4.0 --hub-dataset MyScenes'
+
+
+def test_training_ends_on_the_hub(hub, train, push):
+    run = train(HUB + ' --hub-private')
+    assert hub.repos['user/name'].private and len(hub.repos['user/name'].branches['main']) == 2
+    assert hub.content('user/name') == content(run.folder / 'hub') and TOKEN not in run.err
+    assert b'user/name' not in hub.content('user/name')['args.yaml']
+    focus = timm_focus.create_from_hub('user/name')
+    assert equal(focus.backbone.state_dict(), run.checkpoint('model_best')['state_dict'])
+    push(run.folder, 'user/again')  # licence and data set are the run's
+
+
+@pytest.mark.parametrize('flags, words', [
+    ('--push-to-hub name --hub-license mit --hub-dataset x', "'name' is no user/name"),
+    ('--push-to-hub user/name --hub-dataset x', 'licence .* is not given.*--hub-license'),
+    ('--push-to-hub user/name --hub-license mit', 'data set .* is not given.*--hub-dataset'),
+])
+def test_the_script_asks_before_it_trains(flags, words, hub, refusal, tmp_path):
+    assert re.search(words, refusal(flags))
+    assert not (tmp_path / 'out').exists() and not hub.requests
+
+
+def test_the_script_needs_a_token_first(hub, refusal, monkeypatch, tmp_path):
+    monkeypatch.delenv('HF_TOKEN')
+    assert 'There is no token of the Hub' in refusal(HUB)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_push_that_fails_after_training(hub, settings, monkeypatch, capsys, tmp_path):
+    hub.fail('POST', 'commit', 502)
+    monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(HUB)])
+    with pytest.raises(SystemExit) as e:
+        train_focus.cli()
+    err = capsys.readouterr().err
+    command = re.search(r'error: .*has a fault \(502\).*`timm-focus (push (\S+) user/name)`', err)
+    assert e.value.code == 1 and command and TOKEN not in err
+    assert os.path.samefile(command[2], tmp_path / 'out/run/hub')
+    main(command[1].split())
+    assert hub.content('user/name') == content(tmp_path / 'out/run/hub')
+
+
+def test_an_export_that_fails_after_training(hub, settings, monkeypatch, capsys, tmp_path):
+    (tmp_path / 'out/run').mkdir(parents=True)
+    (tmp_path / 'out/run/hub').write_text('in the way')
+    monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(HUB)])
+    with pytest.raises(SystemExit) as e:
+        train_focus.cli()
+    err = capsys.readouterr().err
+    assert e.value.code == 1
+    assert re.search(r'run is whole in .*is there and is no export.*`timm-focus push \S+run user/name --license', err)
+    assert (tmp_path / 'out/run/model_best.pth.tar').exists() and not hub.requests
+
+
+# README
+
+def readme(language):
+    section = (ROOT / 'README.md').read_text().split('\n## Publish\n')[1].split('\n## ')[0]
+    return '\n'.join(re.findall(rf'^```{language}\n(.*?)^```', section, re.M | re.S))
+
+
+def check_readme(hub, folder):
+    assert len(hub.repos['user/name'].branches['main']) == 2 and b'CC BY 4.0' in hub.content('user/name')['README.md']
+    weights = [load(hub.content(r)['model.safetensors']) for r in ('user/name', 'user/other')]
+    exported = load_file(folder / 'output/train/scenes/safetensors/model.safetensors')
+    assert equal(*weights) and equal(weights[0], exported)
+
+
+def scenes(finished_run, folder):
+    """The run of which README speaks."""
+    (folder / 'output/train').mkdir(parents=True)
+    finished_run.rename(folder / 'output/train/scenes')
+
+
+def test_readmes_commands(hub, finished_run, tmp_path, monkeypatch):
+    """Those of the section one after the other, in this process, and its Python."""
+    scenes(finished_run, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for line in readme('bash').splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ['timm-focus'] and words[-1] != 'onnx':
+            main(words[1:])
+        elif words:
+            assert words[:2] == ['python', 'train_focus.py'] or words[-1] == 'onnx', line
+    exec(readme('python'), {})
+    assert set(hub.repos) == {'user/name', 'user/other'}
+    check_readme(hub, tmp_path)
+
+
+@pytest.mark.slow
+def test_readme_as_printed(hub, finished_run, image_folder, tmp_path):
+    """The same in a shell, with HF_ENDPOINT: the training too."""
+    pytest.importorskip('onnxscript', reason="pip install -e '.[test]' installs it")
+    scenes(finished_run, tmp_path)
+    (tmp_path / 'DIR').symlink_to(image_folder)
+    (tmp_path / 'train_focus.py').symlink_to(ROOT / 'train_focus.py')
+    (tmp_path / 'bin').mkdir()
+    for name, arguments in (('timm-focus', '-m timm_focus.commands.main'), ('python', '')):
+        (tmp_path / 'bin' / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+        (tmp_path / 'bin' / name).chmod(0o755)
+    small = '--img-size 32 -b 8 -j 0 --epochs 1 --device cpu --experiment new'
+    shell = readme('bash').replace('--model focus_resnet18', f'--model focus_{TINY} {small}')
+    environment = {**ENVIRONMENT, **hub.environment, 'PATH': f'{tmp_path}/bin:{os.environ["PATH"]}',
+                   'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(
+        ['sh', '-ec', f'{shell}\npython -c "$0"', readme('python')], cwd=tmp_path, env=environment,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr and 'HTTP Request' not in done.stderr
+    assert set(hub.repos) == {'user/name', 'user/new', 'user/other'}
+    check_readme(hub, tmp_path)
+    assert (tmp_path / 'output/train/scenes/onnx/model.onnx').exists()

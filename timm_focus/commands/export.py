@@ -1,0 +1,44 @@
+"""`timm-focus export`: the plain model of a run as a file for timm or for other runtimes."""
+import argparse
+import os
+from typing import Any
+
+from .load import load_model
+
+__all__ = ['add_parser']
+
+FILES = {'safetensors': 'model.safetensors', 'onnx': 'model.onnx'}
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        'export', help='write the model of a run for timm, or as ONNX',
+        description='Write the plain model of a run: as safetensors, with the configuration by which timm makes it '
+                    "again, or as ONNX, for any batch size, with how images are prepared in its metadata.")
+    parser.add_argument('source', metavar='RUN', help='folder of a run, or a checkpoint of it or of timm')
+    parser.add_argument('--format', required=True, choices=tuple(FILES), help='of the file')
+    parser.add_argument('--model', metavar='NAME', help='timm name, of weights that do not say it')
+    parser.add_argument('--output', metavar='DIR', help='where to (default: a folder of that name in that of the run)')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the file, or nothing."""
+    from timm_focus.release import save_onnx, save_plain, written_whole
+
+    loaded = load_model(args.model, args.source)
+    folder = args.output or os.path.join(os.path.dirname(loaded.record['path']), args.format)
+    ours = {FILES[args.format], 'config.json', 'model.onnx.data'}  # the last of what is too large for one file
+    if os.path.exists(folder) and (not os.path.isdir(folder) or not set(os.listdir(folder)) <= ours):
+        raise ValueError(f'{folder} is there and holds something else: give another --output.')
+    with written_whole(folder) as draft:
+        if args.format == 'safetensors':
+            plain = save_plain(
+                loaded.model, draft, data_config=loaded.data_config, label_names=loaded.label_names)
+        else:
+            save_onnx(
+                loaded.model, draft / FILES['onnx'], data_config=loaded.data_config, label_names=loaded.label_names)
+    print(f'Exported to {os.path.join(folder, FILES[args.format])}')
+    if args.format == 'safetensors':
+        needs = 'import timm_focus; ' if plain.pretrained_cfg['architecture'].startswith('shufflenetv2_') else ''
+        print(f'Load it with timm: {needs}timm.create_model({f"local-dir:{folder}"!r}, pretrained=True)')

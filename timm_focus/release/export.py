@@ -1,0 +1,365 @@
+"""A trained model as a folder that stands for itself: plain timm weights, their configuration, the heads beside them.
+
+The folder is one of timm's, under the plain architecture name: `timm.create_model('local-dir:FOLDER', pretrained=True)`
+loads it where this project is not installed, and so does 'hf-hub:user/name' once it is pushed. What focus training
+needs to go on is beside that: the heads, and the key 'focus' of config.json, both of which timm passes over.
+"""
+import contextlib
+import copy
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
+
+import timm
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf  # save_for_hf with weights that timm's own saving refuses
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_focus.method import FocusNet, export_backbone
+
+from .card import write_card
+from .pictures import draw_coverage, draw_curves, draw_gallery
+from .settings import published_settings
+
+__all__ = ['save_for_hub', 'save_onnx', 'save_plain', 'written_whole']
+
+_logger = logging.getLogger(__name__)
+
+WEIGHTS, CONFIG, HEADS, CARD = 'model.safetensors', 'config.json', 'focus_heads.safetensors', 'README.md'
+SETTINGS, SUMMARY = 'args.yaml', 'summary.csv'
+CURVES, COVERAGE, GALLERY = 'curves.png', 'coverage.png', 'focus.png'
+FILES = (WEIGHTS, CONFIG, HEADS, CARD, SETTINGS, SUMMARY, CURVES, COVERAGE, GALLERY)
+# what a timm configuration says of the weights that training started from, which these no longer are
+SOURCE = ('license', 'tag', 'origin_url', 'paper_name', 'paper_ids', 'notes', 'custom_load', 'label_names',
+          'label_descriptions')
+Folder = Union[str, Path]
+
+
+@contextlib.contextmanager
+def written_whole(folder: Folder) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` at the end, or nothing does if something fails.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk.
+    """
+    folder = Path(os.path.abspath(folder))
+    draft, old = (folder.with_name(f'{folder.name}.{word}') for word in ('tmp', 'old'))
+    try:
+        for leftover in (draft, old) if folder.exists() else (draft,):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
+        draft.mkdir(parents=True)
+        yield draft
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(draft, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as e:
+        raise OSError(
+            f'{folder} cannot be written: {e}. What was there before is as it was; make room, or name another folder '
+            'on a disk that has some.') from e
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _save_tensors(state: Dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors takes them: contiguous, in main memory, none sharing memory with another (CoaT)."""
+    whole = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+    path.touch()  # with the mode of other files; safetensors would let nobody else read it
+    mode = path.stat().st_mode
+    save_file(whole, str(path), metadata={'format': 'pt'})
+    path.chmod(mode)
+
+
+def save_plain(
+        model: nn.Module,
+        folder: Folder,
+        *,
+        data_config: Optional[Dict[str, Any]] = None,
+        label_names: Sequence[str] = (),
+        model_args: Optional[Dict[str, Any]] = None,
+        **pretrained_cfg: Any,
+) -> nn.Module:
+    """Write model.safetensors and config.json of the plain model into a folder that is there.
+
+    Args:
+        model: A `FocusNet` or a plain timm model, also compiled, in DDP or in any memory format.
+        folder: Where to.
+        data_config: timm's, of the evaluation: input size, mean, std, interpolation, crop (default: the model's own).
+        label_names: Names of the classes, in the order of their indices.
+        model_args: JSON values in place of arguments that the model was made with and that are none.
+        **pretrained_cfg: More of timm's configuration of these weights, such as license and tag.
+
+    Returns:
+        The plain model.
+
+    Raises:
+        ValueError: The model is none of timm's, or what is written does not load as the same model.
+    """
+    plain = export_backbone(model).cpu()
+    if label_names and len(label_names) != plain.num_classes:
+        raise ValueError(
+            f'There are {len(label_names)} label names and {plain.num_classes} classes: give one for each.')
+    for key in SOURCE:
+        plain.pretrained_cfg.pop(key, None)
+    given = dict(pretrained_cfg=pretrained_cfg)
+    if label_names:
+        given['label_names'] = [str(name) for name in label_names]
+    folder = Path(folder)
+    _save_tensors(plain.state_dict(), folder / WEIGHTS)
+    save_config_for_hf(plain, str(folder / CONFIG), given, model_args, data_config)
+    _check_reload(plain, folder)
+    return plain
+
+
+def _check_reload(plain: nn.Module, folder: Path) -> None:
+    """Refuse an export that timm does not load as the model it is of."""
+    logger = logging.getLogger('timm.models')  # it speaks of the draft's files
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        again = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(f'What timm records of this model does not make it again: {" ".join(str(e).split())}') from e
+    finally:
+        logger.setLevel(level)
+    for name, tensor in plain.state_dict().items():
+        if name not in again or not torch.equal(again[name], tensor.to(again[name].dtype)):
+            if name in again and tensor.isnan().any():
+                raise ValueError(f'{name} has weights that are no numbers (NaN): the run diverged.')
+            raise ValueError(f'What timm records of this model does not make it again: {name} differs.')
+
+
+def save_for_hub(
+        model: nn.Module,
+        folder: Folder,
+        *,
+        license: str,
+        dataset: str,
+        dataset_terms: str = '',
+        license_name: str = '',
+        license_link: str = '',
+        label_names: Sequence[str] = (),
+        data_config: Optional[Dict[str, Any]] = None,
+        metrics: Optional[Dict[str, float]] = None,
+        settings: Optional[Dict[str, Any]] = None,
+        summary: Optional[Folder] = None,
+        images: Sequence[Any] = (),
+        gallery: bool = True,
+        base_model: str = '',
+        tag: str = '',
+        repo_id: str = 'user/name',
+        model_args: Optional[Dict[str, Any]] = None,
+) -> Path:
+    """Write a folder that is fit for the Hugging Face Hub: a plain timm model, its heads, its card.
+
+    It has model.safetensors and config.json, which timm loads, README.md, the card, and of what is given:
+    focus_heads.safetensors of a `FocusNet`, args.yaml, summary.csv, curves.png, coverage.png and focus.png. It is there
+    whole or not at all; an export that is there is replaced, except by a card that was edited.
+
+    Args:
+        model: A `FocusNet` or a plain timm model, also compiled, in DDP or in any memory format.
+        folder: Where to.
+        license: Of these weights, by the Hub's identifier: 'apache-2.0', 'cc-by-nc-4.0', 'other' ...
+        dataset: Name of the data set, or its id on the Hub ('user/name').
+        dataset_terms: Its terms of use, or where they are.
+        license_name: Name of a licence that is 'other'.
+        license_link: Where it is.
+        label_names: Names of the classes, in the order of their indices.
+        data_config: timm's, of the evaluation (default: the model's own).
+        metrics: Of the validation: 'top1' and 'top5' in %, 'loss'.
+        settings: Of the run; `published_settings` says what is left out.
+        summary: The run's summary.csv.
+        images: Pillow images to draw what the network looks at.
+        gallery: Show some of them, too, in focus.png.
+        base_model: Hub id of the weights that training started from.
+        tag: timm's tag of these weights (default: of the method and data set).
+        repo_id: What it will be called on the Hub, for the card.
+        model_args: JSON values in place of arguments that the model was made with and that are none.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: The licence or data set is missing, the model is none of timm's, or the folder holds something else.
+        OSError: It cannot be written.
+    """
+    check_about(license, dataset)
+    folder = Path(folder)
+    check_free(folder, repo_id)
+    focus = unwrap_model(model) if isinstance(unwrap_model(model), FocusNet) else None
+    tag = tag or f'{"focus" if focus is not None else "plain"}_{slug(dataset)}'
+    with written_whole(folder) as draft:
+        plain = save_plain(
+            model, draft, data_config=data_config, label_names=label_names, model_args=model_args,
+            license=license_name.strip() or license.strip().lower(), tag=tag)
+        data_config = _data_config(draft)
+        if focus is not None:
+            heads = {k: v for k, v in focus.state_dict().items() if not k.startswith('backbone.')}
+            _save_tensors(heads, draft / HEADS)
+            _add_focus_key(draft, focus)
+        settings = published_settings(settings or {})
+        if settings:
+            text = yaml.safe_dump(settings, default_flow_style=False, allow_unicode=True)
+            (draft / SETTINGS).write_text(text, 'utf-8')
+        if summary is not None:
+            shutil.copyfile(summary, draft / SUMMARY)
+            draw_curves(summary, draft / CURVES)
+        coverage = None
+        if images:
+            coverage = _draw(plain, focus, images if gallery else (), images, data_config, draft, dataset)
+        write_card(
+            draft / CARD, plain, focus, repo_id=repo_id, license=license, license_name=license_name,
+            license_link=license_link, dataset=dataset, dataset_terms=dataset_terms, data_config=data_config,
+            metrics=_finite(metrics), settings=settings, coverage=coverage, base_model=base_model,
+            label_names=label_names, tag=tag, files={f.name for f in draft.iterdir()})
+        _mark_generated(draft)
+    return folder
+
+
+def _finite(metrics: Optional[Dict[str, float]]) -> Dict[str, float]:
+    return {k: float(v) for k, v in (metrics or {}).items() if abs(float(v)) < float('inf')}
+
+
+def _data_config(folder: Path) -> Dict[str, Any]:
+    """The evaluation transform as the folder records it, so that pictures and card are of what others will do."""
+    config = json.loads((folder / CONFIG).read_text('utf-8'))
+    return timm.data.resolve_data_config({}, pretrained_cfg=config['pretrained_cfg'])
+
+
+def _add_focus_key(folder: Path, focus: FocusNet) -> None:
+    from timm_focus import __version__
+
+    config = json.loads((folder / CONFIG).read_text('utf-8'))
+    config['focus'] = dict(timm_focus_version=__version__, **focus.focus_args)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
+
+
+def _draw(plain, focus, shown, images, data_config, folder, dataset) -> Optional[Dict[str, Any]]:
+    """Draw what can be drawn of this model; a picture that cannot be is told and left out."""
+    coverage = None
+    try:
+        name = plain.pretrained_cfg['architecture']
+        coverage = draw_coverage(plain, images, data_config, folder / COVERAGE, name, dataset)
+        if focus is not None and shown and data_config['input_size'][0] in (1, 3):
+            copied = copy.deepcopy(focus).cpu().float()
+            draw_gallery(copied, shown, data_config, folder / GALLERY)
+    except (AssertionError, RuntimeError, ValueError) as e:
+        _logger.warning(f'What this model looks at cannot be drawn: {" ".join(str(e).split())[:300]}')
+    return coverage
+
+
+# An export whose card was edited is told from one that was generated by the card's time, which is the configuration's.
+
+def _mark_generated(folder: Path) -> None:
+    time = (folder / CONFIG).stat().st_mtime_ns
+    os.utime(folder / CARD, ns=(time, time))
+
+
+def check_free(folder: Folder, repo_id: str = 'user/name') -> None:
+    """Refuse to replace anything but an export that is as it was generated.
+
+    Raises:
+        ValueError: The folder holds something else, or a card that was edited.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not is_export(folder):
+        raise ValueError(f'{folder} is there and is no export: name another folder.')
+    if (folder / CARD).exists() and (folder / CARD).stat().st_mtime_ns != (folder / CONFIG).stat().st_mtime_ns:
+        raise ValueError(
+            f'{folder / CARD} was edited: `timm-focus push {folder} {repo_id}` sends it as it is; remove the file to '
+            'have it written anew.')
+
+
+def is_export(folder: Folder) -> bool:
+    """Whether a folder is one of `save_for_hub`."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (WEIGHTS, CONFIG))
+
+
+def check_about(license: str, dataset: str) -> None:
+    """Refuse to publish what nobody has said the licence and data set of.
+
+    Raises:
+        ValueError: One is missing, or the licence is no identifier.
+    """
+    if not (license or '').strip():
+        raise ValueError(
+            'The licence of the weights is not given, and is never guessed: give --license, such as apache-2.0 or '
+            'cc-by-nc-4.0, or other with --license-name and --license-link.')
+    if not all(c.isalnum() or c in '.-+_' for c in license.strip()):
+        raise ValueError(
+            f'The licence {license!r} is no identifier of the Hub, such as apache-2.0 or cc-by-nc-4.0: give one, or '
+            'other with --license-name and --license-link.')
+    if not (dataset or '').strip():
+        raise ValueError(
+            'The data set that the weights were trained on is not given, and is never guessed: give --dataset, its '
+            'name, and --dataset-terms, its terms of use.')
+
+
+def slug(name: str) -> str:
+    """A name as a word of small letters, digits and underscores."""
+    return '_'.join(''.join(c if c.isascii() and c.isalnum() else ' ' for c in name.lower()).split()) or 'data'
+
+
+def save_onnx(
+        model: nn.Module,
+        path: Folder,
+        *,
+        data_config: Dict[str, Any],
+        label_names: Sequence[str] = (),
+) -> None:
+    """Write the plain model as ONNX: from 'images' `[B, C, H, W]`, normalised, to 'logits' `[B, K]`, for any B.
+
+    How images are prepared, and the names of the classes, are in the file's metadata as JSON, under 'data_config' and
+    'label_names'.
+
+    Args:
+        model: A `FocusNet` or a plain timm model.
+        path: Where the file goes.
+        data_config: timm's, of the evaluation.
+        label_names: Names of the classes.
+
+    Raises:
+        ValueError: onnx is not installed, or torch cannot export the model.
+    """
+    try:
+        import onnx  # noqa: F401  torch.onnx needs both
+        import onnxscript  # noqa: F401
+    except ImportError as e:
+        raise ValueError(f"ONNX cannot be written ({e}): pip install 'timm_focus[onnx]' installs what it needs.") from e
+
+    plain = export_backbone(model).cpu().float()
+    timm.layers.set_exportable(True)
+    try:
+        program = torch.onnx.export(
+            plain, (torch.zeros(2, *data_config['input_size']),), dynamo=True, verbose=False,
+            input_names=['images'], output_names=['logits'], dynamic_shapes=({0: torch.export.Dim('batch')},))
+    except Exception as e:  # the exporter's own, of many kinds
+        raise ValueError(f'torch cannot export this model to ONNX: {" ".join(str(e).split())[:500]}') from e
+    finally:
+        timm.layers.set_exportable(False)
+    program.model.metadata_props.update(
+        data_config=json.dumps(data_config), label_names=json.dumps(list(label_names)))
+    program.save(str(path))
+
+
+def read_config(path: Folder) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """config.json, and the arguments of `FocusNet` in it, none of a plain model.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        config = json.loads(Path(path).read_text('utf-8'))
+        focus = config.get('focus') or {}
+        return config, {k: v for k, v in focus.items() if k.startswith('focus_')}
+    except (AttributeError, ValueError) as e:
+        raise ValueError(f'{path} is no configuration of a model: {e}') from e

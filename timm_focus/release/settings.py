@@ -1,0 +1,52 @@
+"""What of a run's settings is published: all that makes the run again, nothing of whose machine it ran on."""
+import os
+import re
+from typing import Any, Dict
+
+__all__ = ['published_settings']
+
+# places on one machine, accounts, and where the run was to be pushed: a copy must not push there, too
+PRIVATE = re.compile(
+    r'^(data|data_dir|output|experiment|config|resume|initial_checkpoint|pretrained_path|train_list|class_map|'
+    r'class_stats|log_wandb|wandb_.*|push_to_hub|hub_.*|label_names|local_rank|rank|world_size|distributed|device.*|'
+    r'(.*_)?token|.*(secret|password|api_?key|credential).*)$', re.I)
+# paths, addresses with what may be a password in them, and tokens of the Hub
+LOCAL = re.compile(r'(^|[\s:=,;\'"])(~?/|\.{1,2}/|~$|[A-Za-z]:[\\/]|\\\\|file:)')
+SECRET = re.compile(r'\bhf_\w{8,}|://[^/\s]*@|[?&](token|key|sig|signature|x-amz-[a-z-]+)=', re.I)
+PLAIN = (bool, int, float, str, type(None))
+
+
+def published_settings(settings: Dict[str, Any]) -> Dict[str, Any]:
+    """Settings of train_focus.py or of timm's train.py, fit to be shown to everybody.
+
+    Left out are local paths, under whatever name, accounts of trackers, credentials, devices and processes. What stays
+    serves as `--config` of another run, on data of its own.
+
+    Args:
+        settings: Values by name.
+    """
+    shown = ((str(k), _published(v)) for k, v in settings.items() if not PRIVATE.match(str(k)))
+    return {k: v for k, v in shown if v is not _WITHHELD}
+
+
+_WITHHELD = object()
+
+
+def _published(value: Any) -> Any:
+    """A value without what is private in it, `_WITHHELD` if nothing is left."""
+    if isinstance(value, dict):
+        return published_settings(value)
+    if isinstance(value, (list, tuple)):
+        items = [_published(v) for v in value]
+        return _WITHHELD if any(v is _WITHHELD for v in items) else items
+    if not isinstance(value, PLAIN):
+        return _WITHHELD
+    if isinstance(value, str) and (
+            LOCAL.search(value) or SECRET.search(value) or value in _secrets() or os.path.isfile(value)):
+        return _WITHHELD
+    return value
+
+
+def _secrets() -> set:
+    """Credentials of this process's environment."""
+    return {v for k, v in os.environ.items() if re.search('TOKEN|SECRET|PASSWORD|API_?KEY', k) and v}
