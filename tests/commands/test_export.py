@@ -12,6 +12,7 @@ from timm.data import create_transform
 
 from timm_focus.commands.load import load_model
 from timm_focus.commands.main import main
+from timm_focus.training import build_parser, parse_args
 
 BY_TIMM = """
 import json, sys
@@ -116,3 +117,17 @@ def test_onnx_of_other_models(name, tmp_path, photos):
     with torch.no_grad():
         np.testing.assert_allclose(
             session.run(None, {'images': x.numpy()})[0], model(x).numpy(), atol=1e-3, rtol=1e-3)
+
+
+def test_what_timm_cannot_load_is_refused(train, settings, capsys, tmp_path):
+    run = train('--method acol --img-size 64', 'acol', model='test_resnet')
+    for command in (['export', str(run.folder)],
+                    ['push', str(run.folder), 'user/name', '--license', 'mit', '--dataset', 'x', '--dry-run']):
+        with pytest.raises(SystemExit) as e:
+            main(command)
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and err.count('\n') == 1 and 'a head of ACoL' in err and 'create_acol' in err
+    assert not (run.folder / 'hub').exists() and not (run.folder / 'safetensors').exists()
+    with pytest.raises(SystemExit):
+        parse_args(build_parser(), settings('--method acol --push-to-hub user/name', model='test_resnet'))
+    assert '--push-to-hub does not go with --method acol' in capsys.readouterr().err

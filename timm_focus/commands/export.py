@@ -3,7 +3,7 @@ import argparse
 import os
 from typing import Any
 
-from .load import load_model
+from .load import check_plain, load_model
 
 __all__ = ['add_parser']
 
@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from timm_focus.release import save_onnx, save_plain, written_whole
 
     loaded = load_model(args.model, args.source)
+    check_plain(loaded)
     folder = args.output or os.path.join(os.path.dirname(loaded.record['path']), args.format)
     ours = {FILES[args.format], 'config.json', 'model.onnx.data'}  # the last of what is too large for one file
     if os.path.exists(folder) and (not os.path.isdir(folder) or not set(os.listdir(folder)) <= ours):

@@ -181,12 +181,11 @@ def _parts(checkpoint: Dict[str, Any], settings: Dict[str, Any]) -> Tuple[Dict[s
 def _with_heads(model: Any, heads: Dict[str, Any], settings: Dict[str, Any], what: str) -> Any:
     """A plain model with the heads that it was trained with, and their settings."""
     from timm_focus.method import FocusNet
+    from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 
     conv = heads['cam_head'].get('conv.weight')
-    kwargs = {k: settings[f'focus_{k}'] for k in ('stage', 'threshold', 'interpolation', 'bn', 'map', 'fraction')
-              if settings.get(f'focus_{k}') is not None}
-    focused = FocusNet(model, focus_width=None if conv is None else len(conv),
-                       **{f'focus_{k}': v for k, v in kwargs.items()})
+    kwargs = {f'focus_{k}': settings[f'focus_{k}'] for k in FOCUS_MODEL_FLAGS if settings.get(f'focus_{k}') is not None}
+    focused = FocusNet(model, **{**kwargs, 'focus_width': None if conv is None else len(conv)})
     for head in HEADS:
         _load_state(getattr(focused, head), heads[head], f'{head} of {what}')
     return focused
@@ -198,6 +197,18 @@ def _match_channels(config: Dict[str, Any], channels: int) -> None:
     for key in ('mean', 'std'):
         if len(config[key]) != channels:
             config[key] = (sum(config[key]) / len(config[key]),) * channels
+
+
+def check_plain(loaded: Loaded) -> None:
+    """See that a model is one that timm alone can load.
+
+    Raises:
+        ValueError: It is ACoL's.
+    """
+    if loaded.record.get('settings', {}).get('method') == 'acol':
+        raise ValueError(
+            f'{loaded.name} classifies with a head of ACoL, which no timm model has: keep its checkpoint, which '
+            'timm_focus.baselines.create_acol loads.')
 
 
 def image_mode(loaded: Loaded) -> str:

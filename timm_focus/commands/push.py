@@ -7,9 +7,9 @@ import shlex
 import sys
 from typing import Any, Dict, List, Optional
 
-from .load import Loaded, load_model
+from .load import Loaded, check_plain, load_model
 
-__all__ = ['add_parser', 'check_run_push', 'focus_model', 'push_run']
+__all__ = ['add_parser', 'check_run_push', 'push_run']
 
 IMAGES = 100  # of which the coverage ratio is measured
 ABOUT = ('license', 'license_name', 'license_link', 'dataset', 'dataset_terms', 'tag', 'data', 'class_map', 'output',
@@ -88,7 +88,8 @@ def export_run(args: argparse.Namespace) -> str:
     """Write the export of a run; the flags are those of `timm-focus push`. Returns its folder."""
     from timm_focus.release.export import check_about, check_free, save_for_hub
 
-    loaded = load_model(args.model, args.source)
+    loaded = load_model(args.model, args.source, heads=True)
+    check_plain(loaded)
     record, settings = loaded.record, loaded.record['settings']
     home = os.path.dirname(record['path'])
     folder = args.output or os.path.join(home, 'hub')
@@ -104,7 +105,7 @@ def export_run(args: argparse.Namespace) -> str:
     if not label_names:
         print('The names of the classes are not known, so they are left out: --class-map gives them.', file=sys.stderr)
     save_for_hub(
-        focus_model(loaded), folder, **about, license_name=args.license_name or '',
+        loaded.model, folder, **about, license_name=args.license_name or '',
         license_link=args.license_link or '', label_names=label_names, data_config=loaded.data_config,
         metrics=_metrics(record, summary), settings=_settings(settings, home), summary=summary,
         images=_images(args.data, settings, loaded.data_config), gallery=not args.no_gallery,
@@ -123,27 +124,6 @@ def ask(about: Dict[str, str]) -> None:
                 about[name] = input(question).strip()
             except EOFError:
                 return
-
-
-def focus_model(loaded: Loaded) -> Any:
-    """The focus model of a checkpoint, with its heads, or the plain model if it has none."""
-    from timm_focus.method import FocusNet
-    from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
-    from timm_focus.training.task import HEADS
-
-    heads = loaded.record.get('heads') or {}
-    if not set(HEADS) <= set(heads):
-        return loaded.model
-    settings = loaded.record['settings']
-    model = FocusNet(loaded.model, **{
-        f'focus_{name}': settings[f'focus_{name}'] for name in FOCUS_MODEL_FLAGS if f'focus_{name}' in settings})
-    try:
-        for head in HEADS:
-            getattr(model, head).load_state_dict(heads[head])
-    except RuntimeError as e:
-        reason = ' '.join(str(e).split())
-        raise ValueError(f'The heads in {loaded.record["path"]} do not fit its model: {reason}') from e
-    return model.eval()
 
 
 def _label_names(loaded: Loaded, class_map: Optional[str], home: str) -> List[str]:

@@ -533,7 +533,8 @@ def export_backbone(model: nn.Module) -> nn.Module:
     try:
         plain.load_state_dict(backbone.state_dict())
     except RuntimeError as e:
+        first = ' '.join(str(e).split())[:200]  # of what can be hundreds of names
         raise ValueError(
             f'The recorded arguments of {architecture}, {args}, do not rebuild this backbone, which was changed after '
-            f'it was made: {e}') from e
+            f'it was made: {first} ...') from e
     return plain.eval()

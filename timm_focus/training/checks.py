@@ -146,6 +146,8 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
                 parser.error(f'--{flag} does not go with {name}, where {reason}: train {plain} with it.')
     if args.amp and args.model_dtype not in (None, 'float32'):
         parser.error(f'--model-dtype {args.model_dtype} does not go with --amp, which needs float32 weights: give one.')
+    if args.method == 'acol' and args.push_to_hub:
+        parser.error('--push-to-hub does not go with --method acol, whose classifier no timm model has: leave it out.')
     if args.wandb_resume_id and not args.resume:
         parser.error('--wandb-resume-id needs --resume: it goes on with a run that a checkpoint goes on with.')
     if args.drop_connect is not None:
