@@ -121,7 +121,7 @@ def test_onnx_of_other_models(name, tmp_path, photos):
 
 def test_what_timm_cannot_load_is_refused(train, settings, capsys, tmp_path):
     run = train('--method acol --img-size 64', 'acol', model='test_resnet')
-    for command in (['export', str(run.folder)],
+    for command in (['export', str(run.folder), '--format', 'safetensors'],
                     ['push', str(run.folder), 'user/name', '--license', 'mit', '--dataset', 'x', '--dry-run']):
         with pytest.raises(SystemExit) as e:
             main(command)
