@@ -4,12 +4,13 @@ import datetime
 import os
 import platform
 import shlex
+import statistics
 import sys
 
 import timm
 import torch
 
-__all__ = ['print_header']
+__all__ = ['print_header', 'spread']
 
 
 def print_header(**settings: object) -> None:
@@ -31,5 +32,4 @@ def _processor() -> str:
 
 def spread(values: list) -> str:
     """Median of values, and their range."""
-    ordered = sorted(values)
-    return f'{ordered[len(ordered) // 2]:.4g} ({ordered[0]:.4g} to {ordered[-1]:.4g})'
+    return f'{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})'

@@ -21,6 +21,7 @@ from timm.task import ClassificationTask
 from header import print_header, spread
 from timm_focus import FocusTask
 from timm_focus.analysis import step_cost
+from timm_focus.training.device import keep_freed_memory
 
 KINDS = {  # arguments of the focus model
     'plain': None,
@@ -37,6 +38,8 @@ def parse_args():
     parser.add_argument('--img-size', type=int, default=224, help='height and width (default: 224)')
     parser.add_argument('--num-classes', type=int, default=365, help='classes (default: 365)')
     parser.add_argument('--steps', type=int, default=15, help='timed steps of each, 0 for the counts alone (default: 15)')
+    parser.add_argument('--kinds', nargs='+', default=list(KINDS), choices=list(KINDS)[1:], metavar='KIND',
+                        help=f'what to compare with plain steps (default: {", ".join(list(KINDS)[1:])})')
     parser.add_argument('--no-counts', action='store_true', help='time alone')
     parser.add_argument('--amp', action='store_true', help='float16 on CUDA, bfloat16 on the CPU')
     parser.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the steps')
@@ -78,7 +81,7 @@ def measure(name, args):
         torch.autocast, args.device, torch.bfloat16 if args.device == 'cpu' else torch.float16,
         enabled=args.amp) if args.amp else contextlib.nullcontext
     counts, steps = {}, {}
-    for kind in KINDS:
+    for kind in dict.fromkeys(['plain', *args.kinds]):
         task = make_task(name, kind, args)
 
         def loss_of(task=task):
@@ -124,6 +127,7 @@ def measure(name, args):
 
 def main():
     args = parse_args()
+    keep_freed_memory()  # as train_focus.py does
     print_header(batch=args.batch_size, size=f'{args.img_size} px', classes=args.num_classes, device=args.device,
                  type='amp' if args.amp else 'float32', compiled=args.torchcompile or 'no', steps=args.steps,
                  format='channels_last')

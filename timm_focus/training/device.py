@@ -1,6 +1,7 @@
 """Where a run computes, and in which types."""
 import argparse
 import contextlib
+import ctypes
 import functools
 import importlib
 import logging
@@ -12,9 +13,23 @@ from timm.utils import NativeScaler, init_distributed_device, set_jit_fuser
 
 from .errors import SettingsError, explained
 
-__all__ = ['set_up_device']
+__all__ = ['keep_freed_memory', 'set_up_device']
 
 _logger = logging.getLogger('train')
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next step, where it is glibc's.
+
+    By default it gives the memory of large tensors back, and the system clears every page of it anew in the next step:
+    with the activations of two passes that took a tenth of a plain step (benchmarks/README.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # of another library or system
+        return
+    mallopt(-3, 2 ** 30)  # M_MMAP_THRESHOLD: below that, memory is not mapped by itself
+    mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
 
 
 def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any]:
@@ -45,6 +60,8 @@ def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any
         raise SettingsError('--sync-bn needs GPUs: leave it out on the CPU, where --dist-bn averages the statistics.')
     with explained(f'--device is {args.device}, which cannot be used'):
         device = init_distributed_device(args)
+    if device.type == 'cpu':
+        keep_freed_memory()
     logging.getLogger().setLevel(logging.INFO if args.rank == 0 else logging.WARNING)
     logging.getLogger('matplotlib').setLevel(logging.WARNING)
     autocast, loss_scaler = contextlib.nullcontext, None
