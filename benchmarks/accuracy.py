@@ -5,19 +5,21 @@
     python benchmarks/accuracy.py --scenes /data/miniplaces40 --objects /data/imagenette10 --list
     python benchmarks/accuracy.py --report
 
-Each cell of the matrix below is a run of train_focus.py, of which the last epoch counts, never the best on the
+Each cell of accuracy_matrix.py is a run of train_focus.py, of which the last epoch counts, never the best on the
 validation images; then `timm-focus validate` and `timm-focus area` measure it. What is found is kept in
 benchmarks/results/<data>/<model>-<method>-<seed>, and a cell that is there is not run again. A cell under way is in
 `--output`, and goes on from there after SIGTERM, Ctrl-C or the end of `--minutes`; so that nothing is lost where that
 folder does not last, no cell is begun that will not be done in time (`--begin-all` begins it all the same). Flags after
 `--` go to train_focus.py. Choose them with `--held-back`, which validates on a share of the training images.
+
+Images are read as they are: a copy of 128-pixel JPEGs at the size that is trained on would save about 3 % of the time.
+`--amp` is two to three times slower on a CPU without matrix units for bfloat16.
 """
 import argparse
 import contextlib
 import csv
 import datetime
 import fcntl
-import functools
 import gzip
 import io
 import json
@@ -35,105 +37,11 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
-
+from accuracy_matrix import MATRIX, METHODS, Block
 from header import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks/results'
-
-
-class Method(NamedTuple):
-    """How a model is trained: flags, passes of an image through the network a step, epochs over those of `plain`."""
-    flags: str
-    passes: float = 2
-    times: int = 1
-
-
-METHODS = {
-    'plain': Method('--model {}', 1),
-    'plain_2x': Method('--model {}', 1, 2),
-    'has': Method('--model {} --has', 1),
-    'has_2x': Method('--model {} --has', 1, 2),
-    'focus': Method('--model focus_{}'),
-    'focus_half': Method('--model focus_{} --focus-fraction 0.5', 1.5),
-    'focus_random': Method('--model focus_{} --focus-map random'),
-    'side': Method('--model focus_{} --focus-alpha 0 --focus-beta 0', 1),
-    'side_cpc': Method('--model focus_{} --focus-beta 0'),
-    'side_ipc': Method('--model focus_{} --focus-alpha 0'),
-    'attention_mining': Method('--model focus_{} --focus-consistency attention_mining'),
-    'last_stage': Method('--model focus_{} --focus-stage -1'),
-    'mean_map': Method('--model focus_{} --focus-map mean'),
-    'gamma_0.5': Method('--model focus_{} --focus-threshold 0.5'),
-    'gamma_0.9': Method('--model focus_{} --focus-threshold 0.9'),
-    'clean_bn': Method('--model focus_{} --focus-bn clean'),
-    'kl_main_erased': Method('--model focus_{} --focus-kl-direction main_erased'),
-    'kl_symmetric': Method('--model focus_{} --focus-kl-direction symmetric'),
-    'detach_main': Method('--model focus_{} --focus-kl-detach main'),
-    'detach_erased': Method('--model focus_{} --focus-kl-detach erased'),
-}
-COMPARED = ('plain', 'plain_2x', 'has', 'has_2x', 'focus', 'focus_half', 'focus_random')
-
-
-class Block(NamedTuple):
-    """Cells that share a tier, a kind of data and a model; `rate` is images a second and pass, on two CPU cores."""
-    tier: int
-    kind: str
-    model: str
-    methods: Sequence[str]
-    seeds: int
-    epochs: int
-    rate: Optional[float]
-    img_size: int = 64
-    flags: str = '--batch-size 64 --weight-decay 5e-4'
-    weights: bool = False  # starts from the file of --weights
-
-
-MATRIX = (
-    Block(1, 'scenes', 'shufflenetv2_x1_5', COMPARED, 3, 20, 250),
-    Block(2, 'scenes', 'shufflenetv2_x1_5', [m for m in METHODS if m not in COMPARED], 1, 20, 250),
-    Block(3, 'scenes', 'resnet10t', ('plain', 'plain_2x', 'has', 'focus'), 2, 20, 170),
-    Block(3, 'scenes', 'tf_efficientnet_lite0', ('plain', 'plain_2x', 'focus'), 3, 5, 75, 96,
-          '--batch-size 64 --weight-decay 1e-4 --lr 0.01', True),
-    Block(3, 'objects', 'shufflenetv2_x1_5', ('plain', 'plain_2x', 'focus'), 3, 30, 250),
-)
-
-
-class Claim(NamedTuple):
-    """A sentence that holds if each contrast does: the sum of means by weight of a column is above a margin."""
-    text: str
-    kind: str
-    contrasts: Sequence[Tuple[Dict[str, float], str, float]]
-
-
-def _beats(a: str, b: str, column: str = 'top1') -> Tuple[Dict[str, float], str, float]:
-    return {a: 1, b: -1}, column, 0
-
-
-CLAIMS = (
-    Claim('Focus beats plain at equal epochs', 'scenes', [_beats('focus', 'plain')]),
-    Claim('Focus beats plain at equal compute', 'scenes', [_beats('focus', 'plain_2x')]),
-    Claim('Focus beats HaS at equal compute', 'scenes', [_beats('focus', 'has_2x')]),
-    Claim('Focus needs the CAM: a random region of the same size does worse', 'scenes',
-          [_beats('focus', 'focus_random')]),
-    Claim('Focus adds nothing (less than half a point) or hurts on objects, at equal epochs', 'objects',
-          [({'plain': 1, 'focus': -1}, 'top1', -0.5)]),
-    Claim('Focus adds nothing (less than half a point) or hurts on objects, at equal compute', 'objects',
-          [({'plain_2x': 1, 'focus': -1}, 'top1', -0.5)]),
-    Claim('Focus enlarges the coverage ratio', 'scenes', [_beats('focus', 'plain', 'coverage')]),
-    Claim('Focus loses less accuracy when the quarter that it relies on most is erased', 'scenes',
-          [_beats('plain', 'focus', 'lost_25')]),
-    Claim('IPC beats CPC, and CPC beats the side loss alone', 'scenes',
-          [_beats('side_ipc', 'side_cpc'), _beats('side_cpc', 'side')]),
-    Claim('Half of each batch keeps most of the gain', 'scenes',
-          [_beats('focus', 'plain'), ({'focus_half': 1, 'focus': -0.5, 'plain': -0.5}, 'top1', 0)]),
-)
-COLUMNS = ('data', 'kind', 'model', 'method', 'seed', 'epochs', 'passes', 'images', 'seconds', 'n_val', 'top1', 'top5',
-           'coverage', 'coverage_map', 'lost_10', 'lost_25', 'lost_50', 'random_10', 'random_25', 'random_50',
-           'erasing_map')
-# half of a 95 % interval over the standard error, by degrees of freedom from 1: Student's t at 0.975
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 
 class Stopped(Exception):
@@ -204,8 +112,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         'results in --output')
     parser.add_argument('--minutes', type=float, help='stop then (default: when all is done)')
     parser.add_argument('--begin-all', action='store_true', help='begin cells that will not be done in time, too')
-    parser.add_argument('--list', action='store_true', help='show cells, states and times, and run nothing')
-    parser.add_argument('--report', action='store_true', help='write tables and figure of the results, and run nothing')
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument('--list', action='store_true', help='show cells, states and times, and run nothing')
+    only.add_argument('--report', action='store_true', help='write tables and figure of the results, and run nothing')
     parser.add_argument('--output', default='output/accuracy', metavar='DIR', help='where cells under way are '
                         '(default: output/accuracy)')
     parser.add_argument('--results', metavar='DIR', help='where results are (default: benchmarks/results)')
@@ -234,9 +143,16 @@ def plan(args: argparse.Namespace) -> List[Cell]:
         ValueError: Data, weights or results do not serve.
     """
     cells: Dict[Path, Cell] = {}
-    data = {kind: _data(args, Path(path)) for kind, path in (('scenes', args.scenes), ('objects', args.objects)) if path}
+    if args.weights and not Path(args.weights).is_file():
+        raise ValueError(f'--weights is {args.weights}, which is no file: give the weights of tf_efficientnet_lite0.')
+    _check_model(args.model)
+    named = dict(scenes=args.scenes, objects=args.objects)
+    data = {kind: _data(args, Path(path)) for kind, path in named.items() if path}
+    if len({name for name, *_ in data.values()}) < len(data):
+        raise ValueError('--scenes and --objects have the same name, by which results go: give a link of another name.')
     for block in MATRIX:
-        if block.tier not in args.tier or block.kind not in data or (block.weights and (args.model or not args.weights)):
+        weighted = block.weights and (args.model or not args.weights)
+        if block.tier not in args.tier or block.kind not in data or weighted:
             continue
         own = dict(epochs=args.epochs, img_size=args.img_size, seeds=args.seeds, model=args.model)
         if args.model or args.img_size:
@@ -257,16 +173,23 @@ def plan(args: argparse.Namespace) -> List[Cell]:
                 cell = Cell(block, name, path, method, seed, base, flags, n_train, args.results / name / key,
                             args.output / name / key)
                 cells.setdefault(cell.results, cell)
-    if args.weights and not Path(args.weights).is_file():
-        raise ValueError(f'--weights is {args.weights}, which is no file: give the weights of tf_efficientnet_lite0.')
     if not cells:
-        raise ValueError('No cell is left of tiers, methods and data: tier 3 takes --objects and --weights, too.')
+        raise ValueError('Tiers, methods and data leave no cell: tiers 1 and 2 are of --scenes, 3 of --objects, too.')
     _check_alike(cells.values(), args)
     return sorted(cells.values(), key=lambda cell: (args.tier.index(cell.block.tier), cell.seed))
 
 
+def _check_model(name: Optional[str]) -> None:
+    import timm
+
+    import timm_focus  # noqa: F401  registers shufflenetv2_*
+
+    if name is not None and (not timm.is_model(name) or name.startswith('focus_')):
+        raise ValueError(f'--model is {name}: give the timm name of a plain model; its focus_ model is made of it.')
+
+
 def _data(args: argparse.Namespace, path: Path) -> Tuple[str, Path, int, int]:
-    """Name, folder and numbers of images of a data set, or of its training images alone, part of which are held back."""
+    """Name, folder and numbers of images of a data set, or of its training images, part of which are held back."""
     from timm_focus.data import create_dataset
 
     name, path = path.resolve().name, path.resolve()
@@ -333,16 +256,20 @@ def show(cells: Sequence[Cell]) -> None:
     left: Dict[int, float] = {}
     for cell in cells:
         done, seconds = cell.record, estimate(cell, cells)
-        state, spent = 'to do', f'{seconds / 60:.0f} min' if seconds is not None else 'unknown time'
+        state, spent = 'to do', _minutes(seconds)
         if done:
             state, spent = 'done', f'took {(done["seconds"] + done["evaluation_seconds"]) / 60:.0f} min'
         elif _epochs_done(cell):
             state = f'{_epochs_done(cell)} of {cell.epochs} epochs'
         print(f'tier {cell.block.tier}  {str(cell):60}  {state:16}  {spent}')
         if not done:
-            left[cell.block.tier] = left.get(cell.block.tier, 0) + (seconds or math.nan)
+            left[cell.block.tier] = left.get(cell.block.tier, 0) + (math.nan if seconds is None else seconds)
     for tier, seconds in left.items():
         print(f'tier {tier}: {seconds / 3600:.1f} h to do')
+
+
+def _minutes(seconds: Optional[float]) -> str:
+    return 'unknown time' if seconds is None else f'about {seconds / 60:.0f} min'
 
 
 @contextlib.contextmanager
@@ -423,7 +350,7 @@ def keep(cell: Cell, args: argparse.Namespace, command: Sequence[str], seconds: 
     import timm
     import torch
 
-    names = {str(cell.path): 'DIR', str(cell.run.parent): 'output/accuracy', str(ROOT): '.', sys.executable: 'python'}
+    names = {str(cell.path): 'DIR', str(args.output): 'output/accuracy', str(ROOT): '.', sys.executable: 'python'}
     if args.weights:
         names[str(Path(args.weights).resolve())] = 'WEIGHTS'
 
@@ -435,8 +362,9 @@ def keep(cell: Cell, args: argparse.Namespace, command: Sequence[str], seconds: 
     cell.results.mkdir(parents=True, exist_ok=True)
     for source in ('summary.csv', 'args.yaml', 'validate/validate.json', 'area/area.json'):
         _write(cell.results / Path(source).name, neutral((cell.run / source).read_text()))
-    coverage = {row['image']: row['coverage'] for row in _rows((cell.run / 'area/area.csv').read_text())}
-    rows = [{**row, 'coverage': coverage[row['image']]} for row in _rows((cell.run / 'validate/images.csv').read_text())]
+    coverage = {row['image']: row['coverage'] for row in _rows(cell.run / 'area/area.csv')}
+    validated = _rows(cell.run / 'validate/images.csv')
+    rows = [{**row, 'coverage': coverage[row['image']]} for row in validated]
     columns = [name for name in rows[0] if name != 'model']
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator='\n', extrasaction='ignore')
@@ -458,8 +386,9 @@ def _write(path: Path, text: str) -> None:
     write_whole(str(path), text)
 
 
-def _rows(text: str) -> List[Dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
+def _rows(path: Path) -> List[Dict[str, str]]:
+    with open(path, newline='') as f:
+        return list(csv.DictReader(f))
 
 
 def run_all(cells: Sequence[Cell], args: argparse.Namespace) -> int:
@@ -475,10 +404,10 @@ def run_all(cells: Sequence[Cell], args: argparse.Namespace) -> int:
             late += 1
             continue
         with held(cell) as lock:
-            if lock is None:
+            if lock is None or cell.record:
                 print(f'{cell}: another process has it', flush=True)
                 continue
-            print(f'{cell}: about {seconds / 60:.0f} min' if seconds else f'{cell}: unknown time', flush=True)
+            print(f'{cell}: {_minutes(seconds)}', flush=True)
             try:
                 run_cell(cell, args, deadline, lock)
             except Stopped:
@@ -492,257 +421,9 @@ def run_all(cells: Sequence[Cell], args: argparse.Namespace) -> int:
             else:
                 found = json.loads((cell.results / 'validate.json').read_text())[0]
                 print(f'{cell}: top-1 {found["top1"]:.2f} %, {cell.record["seconds"] / 60:.1f} min', flush=True)
-                shutil.rmtree(cell.run)
     if late:
         print(f'{late} cells take longer than the time that is left.')
     return 1 if failed else 0
-
-
-# statistics
-
-class Interval(NamedTuple):
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f'{self.low:+.2f} to {self.high:+.2f}'
-
-
-class Difference(NamedTuple):
-    """A contrast of means, with 95 % intervals over seeds and over images, None where they cannot be had."""
-    value: float
-    seeds: Optional[Interval]
-    images: Optional[Interval]
-
-    def answer(self, margin: float = 0.) -> str:
-        """'yes' if both intervals lie above the margin, 'no' if both lie below, else 'undecided'."""
-        if self.seeds is None or self.images is None:
-            return 'undecided'
-        if min(self.seeds.low, self.images.low) > margin:
-            return 'yes'
-        return 'no' if max(self.seeds.high, self.images.high) < margin else 'undecided'
-
-
-Images = Dict[Tuple[str, int], Dict[str, np.ndarray]]  # by method and seed: columns, a value an image, in percent
-
-
-def contrast(rows: Sequence[Dict[str, Any]], images: Images, weights: Dict[str, float], column: str) -> Difference:
-    """Sum of the methods' means by weight, of the cells of one model on one data set.
-
-    Over seeds: Student's t, with the variance within methods pooled over all methods of `rows` (as in an analysis of
-    variance with one factor), so that a method with a single seed has an interval, too. Over images: bootstrap, paired,
-    as all cells see the same images, each averaged over its method's seeds.
-    """
-    values: Dict[str, List[float]] = {}
-    for row in rows:
-        values.setdefault(row['method'], []).append(float(row[column]))
-    value = sum(w * statistics.fmean(values[m]) for m, w in weights.items())
-    freedom = sum(len(v) - 1 for v in values.values())
-    seeds = None
-    if freedom:
-        variance = sum((x - statistics.fmean(v)) ** 2 for v in values.values() for x in v) / freedom
-        half = T[min(freedom, len(T)) - 1] * math.sqrt(variance * sum(w * w / len(values[m]) for m, w in weights.items()))
-        seeds = Interval(value - half, value + half)
-    cells = {m: [found[column] for (method, _), found in images.items() if method == m] for m in weights}
-    if not all(len(cells[m]) == len(values[m]) for m in weights):
-        return Difference(value, seeds, None)
-    each = sum(w * np.mean(cells[m], axis=0) for m, w in weights.items())
-    means = each[_resamples(len(each))].mean(1)
-    return Difference(value, seeds, Interval(*np.percentile(means, (2.5, 97.5)).tolist()))
-
-
-@functools.lru_cache(1)
-def _resamples(n: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(n, size=(2000, n), dtype=np.int32)
-
-
-# the report
-
-def load(results: Path) -> Tuple[List[Dict[str, Any]], Dict[Tuple[str, str], Images]]:
-    """Rows of all cells in order, and their images by data set and model.
-
-    Raises:
-        ValueError: Cells that are to be compared were measured on different images.
-    """
-    rows, images, names = [], {}, {}
-    for path in sorted(results.glob('*/*/cell.json')):
-        cell = json.loads(path.read_text())
-        area = json.loads((path.parent / 'area.json').read_text())[0]
-        validated = json.loads((path.parent / 'validate.json').read_text())[0]
-        table = sorted(_rows(gzip.decompress((path.parent / 'images.csv.gz').read_bytes()).decode()),
-                       key=lambda row: row['image'])
-        listed = [row['image'] for row in table]
-        if names.setdefault(cell['data'], listed) != listed:
-            raise ValueError(f'{path.parent} was measured on other images than the cells before it: remove one of them.')
-        found = {name: 100 * np.array([float(row[name]) for row in table]) for name in table[0] if name not in (
-            'image', 'label', 'prediction')}
-        columns = dict(top1=found['correct'], top5=found['correct_top5'], coverage=found['coverage'])
-        for name, flags in found.items():  # points lost with what the model relies on erased, and with random regions
-            if name.startswith('correct_cam_'):
-                columns[name.replace('correct_cam', 'lost')] = found['correct'] - flags
-            if name.startswith('correct_random_'):
-                columns[name.replace('correct_random', 'random')] = found['correct'] - flags
-        images.setdefault((cell['data'], cell['model']), {})[cell['method'], cell['seed']] = columns
-        sizes = dict(coverage_map=area['map_size'], erasing_map=validated['map_size'])
-        values = {**cell, **{name: f'{v.mean():.4f}' for name, v in columns.items()}, 'n_val': len(table),
-                  **{name: 'x'.join(map(str, size)) for name, size in sizes.items()}}
-        rows.append({name: values[name] for name in COLUMNS})
-    return rows, images
-
-
-def asked(kind: str, model: str) -> Dict[str, int]:
-    """Seeds that the matrix has of each method, of the first tier's if it does not have the model."""
-    blocks = [b for b in MATRIX if b.kind == kind and b.model == model] or [b for b in MATRIX if b.tier == 1]
-    return {method: block.seeds for block in blocks for method in block.methods}
-
-
-def groups(rows: Sequence[Dict[str, Any]]) -> Dict[Tuple[str, str, str], List[Dict[str, Any]]]:
-    """Cells by kind of data, data set and model: those that are compared."""
-    found: Dict[Tuple[str, str, str], List[Dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault((row['kind'], row['data'], row['model']), []).append(row)
-    return found
-
-
-def judge(rows: Sequence[Dict[str, Any]], images: Dict[Tuple[str, str], Images]) -> List[Dict[str, str]]:
-    """Each claim held against the results, for each data set and model of which the matrix has what it needs."""
-    judged = []
-    grouped = groups(rows)
-    for claim in CLAIMS:
-        needed = {method for weights, _, _ in claim.contrasts for method in weights}
-        places = [key for key in grouped if key[0] == claim.kind and needed <= set(asked(claim.kind, key[2]))]
-        for kind, data, model in places:
-            cells, seeds = grouped[kind, data, model], asked(kind, model)
-            have = {m: sum(row['method'] == m for row in cells) for m in needed}
-            row = dict(claim=claim.text, where=f'{data}, {model}', answer='not run', figures='', seeds='', images='')
-            if all(have.values()):
-                found = [(contrast(cells, images.get((data, model), {}), weights, column), margin)
-                         for weights, column, margin in claim.contrasts]
-                answers = [difference.answer(margin) for difference, margin in found]
-                row['answer'] = 'no' if 'no' in answers else 'yes' if set(answers) == {'yes'} else 'undecided'
-                row['figures'] = '; '.join(_signed(weights, difference.value) for (weights, _, _), (difference, _) in zip(
-                    claim.contrasts, found))
-                row['seeds'] = '; '.join(str(d.seeds or 'one seed') for d, _ in found)
-                row['images'] = '; '.join(str(d.images or 'none') for d, _ in found)
-            row['cells'] = ', '.join(f'{m} {have[m]}' for m in METHODS if m in needed)
-            short = [m for m in needed if have[m] < seeds[m]]
-            if short and row['answer'] != 'not run':
-                row['answer'] += ', incomplete'
-            judged.append(row)
-        if not places:
-            judged.append(dict(claim=claim.text, where=claim.kind, answer='not run', figures='', seeds='', images='',
-                               cells=''))
-    return judged
-
-
-def _signed(weights: Dict[str, float], value: float) -> str:
-    terms = ' '.join(f'{"+" if w > 0 else "-"} {"" if abs(w) == 1 else f"{abs(w):g} "}{m}' for m, w in weights.items())
-    return f'{terms.removeprefix("+ ")} = {value:+.2f}'
-
-
-def _table(rows: Sequence[Dict[str, str]]) -> str:
-    lines = [list(rows[0]), ['---'] * len(rows[0]), *([str(v) for v in row.values()] for row in rows)]
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-
-
-def method_rows(rows: Sequence[Dict[str, Any]], images: Images) -> List[Dict[str, str]]:
-    """A row for each method of one model on one data set."""
-    def mean(cells: Sequence[Dict[str, Any]], column: str, sd: bool = False) -> str:
-        values = [float(cell[column]) for cell in cells]
-        return f'{statistics.fmean(values):.2f}' + (f' ± {statistics.stdev(values):.2f}' if sd and len(values) > 1 else '')
-
-    table = []
-    for method in METHODS:
-        cells = [row for row in rows if row['method'] == method]
-        if not cells:
-            continue
-        against = dict.fromkeys(('to plain', 'over seeds', 'over images'), '')
-        if method != 'plain' and any(row['method'] == 'plain' for row in rows):
-            found = contrast(rows, images, {method: 1, 'plain': -1}, 'top1')
-            against = {'to plain': f'{found.value:+.2f}', 'over seeds': found.seeds or 'one seed',
-                       'over images': found.images or 'none'}
-        one = cells[0]
-        table.append({
-            'method': f'`{method}`', 'seeds': len(cells), 'epochs': one['epochs'],
-            'compute': f'{float(one["epochs"]) * float(one["passes"]):g}', 'top-1': mean(cells, 'top1', True), **against,
-            'top-5': mean(cells, 'top5', True), f'coverage, {one["coverage_map"]} map': mean(cells, 'coverage', True),
-            f'25 % erased by CAM, {one["erasing_map"]} map': f'-{mean(cells, "lost_25")}',
-            'by chance': f'-{mean(cells, "random_25")}',
-            'minutes': f'{statistics.fmean(float(cell["seconds"]) for cell in cells) / 60:.1f}'})
-    return table
-
-
-def draw(rows: Sequence[Dict[str, Any]], path: Path) -> None:
-    """Top-1 against compute: a point for each method, with the spread of its seeds."""
-    from matplotlib.figure import Figure
-
-    grouped = groups(rows)
-    figure = Figure(figsize=(7, 4.5 * len(grouped)), layout='constrained')
-    for ax, ((_, data, model), cells) in zip(figure.subplots(len(grouped), squeeze=False)[:, 0], grouped.items()):
-        for k, method in enumerate(m for m in METHODS if any(cell['method'] == m for cell in cells)):
-            found = [cell for cell in cells if cell['method'] == method]
-            tops = [float(cell['top1']) for cell in found]
-            x = float(found[0]['epochs']) * float(found[0]['passes'])
-            mean = statistics.fmean(tops)
-            ax.errorbar([x], [mean], [[mean - min(tops)], [max(tops) - mean]], fmt='os^Dv'[k // 10], capsize=3,
-                        color=f'C{k % 10}', label=method + (' (one seed)' if len(tops) == 1 else ''))
-        ax.set(xlabel='passes over the training images (epochs x passes a step)', ylabel='top-1, %',
-               title=f'{data}, {model}')
-        ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120, metadata={'Software': None})
-
-
-def report(results: Path) -> None:
-    """Write `cells.csv`, `README.md` and `accuracy.png` of all cells that are done.
-
-    Raises:
-        ValueError: There are none.
-    """
-    rows, images = load(results)
-    if not rows:
-        raise ValueError(f'There are no results in {results}: run some cells first.')
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    _write(results / 'cells.csv', text.getvalue())
-    rows = _rows((results / 'cells.csv').read_text())  # what is claimed is read off it
-    judged = judge(rows, images)
-    parts = [INTRODUCTION, '## Claims\n', _table(judged), READING]
-    for (kind, data, model), cells in groups(rows).items():
-        seeds = asked(kind, model)
-        have = {m: sum(cell['method'] == m for cell in cells) for m in seeds}
-        missing = [f'{m} ({have[m]} of {n})' for m, n in seeds.items() if have[m] < n]
-        example = next(results.glob(f'{data}/{model}-*/cell.json'))
-        cell = json.loads(example.read_text())
-        parts += [f'## {data}, {model}\n', _table(method_rows(cells, images[data, model])),
-                  f'Incomplete, seeds run: {", ".join(missing)}.\n' if missing else 'All cells of the matrix are run.\n',
-                  f'Settings: {cell["base"]}. {cell["processor"]}, {cell["cores"]} cores, torch {cell["torch"]}, timm '
-                  f'{cell["timm"]}. A cell:\n\n```\n{cell["command"]}\n```\n']
-    _write(results / 'README.md', '\n'.join(parts))
-    draw(rows, results / 'accuracy.png')
-    print(f'{results / "README.md"}, cells.csv and accuracy.png beside it')
-    for row in judged:
-        print(f'{row["answer"]:22} {row["claim"]} ({row["where"]}): {row["figures"]}')
-
-
-INTRODUCTION = """# Accuracy
-
-Written by `python benchmarks/accuracy.py --report` from the folders beside this page, one for each run: its settings,
-its epochs, its accuracy and what it says of each validation image; all runs in one table: [cells.csv](cells.csv). The
-weights are those of the last epoch; nothing was chosen on the validation images.
-
-![Top-1 against compute](accuracy.png)
-"""
-READING = """
-Differences are in percentage points, with 95 % intervals. Over seeds: Student's t, by the variance within methods, pooled
-over all methods of the same model and data, which takes the spread of seeds to be the same for all; that is where the
-interval of a method with one seed comes from. Over images: bootstrap of the validation images, paired, with the means
-over seeds. A claim is answered yes if both intervals lie above its margin (0; half a point where it says so), no if both
-lie below, else undecided; each interval is of its own claim, not of all at once. Compute is epochs times passes of an
-image through the network in a step. Coverage is in percent, at images of 128 px or more; its map, and the one that
-ranks the erased pixels, are the network's last.
-"""
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -750,6 +431,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         if args.report:
+            from accuracy_report import report
+
             report(args.results)
             return 0
         cells = plan(args)
