@@ -42,6 +42,8 @@ from header import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks/results'
+SET_HERE = ('--model', '--method', '--epochs', '--img-size', '--seed', '--pretrained-path', '--workers', '-j', '--device',
+            '--val-interval', '--checkpoint-hist', '--output', '--experiment', '--resume', '--config', '-c')
 
 
 class Stopped(Exception):
@@ -142,10 +144,16 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     Raises:
         ValueError: Data, weights or results do not serve.
     """
+    from timm_focus.training import build_parser, parse_args
+
     cells: Dict[Path, Cell] = {}
+    parser = build_parser()
     if args.weights and not Path(args.weights).is_file():
         raise ValueError(f'--weights is {args.weights}, which is no file: give the weights of tf_efficientnet_lite0.')
     _check_model(args.model)
+    clash = [word for word in args.more if word.split('=')[0] in SET_HERE]
+    if clash:
+        raise ValueError(f'{clash[0]} after -- is set by this script: leave it out, or give it before --.')
     named = dict(scenes=args.scenes, objects=args.objects)
     data = {kind: _data(args, Path(path)) for kind, path in named.items() if path}
     if len({name for name, *_ in data.values()}) < len(data):
@@ -173,6 +181,7 @@ def plan(args: argparse.Namespace) -> List[Cell]:
                 cell = Cell(block, name, path, method, seed, base, flags, n_train, args.results / name / key,
                             args.output / name / key)
                 cells.setdefault(cell.results, cell)
+                parse_args(parser, [str(path), *flags])  # a flag that is refused is told now
     if not cells:
         raise ValueError('Tiers, methods and data leave no cell: tiers 1 and 2 are of --scenes, 3 of --objects, too.')
     _check_alike(cells.values(), args)
@@ -191,16 +200,22 @@ def _check_model(name: Optional[str]) -> None:
 def _data(args: argparse.Namespace, path: Path) -> Tuple[str, Path, int, int]:
     """Name, folder and numbers of images of a data set, or of its training images, part of which are held back."""
     from timm_focus.data import create_dataset
+    from timm_focus.training import build_parser, parse_args
 
     name, path = path.resolve().name, path.resolve()
+    given, _ = parse_args(build_parser(), [str(path), *args.more])
+    version = dict(version=given.places_version, size=given.places_size)
     if args.held_back:
-        index = create_dataset('', str(path), 'train').reader.index
+        index = create_dataset(given.dataset, str(path), 'train', **version).reader.index
         name = f'{name}-held-back-{args.held_back:g}'
         path = args.output / 'data' / name
         if not path.exists():
             _hold_back(index, args.held_back, path)
-    sizes = [len(create_dataset('', str(path), split)) for split in ('train', 'validation')]
-    return name, path, *sizes
+        version = {}
+    train = create_dataset(
+        given.dataset, str(path), 'train', image_list=given.train_list, images_per_class=given.images_per_class,
+        subset_seed=given.subset_seed, **version)
+    return name, path, len(train), len(create_dataset(given.dataset, str(path), 'validation', **version))
 
 
 def _hold_back(index: Any, share: float, path: Path) -> None:

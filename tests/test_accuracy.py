@@ -114,9 +114,18 @@ def test_a_cell_that_fails_does_not_stop_the_others(bench, tmp_path):
     assert not list(tmp_path.glob('results/**/cell.json'))
 
 
-def test_refused_settings_stop_all(bench):
-    code, printed = bench('--', '--drop', 'much')
-    assert code == 1 and printed.err.count('exit code 2') == 1 and '--drop' in printed.err
+@pytest.mark.parametrize('flags, words', [
+    ('--drop much', '--drop'), ('--train-batches-per-epoch 4', 'needs --train-img-sizes'), ('--droop 1', '--droop')])
+def test_flags_that_the_script_refuses(bench, capsys, flags, words):
+    with pytest.raises(SystemExit) as e:
+        bench('--', *flags.split())
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count('\n') == 1 and words in err
+
+
+def test_images_are_those_that_the_flags_leave(image_folder):
+    args = accuracy.parse_args(['--scenes', str(image_folder), '--', '--images-per-class', '5'])
+    assert {cell.n_train for cell in accuracy.plan(args)} == {10}
 
 
 def test_training_images_are_held_back(bench, tmp_path, image_folder):
@@ -159,6 +168,8 @@ def test_the_end_of_the_time(tmp_path, image_folder):
     (('--tier', '3', '--methods', 'mean_map'), 'leave no cell'),
     (('--objects', '{data}'), 'the same name'),
     (('--scenes', '{data}/val'), 'train'),
+    (('--', '--epochs', '3'), '--epochs after -- is set by this script'),
+    (('--', '--seed=3'), '--seed=3 after -- is set by this script'),
 ])
 def test_bad_input(bench, image_folder, more, words):
     code, printed = bench(*(word.format(data=image_folder) for word in more))
