@@ -2,7 +2,8 @@
 """Accuracy of focus training against plain training, Hide-and-Seek and its own ablations, on any folders of images.
 
     python benchmarks/accuracy.py --scenes /data/miniplaces40 --tier 1 --minutes 100
-    python benchmarks/accuracy.py --scenes /data/miniplaces40 --objects /data/imagenette10 --list
+    python benchmarks/accuracy.py --scenes /data/miniplaces40 --objects /data/imagenette10 --weights lite0.pth --list
+    python benchmarks/accuracy.py --scenes /data/miniplaces40 --tier 1 --methods plain --held-back -- --weight-decay 1e-3
     python benchmarks/accuracy.py --report
 
 Each cell of accuracy_matrix.py is a run of train_focus.py, of which the last epoch counts, never the best on the
@@ -42,8 +43,8 @@ from header import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks/results'
-SET_HERE = ('--model', '--method', '--epochs', '--img-size', '--seed', '--pretrained-path', '--workers', '-j', '--device',
-            '--val-interval', '--checkpoint-hist', '--output', '--experiment', '--resume', '--config', '-c')
+SET_HERE = ('--model', '--method', '--epochs', '--img-size', '--seed', '--pretrained-path', '--workers', '-j',
+            '--device', '--val-interval', '--checkpoint-hist', '--output', '--experiment', '--resume', '--config', '-c')
 
 
 class Stopped(Exception):

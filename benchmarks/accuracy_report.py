@@ -93,13 +93,15 @@ def load(results: Path) -> Tuple[List[Dict[str, Any]], Dict[Tuple[str, str], Ima
     """Rows of all cells in order, and their images by data set and model.
 
     Raises:
-        ValueError: Cells that are to be compared were measured on different images.
+        ValueError: Cells that are to be compared are of other settings, or were measured on other images.
     """
-    rows, images, names = [], {}, {}
+    rows, images, names, bases = [], {}, {}, {}
     for path in sorted(results.glob('*/*/cell.json')):
         cell = json.loads(path.read_text())
         area = json.loads((path.parent / 'area.json').read_text())[0]
         validated = json.loads((path.parent / 'validate.json').read_text())[0]
+        if bases.setdefault((cell['data'], cell['model']), cell['base']) != cell['base']:
+            raise ValueError(f'{path.parent} is of other settings than the cells before it: remove it.')
         table = sorted(_rows(gzip.decompress((path.parent / 'images.csv.gz').read_bytes()).decode()),
                        key=lambda row: row['image'])
         listed = [row['image'] for row in table]
@@ -138,32 +140,31 @@ def groups(rows: Sequence[Dict[str, Any]]) -> Dict[Tuple[str, str, str], List[Di
 
 def judge(rows: Sequence[Dict[str, Any]], images: Dict[Tuple[str, str], Images]) -> List[Dict[str, str]]:
     """Each claim held against the results, for each data set and model of which the matrix has what it needs."""
-    judged = []
-    grouped = groups(rows)
+    judged, grouped = [], groups(rows)
+    blank = dict.fromkeys(('difference', 'over seeds', 'over images', 'cells'), '')
     for claim in CLAIMS:
         needed = {method for weights, _, _ in claim.contrasts for method in weights}
         places = [key for key in grouped if key[0] == claim.kind and needed <= set(asked(claim.kind, key[2]))]
         for kind, data, model in places:
             cells, seeds = grouped[kind, data, model], asked(kind, model)
             have = {m: sum(row['method'] == m for row in cells) for m in needed}
-            row = dict(claim=claim.text, where=f'{data}, {model}', answer='not run', figures='', seeds='', images='')
+            row = dict(claim=claim.text, where=f'{data}, {model}', answer='not run', **blank)
             if all(have.values()):
                 found = [(contrast(cells, images.get((data, model), {}), weights, column), margin)
                          for weights, column, margin in claim.contrasts]
                 answers = [difference.answer(margin) for difference, margin in found]
                 row['answer'] = 'no' if 'no' in answers else 'yes' if set(answers) == {'yes'} else 'undecided'
-                row['figures'] = '; '.join(
+                row['difference'] = '; '.join(
                     _signed(weights, d.value) for (weights, _, _), (d, _) in zip(claim.contrasts, found))
-                row['seeds'] = '; '.join(str(d.seeds or 'one seed') for d, _ in found)
-                row['images'] = '; '.join(str(d.images or 'none') for d, _ in found)
+                row['over seeds'] = '; '.join(str(d.seeds or 'one seed') for d, _ in found)
+                row['over images'] = '; '.join(str(d.images or 'none') for d, _ in found)
             row['cells'] = ', '.join(f'{m} {have[m]}' for m in METHODS if m in needed)
             short = [m for m in needed if have[m] < seeds[m]]
             if short and row['answer'] != 'not run':
                 row['answer'] += ', incomplete'
             judged.append(row)
         if not places:
-            judged.append(dict(claim=claim.text, where=claim.kind, answer='not run', figures='', seeds='', images='',
-                               cells=''))
+            judged.append(dict(claim=claim.text, where=claim.kind, answer='not run', **blank))
     return judged
 
 
@@ -258,7 +259,7 @@ def report(results: Path) -> None:
     draw(rows, results / 'accuracy.png')
     print(f'{results / "README.md"}, cells.csv and accuracy.png beside it')
     for row in judged:
-        print(f'{row["answer"]:22} {row["claim"]} ({row["where"]}): {row["figures"]}')
+        print(f'{row["answer"]:22} {row["claim"]} ({row["where"]}): {row["difference"]}')
 
 
 INTRODUCTION = """# Accuracy

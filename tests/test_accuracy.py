@@ -241,7 +241,8 @@ def made_up(means, seeds=3, spread=0.3, n=4000, kind='scenes', data='places', mo
             right = np.where(difficulty < shifted, 100., 0.)
             images[method, seed] = dict.fromkeys(MEASURED, right)
             rows.append({**dict.fromkeys(COLUMNS, ''), **dict(
-                kind=kind, data=data, model=model, method=method, seed=str(seed), **dict.fromkeys(MEASURED, str(right.mean())))})
+                kind=kind, data=data, model=model, method=method, seed=str(seed)),
+                **dict.fromkeys(MEASURED, str(right.mean()))})
     return rows, {(data, model): images}
 
 
@@ -253,7 +254,7 @@ def test_intervals_are_those_of_literal_computations():
     values = {m: [float(row['top1']) for row in rows if row['method'] == m] for m in weights}
     assert found.value == pytest.approx(
         statistics.mean(values['focus']) - (statistics.mean(values['plain']) + statistics.mean(values['has'])) / 2)
-    within = statistics.mean(statistics.variance(v) for v in values.values())  # equally many seeds; 6 degrees of freedom
+    within = statistics.mean(statistics.variance(v) for v in values.values())  # of 6
     half = 2.447 * math.sqrt(within * (1 / 3 + 0.25 / 3 + 0.25 / 3))
     assert found.seeds == pytest.approx((found.value - half, found.value + half))
 
@@ -308,7 +309,8 @@ OBJECTS = dict(plain=70, plain_2x=72, focus=70.1)
 @pytest.mark.parametrize('scenes, objects, expected', [
     # epochs, compute, HaS, CAM, objects twice, coverage, erasing, IPC and CPC, half
     ({}, {}, 'yes undecided no yes undecided yes yes no yes yes'),
-    (dict(focus=40.1, focus_half=42), dict(focus=74), 'undecided no no undecided no no undecided undecided yes undecided'),
+    (dict(focus=40.1, focus_half=42), dict(focus=74),
+     'undecided no no undecided no no undecided undecided yes undecided'),
     (dict(focus=46, focus_half=42), dict(focus=67), 'yes yes yes yes yes yes yes no yes no'),
     (dict(focus=38, side_cpc=41.1), {}, 'no no no no undecided yes no yes undecided no'),
 ])
@@ -331,16 +333,17 @@ def test_claims_of_an_incomplete_matrix():
     assert re.search(r'focus - plain = \+1\.8\d', text) and 'plain 3, focus 2' in text
 
 
-def test_other_images_are_not_compared(tmp_path):
-    for method, image in (('plain', 'a/1.jpg'), ('focus', 'a/2.jpg')):
+@pytest.mark.parametrize('image, base, words', [('a/2.jpg', 'x', 'other images'), ('a/1.jpg', 'y', 'other settings')])
+def test_what_is_not_alike_is_not_compared(tmp_path, image, base, words):
+    for method, image, base in (('focus', image, base), ('plain', 'a/1.jpg', 'x')):
         folder = tmp_path / 'x' / f'm-{method}-0'
         folder.mkdir(parents=True)
-        for name, content in (('cell', dict.fromkeys(COLUMNS, 'x')), ('area', [dict(map_size=[4, 4])]),
+        for name, content in (('cell', {**dict.fromkeys(COLUMNS, 'x'), 'base': base}), ('area', [dict(map_size=[4, 4])]),
                               ('validate', [dict(map_size=[2, 2])])):
             (folder / f'{name}.json').write_text(json.dumps(content))
         columns = ['correct', 'correct_top5', 'coverage', *(f'correct_{kind}_{share}' for kind in ('cam', 'random')
                                                             for share in (10, 25, 50))]
         table = f'image,label,prediction,{",".join(columns)}\n{image},a,a{",1" * len(columns)}\n'
         (folder / 'images.csv.gz').write_bytes(gzip.compress(table.encode()))
-    with pytest.raises(ValueError, match='other images'):
+    with pytest.raises(ValueError, match=words):
         accuracy_report.load(tmp_path)
