@@ -3,7 +3,7 @@
 
     python benchmarks/accuracy.py --scenes /data/miniplaces40 --tier 1 --minutes 100
     python benchmarks/accuracy.py --scenes /data/miniplaces40 --objects /data/imagenette10 --weights lite0.pth --list
-    python benchmarks/accuracy.py --scenes /data/miniplaces40 --tier 1 --methods plain --held-back -- --weight-decay 1e-3
+    python benchmarks/accuracy.py --scenes /data/miniplaces40 --methods plain --held-back -- --weight-decay 1e-3
     python benchmarks/accuracy.py --report
 
 Each cell of accuracy_matrix.py is a run of train_focus.py, of which the last epoch counts, never the best on the

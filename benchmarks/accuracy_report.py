@@ -215,14 +215,16 @@ def draw(rows: Sequence[Dict[str, Any]], path: Path) -> None:
     grouped = groups(rows)
     figure = Figure(figsize=(7, 4.5 * len(grouped)), layout='constrained')
     for ax, ((_, data, model), cells) in zip(figure.subplots(len(grouped), squeeze=False)[:, 0], grouped.items()):
-        for k, method in enumerate(m for m in METHODS if any(cell['method'] == m for cell in cells)):
-            found = [cell for cell in cells if cell['method'] == method]
-            tops = [float(cell['top1']) for cell in found]
-            x = float(found[0]['epochs']) * float(found[0]['passes'])
+        found = {m: [cell for cell in cells if cell['method'] == m] for m in METHODS}
+        compute = {m: float(f[0]['epochs']) * float(f[0]['passes']) for m, f in found.items() if f}
+        for k, (method, x) in enumerate(compute.items()):
+            tops = [float(cell['top1']) for cell in found[method]]
             mean = statistics.fmean(tops)
+            alike = [m for m in compute if compute[m] == x]  # side by side, so that none hides another
+            x += 0.015 * max(compute.values()) * (alike.index(method) - (len(alike) - 1) / 2)
             ax.errorbar([x], [mean], [[mean - min(tops)], [max(tops) - mean]], fmt='os^Dv'[k // 10], capsize=3,
                         color=f'C{k % 10}', label=method + (' (one seed)' if len(tops) == 1 else ''))
-        ax.set(xlabel='passes over the training images (epochs x passes a step)', ylabel='top-1, %',
+        ax.set(xlabel='passes over the training images; side by side: the same', ylabel='top-1, %',
                title=f'{data}, {model}')
         ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120, metadata={'Software': None})

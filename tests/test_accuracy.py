@@ -319,6 +319,14 @@ def test_claims(scenes, objects, expected):
     assert ' '.join(found) == expected
 
 
+def test_figure(tmp_path):
+    rows, _ = made_up(SCENES)
+    for row in rows:
+        row.update(epochs='20', passes=str(METHODS[row['method']].passes))
+    accuracy_report.draw(rows, tmp_path / 'a.png')
+    assert (tmp_path / 'a.png').stat().st_size > 10_000
+
+
 def test_claims_of_an_incomplete_matrix():
     complete = answers(made_up(SCENES))
     assert complete[4:6] == ['not run', 'not run'], 'there are no objects'
@@ -338,8 +346,8 @@ def test_what_is_not_alike_is_not_compared(tmp_path, image, base, words):
     for method, image, base in (('focus', image, base), ('plain', 'a/1.jpg', 'x')):
         folder = tmp_path / 'x' / f'm-{method}-0'
         folder.mkdir(parents=True)
-        for name, content in (('cell', {**dict.fromkeys(COLUMNS, 'x'), 'base': base}), ('area', [dict(map_size=[4, 4])]),
-                              ('validate', [dict(map_size=[2, 2])])):
+        for name, content in (('cell', {**dict.fromkeys(COLUMNS, 'x'), 'base': base}),
+                              ('area', [dict(map_size=[4, 4])]), ('validate', [dict(map_size=[2, 2])])):
             (folder / f'{name}.json').write_text(json.dumps(content))
         columns = ['correct', 'correct_top5', 'coverage', *(f'correct_{kind}_{share}' for kind in ('cam', 'random')
                                                             for share in (10, 25, 50))]
