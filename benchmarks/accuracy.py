@@ -62,7 +62,8 @@ class Cell(NamedTuple):
 
     Attributes:
         base: Flags that all cells of the model on these data share, and the number of images.
-        flags: All that train_focus.py is given but the data and where to write.
+        flags: All that train_focus.py is given but the data, weights to start from and where to write.
+        start: The weights.
     """
     block: Block
     data: str
@@ -71,6 +72,7 @@ class Cell(NamedTuple):
     seed: int
     base: str
     flags: List[str]
+    start: List[str]
     n_train: int
     results: Path
     run: Path
@@ -177,12 +179,12 @@ def plan(args: argparse.Namespace) -> List[Cell]:
                 if args.methods and method not in args.methods:
                     continue
                 flags = [*shlex.split(METHODS[method].flags.format(block.model)), *shared,
-                         '--epochs', str(block.epochs * METHODS[method].times), '--seed', str(seed), *start]
+                         '--epochs', str(block.epochs * METHODS[method].times), '--seed', str(seed)]
                 key = f'{block.model}-{method}-{seed}'
-                cell = Cell(block, name, path, method, seed, base, flags, n_train, args.results / name / key,
+                cell = Cell(block, name, path, method, seed, base, flags, start, n_train, args.results / name / key,
                             args.output / name / key)
                 cells.setdefault(cell.results, cell)
-                parse_args(parser, [str(path), *flags])  # a flag that is refused is told now
+                parse_args(parser, [str(path), *flags, *start])  # a flag that is refused is told now
     if not cells:
         raise ValueError('Tiers, methods and data leave no cell: tiers 1 and 2 are of --scenes, 3 of --objects, too.')
     _check_alike(cells.values(), args)
@@ -209,7 +211,7 @@ def _data(args: argparse.Namespace, path: Path) -> Tuple[str, Path, int, int]:
     if args.held_back:
         index = create_dataset(given.dataset, str(path), 'train', **version).reader.index
         name = f'{name}-held-back-{args.held_back:g}'
-        path = args.output / 'data' / name
+        path = args.output / 'held_back_data' / name
         if not path.exists():
             _hold_back(index, args.held_back, path)
         version = {}
@@ -245,10 +247,12 @@ def _check_alike(cells: Sequence[Cell], args: argparse.Namespace) -> None:
     for folder, file in ((args.results, 'cell.json'), (args.output, 'progress.json')):
         for model, data, base in {(c.block.model, c.data, c.base) for c in cells}:
             for path in sorted((folder / data).glob(f'{model}-*/{file}')):
-                found = json.loads(path.read_text())['base']
-                if found != base:
-                    raise ValueError(f'{path.parent} is of other settings ({found}) than now ({base}): remove it, or '
-                                     'give another --results and --output.')
+                found = json.loads(path.read_text())
+                flags = {c.results.name: c.flags for c in cells if c.data == data}.get(path.parent.name, found['flags'])
+                if found['base'] != base or found['flags'] != flags:
+                    raise ValueError(
+                        f'{path.parent} is of other settings ({shlex.join(found["flags"])}; {found["base"]}) than now '
+                        f'({shlex.join(flags)}; {base}): remove it, or give another --results and --output.')
 
 
 # running
@@ -308,11 +312,14 @@ def run_cell(cell: Cell, args: argparse.Namespace, deadline: float, lock: Any) -
         Failed: It ended with an error.
     """
     path = cell.run / 'progress.json'
-    progress = json.loads(path.read_text()) if path.exists() else dict(base=cell.base, seconds=0., trained=False)
+    progress = dict(base=cell.base, flags=cell.flags, seconds=0., trained=False)
+    if path.exists():
+        progress = json.loads(path.read_text())
     more = ['--workers', str(args.workers), *(['--device', args.device] if args.device else [])]
     every = max(cell.epochs // 5, 1)  # of the validations the last one counts
-    command = [sys.executable, str(ROOT / 'train_focus.py'), str(cell.path), *cell.flags, *more, '--val-interval',
-               str(every), '--checkpoint-hist', '1', '--output', str(cell.run.parent), '--experiment', cell.run.name]
+    command = [sys.executable, str(ROOT / 'train_focus.py'), str(cell.path), *cell.flags, *cell.start, *more,
+               '--val-interval', str(every), '--checkpoint-hist', '1', '--output', str(cell.run.parent),
+               '--experiment', cell.run.name]
     if not progress['trained']:
         _write(path, json.dumps(progress))
         began = time.perf_counter()
@@ -390,7 +397,7 @@ def keep(cell: Cell, args: argparse.Namespace, command: Sequence[str], seconds: 
     _write(cell.results / 'cell.json', json.dumps(dict(
         data=cell.data, kind=cell.block.kind, model=cell.block.model, method=cell.method, seed=cell.seed,
         epochs=cell.epochs, passes=METHODS[cell.method].passes, images=cell.n_train * cell.epochs, work=cell.work,
-        seconds=round(seconds, 1), evaluation_seconds=round(measuring, 1), base=cell.base,
+        seconds=round(seconds, 1), evaluation_seconds=round(measuring, 1), base=cell.base, flags=cell.flags,
         command=neutral(shlex.join(command)), date=str(datetime.date.today()), processor=processor(),
         cores=len(os.sched_getaffinity(0)), threads=torch.get_num_threads(), python=platform.python_version(),
         torch=torch.__version__, timm=timm.__version__), indent=2) + '\n')

@@ -50,8 +50,8 @@ def terminate_once_there(path):
     return thread
 
 
-def test_runs_are_stopped_resumed_and_not_repeated(bench, tmp_path, image_folder):
-    flags = dict(epochs=8)
+def test_runs_are_stopped_resumed_and_not_repeated(bench, tmp_path, monkeypatch):
+    flags = dict(epochs=6)
     run = tmp_path / f'out/data/{TINY}-plain-0'
     results = tmp_path / 'results/data'
     thread = terminate_once_there(run / 'summary.csv')
@@ -60,18 +60,18 @@ def test_runs_are_stopped_resumed_and_not_repeated(bench, tmp_path, image_folder
     assert code == 130 and 'goes on next time' in printed.err
     assert not list(results.glob('*')) and not list(tmp_path.glob(f'out/data/{TINY}-focus-0'))
     before = (run / 'summary.csv').read_text().splitlines()
-    assert 2 <= len(before) < 9, 'it was stopped in the middle'
+    assert 2 <= len(before) < 7, 'it was stopped in the middle'
 
-    assert re.search(rf'{TINY}-plain-0 +\d of 8 epochs', bench('--list', '--', '--batch-size', '8', **flags)[1].out)
+    assert re.search(rf'{TINY}-plain-0 +\d of 6 epochs', bench('--list', '--', '--batch-size', '8', **flags)[1].out)
     code, printed = bench('--', '--batch-size', '8', **flags)
     assert code == 0, printed.err
     assert 'Resuming' in (run / 'log.txt').read_text()
     after = (run / 'summary.csv').read_text().splitlines()
-    assert len(after) == 9 and after[:len(before)] == before
+    assert len(after) == 7 and after[:len(before)] == before
     for method in ('plain', 'focus'):
         folder = results / f'{TINY}-{method}-0'
         cell = json.loads((folder / 'cell.json').read_text())
-        assert cell['seconds'] > 0 and cell['images'] == 24 * 8 and cell['passes'] == (2 if method == 'focus' else 1)
+        assert cell['seconds'] > 0 and cell['images'] == 24 * 6 and cell['passes'] == (2 if method == 'focus' else 1)
         assert f'--model {"focus_" if method == "focus" else ""}{TINY}' in cell['command']
         for file in folder.glob('*.[cjy]*'):
             if file.suffix != '.gz':
@@ -97,6 +97,10 @@ def test_runs_are_stopped_resumed_and_not_repeated(bench, tmp_path, image_folder
 
     code, printed = bench('--', '--batch-size', '4', **flags)
     assert code == 2 and 'other settings' in printed.err and printed.err.count('\n') == 1
+    monkeypatch.setitem(METHODS, 'focus', METHODS['focus_half'])
+    code, printed = bench('--', '--batch-size', '8', **flags)
+    assert code == 2 and 'other settings' in printed.err, 'a method that became another'
+    monkeypatch.undo()
 
     assert accuracy.main(['--report', '--results', f'{tmp_path}/results']) == 0
     rows = list(csv.DictReader((tmp_path / 'results/cells.csv').read_text().splitlines()))
@@ -131,7 +135,7 @@ def test_images_are_those_that_the_flags_leave(image_folder):
 def test_training_images_are_held_back(bench, tmp_path, image_folder):
     code, printed = bench('--held-back', '0.25', '--list')
     assert code == 0 and 'data-held-back-0.25' in printed.out
-    held = tmp_path / 'out/data/data-held-back-0.25'
+    held = tmp_path / 'out/held_back_data/data-held-back-0.25'
     parts = {split: [path.resolve() for path in held.glob(f'{split}/*/*')] for split in ('train', 'val')}
     assert len(parts['val']) == 6 and len(parts['train']) == 18
     assert {*parts['val'], *parts['train']} == {*(image_folder / 'train').resolve().glob('*/*')}
@@ -211,7 +215,7 @@ def test_the_matrix(image_folder):
     assert [cell.block.tier for cell in cells] == sorted(cell.block.tier for cell in cells)
     assert sum(cell.block.tier == 1 for cell in cells) == 21 and len({cell.results for cell in cells}) == len(cells)
     assert [cell.seed for cell in cells if cell.block.tier == 1] == [0] * 7 + [1] * 7 + [2] * 7
-    assert all(('--pretrained-path' in cell.flags) == cell.block.weights for cell in cells)
+    assert all(('--pretrained-path' in cell.start) == cell.block.weights for cell in cells)
 
 
 # statistics
