@@ -10,19 +10,20 @@ import sys
 import timm
 import torch
 
-__all__ = ['print_header', 'spread']
+__all__ = ['print_header', 'processor', 'spread']
 
 
 def print_header(**settings: object) -> None:
     """Print command, machine, versions and the settings that matter."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     print(f'# python {shlex.join(sys.argv)}')
     print(f'# {datetime.date.today()}, {device}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads; '
           f'Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}')
     print('# ' + ', '.join(f'{name} {value}' for name, value in settings.items()), flush=True)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor."""
     try:
         with open('/proc/cpuinfo') as f:
             return next(line.split(':')[1].strip() for line in f if line.startswith('model name'))

@@ -1,0 +1,91 @@
+"""What benchmarks/accuracy.py runs, and the claims that it holds against the results."""
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+
+__all__ = ['CLAIMS', 'MATRIX', 'METHODS', 'Block', 'Claim', 'Method']
+
+
+class Method(NamedTuple):
+    """How a model is trained: flags, passes of an image through the network a step, epochs over those of `plain`."""
+    flags: str
+    passes: float = 2
+    times: int = 1
+
+
+METHODS = {
+    'plain': Method('--model {}', 1),
+    'plain_2x': Method('--model {}', 1, 2),
+    'has': Method('--model {} --has', 1),
+    'has_2x': Method('--model {} --has', 1, 2),
+    'focus': Method('--model focus_{}'),
+    'focus_half': Method('--model focus_{} --focus-fraction 0.5', 1.5),
+    'focus_random': Method('--model focus_{} --focus-map random'),
+    'side': Method('--model focus_{} --focus-alpha 0 --focus-beta 0', 1),
+    'side_cpc': Method('--model focus_{} --focus-beta 0'),
+    'side_ipc': Method('--model focus_{} --focus-alpha 0'),
+    'attention_mining': Method('--model focus_{} --focus-consistency attention_mining'),
+    'last_stage': Method('--model focus_{} --focus-stage -1'),
+    'mean_map': Method('--model focus_{} --focus-map mean'),
+    'gamma_0.5': Method('--model focus_{} --focus-threshold 0.5'),
+    'gamma_0.9': Method('--model focus_{} --focus-threshold 0.9'),
+    'clean_bn': Method('--model focus_{} --focus-bn clean'),
+    'kl_main_erased': Method('--model focus_{} --focus-kl-direction main_erased'),
+    'kl_symmetric': Method('--model focus_{} --focus-kl-direction symmetric'),
+    'detach_main': Method('--model focus_{} --focus-kl-detach main'),
+    'detach_erased': Method('--model focus_{} --focus-kl-detach erased'),
+}
+COMPARED = ('plain', 'plain_2x', 'has', 'has_2x', 'focus', 'focus_half', 'focus_random')
+
+
+class Block(NamedTuple):
+    """Cells that share a tier, a kind of data and a model; `rate` is images a second and pass, on two CPU cores."""
+    tier: int
+    kind: str
+    model: str
+    methods: Sequence[str]
+    seeds: int
+    epochs: int
+    rate: Optional[float]
+    img_size: int = 64
+    flags: str = '--batch-size 64 --weight-decay 5e-4'
+    weights: bool = False  # starts from the file of --weights
+
+
+MATRIX = (
+    Block(1, 'scenes', 'shufflenetv2_x1_5', COMPARED, 3, 20, 250),
+    Block(2, 'scenes', 'shufflenetv2_x1_5', [m for m in METHODS if m not in COMPARED], 1, 20, 250),
+    Block(3, 'scenes', 'resnet10t', ('plain', 'plain_2x', 'has', 'focus'), 2, 20, 170),
+    Block(3, 'scenes', 'tf_efficientnet_lite0', ('plain', 'plain_2x', 'focus'), 3, 5, 75, 96,
+          '--batch-size 64 --weight-decay 1e-4 --lr 0.01', True),
+    Block(3, 'objects', 'shufflenetv2_x1_5', ('plain', 'plain_2x', 'focus'), 3, 30, 250),
+)
+
+
+class Claim(NamedTuple):
+    """A sentence that holds if each contrast does: the sum of means by weight of a column is above a margin."""
+    text: str
+    kind: str
+    contrasts: Sequence[Tuple[Dict[str, float], str, float]]
+
+
+def _beats(a: str, b: str, column: str = 'top1') -> Tuple[Dict[str, float], str, float]:
+    return {a: 1, b: -1}, column, 0
+
+
+CLAIMS = (
+    Claim('Focus beats plain at equal epochs', 'scenes', [_beats('focus', 'plain')]),
+    Claim('Focus beats plain at equal compute', 'scenes', [_beats('focus', 'plain_2x')]),
+    Claim('Focus beats HaS at equal compute', 'scenes', [_beats('focus', 'has_2x')]),
+    Claim('Focus needs the CAM: a random region of the same size does worse', 'scenes',
+          [_beats('focus', 'focus_random')]),
+    Claim('Focus adds nothing (less than half a point) or hurts on objects, at equal epochs', 'objects',
+          [({'plain': 1, 'focus': -1}, 'top1', -0.5)]),
+    Claim('Focus adds nothing (less than half a point) or hurts on objects, at equal compute', 'objects',
+          [({'plain_2x': 1, 'focus': -1}, 'top1', -0.5)]),
+    Claim('Focus enlarges the coverage ratio', 'scenes', [_beats('focus', 'plain', 'coverage')]),
+    Claim('Focus loses less accuracy when the quarter that it relies on most is erased', 'scenes',
+          [_beats('plain', 'focus', 'lost_25')]),
+    Claim('IPC beats CPC, and CPC beats the side loss alone', 'scenes',
+          [_beats('side_ipc', 'side_cpc'), _beats('side_cpc', 'side')]),
+    Claim('Half of each batch keeps most of the gain', 'scenes',
+          [_beats('focus', 'plain'), ({'focus_half': 1, 'focus': -0.5, 'plain': -0.5}, 'top1', 0)]),
+)

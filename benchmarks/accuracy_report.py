@@ -1,0 +1,283 @@
+"""Statistics, tables and figure of the results of benchmarks/accuracy.py."""
+import csv
+import functools
+import gzip
+import io
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from accuracy_matrix import CLAIMS, MATRIX, METHODS
+from timm_focus.training.files import write_whole
+
+__all__ = ['Difference', 'Interval', 'contrast', 'judge', 'load', 'report']
+
+COLUMNS = ('data', 'kind', 'model', 'method', 'seed', 'epochs', 'passes', 'images', 'seconds', 'n_val', 'top1', 'top5',
+           'coverage', 'coverage_map', 'lost_10', 'lost_25', 'lost_50', 'random_10', 'random_25', 'random_50',
+           'erasing_map')
+# half of a 95 % interval over the standard error, by degrees of freedom from 1: Student's t at 0.975
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+# statistics
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f'{self.low:+.2f} to {self.high:+.2f}'
+
+
+class Difference(NamedTuple):
+    """A contrast of means, with 95 % intervals over seeds and over images, None where they cannot be had."""
+    value: float
+    seeds: Optional[Interval]
+    images: Optional[Interval]
+
+    def answer(self, margin: float = 0.) -> str:
+        """'yes' if both intervals lie above the margin, 'no' if both lie below, else 'undecided'."""
+        if self.seeds is None or self.images is None:
+            return 'undecided'
+        if min(self.seeds.low, self.images.low) > margin:
+            return 'yes'
+        return 'no' if max(self.seeds.high, self.images.high) < margin else 'undecided'
+
+
+Images = Dict[Tuple[str, int], Dict[str, np.ndarray]]  # by method and seed: columns, a value an image, in percent
+
+
+def contrast(rows: Sequence[Dict[str, Any]], images: Images, weights: Dict[str, float], column: str) -> Difference:
+    """Sum of the methods' means by weight, of the cells of one model on one data set.
+
+    Over seeds: Student's t, with the variance within methods pooled over all methods of `rows` (as in an analysis of
+    variance with one factor), so that a method with a single seed has an interval, too. Over images: bootstrap, paired,
+    as all cells see the same images, each averaged over its method's seeds.
+    """
+    values: Dict[str, List[float]] = {}
+    for row in rows:
+        values.setdefault(row['method'], []).append(float(row[column]))
+    value = sum(w * statistics.fmean(values[m]) for m, w in weights.items())
+    freedom = sum(len(v) - 1 for v in values.values())
+    seeds = None
+    if freedom:
+        variance = sum((x - statistics.fmean(v)) ** 2 for v in values.values() for x in v) / freedom
+        error = math.sqrt(variance * sum(w * w / len(values[m]) for m, w in weights.items()))
+        half = T[min(freedom, len(T)) - 1] * error
+        seeds = Interval(value - half, value + half)
+    cells = {m: [found[column] for (method, _), found in images.items() if method == m] for m in weights}
+    if not all(len(cells[m]) == len(values[m]) for m in weights):
+        return Difference(value, seeds, None)
+    each = sum(w * np.mean(cells[m], axis=0) for m, w in weights.items())
+    means = each[_resamples(len(each))].mean(1)
+    return Difference(value, seeds, Interval(*np.percentile(means, (2.5, 97.5)).tolist()))
+
+
+@functools.lru_cache(1)
+def _resamples(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(n, size=(2000, n), dtype=np.int32)
+
+
+# the report
+
+def _rows(text: str) -> List[Dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def load(results: Path) -> Tuple[List[Dict[str, Any]], Dict[Tuple[str, str], Images]]:
+    """Rows of all cells in order, and their images by data set and model.
+
+    Raises:
+        ValueError: Cells that are to be compared are of other settings, or were measured on other images.
+    """
+    rows, images, names, bases = [], {}, {}, {}
+    for path in sorted(results.glob('*/*/cell.json')):
+        cell = json.loads(path.read_text())
+        area = json.loads((path.parent / 'area.json').read_text())[0]
+        validated = json.loads((path.parent / 'validate.json').read_text())[0]
+        if bases.setdefault((cell['data'], cell['model']), cell['base']) != cell['base']:
+            raise ValueError(f'{path.parent} is of other settings than the cells before it: remove it.')
+        table = sorted(_rows(gzip.decompress((path.parent / 'images.csv.gz').read_bytes()).decode()),
+                       key=lambda row: row['image'])
+        listed = [row['image'] for row in table]
+        if names.setdefault(cell['data'], listed) != listed:
+            raise ValueError(f'{path.parent} was measured on other images than the cells before it: remove it.')
+        found = {name: 100 * np.array([float(row[name]) for row in table]) for name in table[0] if name not in (
+            'image', 'label', 'prediction')}
+        columns = dict(top1=found['correct'], top5=found['correct_top5'], coverage=found['coverage'])
+        for name, flags in found.items():  # points lost with what the model relies on erased, and with random regions
+            if name.startswith('correct_cam_'):
+                columns[name.replace('correct_cam', 'lost')] = found['correct'] - flags
+            if name.startswith('correct_random_'):
+                columns[name.replace('correct_random', 'random')] = found['correct'] - flags
+        images.setdefault((cell['data'], cell['model']), {})[cell['method'], cell['seed']] = columns
+        sizes = dict(coverage_map=area['map_size'], erasing_map=validated['map_size'])
+        values = {**cell, **{name: f'{v.mean():.4f}' for name, v in columns.items()}, 'n_val': len(table),
+                  **{name: 'x'.join(map(str, size)) for name, size in sizes.items()}}
+        rows.append({name: values[name] for name in COLUMNS})
+    return rows, images
+
+
+def asked(kind: str, model: str) -> Dict[str, int]:
+    """Seeds that the matrix has of each method with this model, or with its first one if it does not have it."""
+    blocks = [b for b in MATRIX if b.kind == kind and b.model in (model, MATRIX[0].model)]
+    blocks = [b for b in blocks if b.model == model] or blocks
+    return {method: block.seeds for block in blocks for method in block.methods}
+
+
+def groups(rows: Sequence[Dict[str, Any]]) -> Dict[Tuple[str, str, str], List[Dict[str, Any]]]:
+    """Cells by kind of data, data set and model: those that are compared."""
+    found: Dict[Tuple[str, str, str], List[Dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row['kind'], row['data'], row['model']), []).append(row)
+    return found
+
+
+def judge(rows: Sequence[Dict[str, Any]], images: Dict[Tuple[str, str], Images]) -> List[Dict[str, str]]:
+    """Each claim held against the results, for each data set and model of which the matrix has what it needs."""
+    judged, grouped = [], groups(rows)
+    blank = dict.fromkeys(('difference', 'over seeds', 'over images', 'cells'), '')
+    for claim in CLAIMS:
+        needed = {method for weights, _, _ in claim.contrasts for method in weights}
+        places = [key for key in grouped if key[0] == claim.kind and needed <= set(asked(claim.kind, key[2]))]
+        for kind, data, model in places:
+            cells, seeds = grouped[kind, data, model], asked(kind, model)
+            have = {m: sum(row['method'] == m for row in cells) for m in needed}
+            row = dict(claim=claim.text, where=f'{data}, {model}', answer='not run', **blank)
+            if all(have.values()):
+                found = [(contrast(cells, images.get((data, model), {}), weights, column), margin)
+                         for weights, column, margin in claim.contrasts]
+                answers = [difference.answer(margin) for difference, margin in found]
+                row['answer'] = 'no' if 'no' in answers else 'yes' if set(answers) == {'yes'} else 'undecided'
+                row['difference'] = '; '.join(
+                    _signed(weights, d.value) for (weights, _, _), (d, _) in zip(claim.contrasts, found))
+                row['over seeds'] = '; '.join(str(d.seeds or 'one seed') for d, _ in found)
+                row['over images'] = '; '.join(str(d.images or 'none') for d, _ in found)
+            row['cells'] = ', '.join(f'{m} {have[m]}' for m in METHODS if m in needed)
+            short = [m for m in needed if have[m] < seeds[m]]
+            if short and row['answer'] != 'not run':
+                row['answer'] += ', incomplete'
+            judged.append(row)
+        if not places:
+            judged.append(dict(claim=claim.text, where=claim.kind, answer='not run', **blank))
+    return judged
+
+
+def _signed(weights: Dict[str, float], value: float) -> str:
+    terms = ' '.join(f'{"+" if w > 0 else "-"} {"" if abs(w) == 1 else f"{abs(w):g} "}{m}' for m, w in weights.items())
+    return f'{terms.removeprefix("+ ")} = {value:+.2f}'
+
+
+def _table(rows: Sequence[Dict[str, str]]) -> str:
+    lines = [list(rows[0]), ['---'] * len(rows[0]), *([str(v) for v in row.values()] for row in rows)]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def method_rows(rows: Sequence[Dict[str, Any]], images: Images) -> List[Dict[str, str]]:
+    """A row for each method of one model on one data set."""
+    def mean(cells: Sequence[Dict[str, Any]], column: str, sd: bool = False) -> str:
+        values = [float(cell[column]) for cell in cells]
+        spread = f' ± {statistics.stdev(values):.2f}' if sd and len(values) > 1 else ''
+        return f'{statistics.fmean(values):.2f}{spread}'
+
+    table = []
+    for method in METHODS:
+        cells = [row for row in rows if row['method'] == method]
+        if not cells:
+            continue
+        against = dict.fromkeys(('to plain', 'over seeds', 'over images'), '')
+        if method != 'plain' and any(row['method'] == 'plain' for row in rows):
+            found = contrast(rows, images, {method: 1, 'plain': -1}, 'top1')
+            against = {'to plain': f'{found.value:+.2f}', 'over seeds': found.seeds or 'one seed',
+                       'over images': found.images or 'none'}
+        one = cells[0]
+        table.append({
+            'method': f'`{method}`', 'seeds': len(cells), 'epochs': one['epochs'],
+            'compute': f'{float(one["epochs"]) * float(one["passes"]):g}', 'top-1': mean(cells, 'top1', True),
+            **against,
+            'top-5': mean(cells, 'top5', True),
+            f'coverage, {one["coverage_map"]} map': mean(cells, 'coverage', True),
+            f'lost, 25 % erased by CAM, {one["erasing_map"]} map': mean(cells, 'lost_25'),
+            'lost, at random': mean(cells, 'random_25'),
+            'minutes': f'{statistics.fmean(float(cell["seconds"]) for cell in cells) / 60:.1f}'})
+    return table
+
+
+def draw(rows: Sequence[Dict[str, Any]], path: Path) -> None:
+    """Top-1 against compute: a point for each method, with the spread of its seeds."""
+    from matplotlib.figure import Figure
+
+    grouped = groups(rows)
+    figure = Figure(figsize=(7, 4.5 * len(grouped)), layout='constrained')
+    for ax, ((_, data, model), cells) in zip(figure.subplots(len(grouped), squeeze=False)[:, 0], grouped.items()):
+        found = {m: [cell for cell in cells if cell['method'] == m] for m in METHODS}
+        compute = {m: float(f[0]['epochs']) * float(f[0]['passes']) for m, f in found.items() if f}
+        for k, (method, x) in enumerate(compute.items()):
+            tops = [float(cell['top1']) for cell in found[method]]
+            mean = statistics.fmean(tops)
+            alike = [m for m in compute if compute[m] == x]  # side by side, so that none hides another
+            x += 0.015 * max(compute.values()) * (alike.index(method) - (len(alike) - 1) / 2)
+            ax.errorbar([x], [mean], [[mean - min(tops)], [max(tops) - mean]], fmt='os^Dv'[k // 10], capsize=3,
+                        color=f'C{k % 10}', label=method + (' (one seed)' if len(tops) == 1 else ''))
+        ax.set(xlabel='passes over the training images; side by side: the same', ylabel='top-1, %',
+               title=f'{data}, {model}')
+        ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=120, metadata={'Software': None})
+
+
+def report(results: Path) -> None:
+    """Write `cells.csv`, `README.md` and `accuracy.png` of all cells that are done.
+
+    Raises:
+        ValueError: There are none.
+    """
+    rows, images = load(results)
+    if not rows:
+        raise ValueError(f'There are no results in {results}: run some cells first.')
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(str(results / 'cells.csv'), text.getvalue())
+    rows = _rows((results / 'cells.csv').read_text())  # what is claimed is read off it
+    judged = judge(rows, images)
+    parts = [INTRODUCTION, '## Claims\n', _table(judged), READING]
+    for (kind, data, model), cells in groups(rows).items():
+        seeds = asked(kind, model)
+        have = {m: sum(cell['method'] == m for cell in cells) for m in seeds}
+        missing = [f'{m} ({have[m]} of {n})' for m, n in seeds.items() if have[m] < n]
+        folder = results / data / f'{model}-{cells[0]["method"]}-{cells[0]["seed"]}'
+        cell = json.loads((folder / 'cell.json').read_text())
+        parts += [f'## {data}, {model}\n', _table(method_rows(cells, images[data, model])),
+                  f'Incomplete, seeds run: {", ".join(missing)}.\n' if missing else 'All cells are run.\n',
+                  f'Settings: {cell["base"]}. {cell["processor"]}, {cell["cores"]} cores, torch {cell["torch"]}, timm '
+                  f'{cell["timm"]}. A cell:\n\n```\n{cell["command"]}\n```\n']
+    write_whole(str(results / 'README.md'), '\n'.join(parts))
+    draw(rows, results / 'accuracy.png')
+    print(f'{results / "README.md"}, cells.csv and accuracy.png beside it')
+    for row in judged:
+        print(f'{row["answer"]:22} {row["claim"]} ({row["where"]}): {row["difference"]}')
+
+
+INTRODUCTION = """# Accuracy
+
+Written by `python benchmarks/accuracy.py --report` from the folders beside this page, one for each run: its settings,
+its epochs, its accuracy and what it says of each validation image; all runs in one table: [cells.csv](cells.csv). The
+weights are those of the last epoch; nothing was chosen on the validation images.
+
+![Top-1 against compute](accuracy.png)
+"""
+READING = """
+Differences are in percentage points, with 95 % intervals. Over seeds: Student's t, by the variance within methods,
+pooled over all methods of the same model and data, which takes the spread of seeds to be the same for all; that is
+where the interval of a method with one seed comes from. Over images: bootstrap of the validation images, paired, with
+the means over seeds. A claim is answered yes if both intervals lie above its margin (0; half a point where it says so),
+no if both lie below, else undecided; each interval is of its own claim, not of all at once. Compute is epochs times
+passes of an image through the network in a step. Coverage is in percent, at images of 128 px or more; its map, and the
+one that ranks the erased pixels, are the network's last.
+"""

@@ -1,0 +1,361 @@
+"""benchmarks/accuracy.py: runs, their resumption, statistics and claims."""
+import csv
+import gzip
+import json
+import math
+import os
+import re
+import signal
+import statistics
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT, TINY
+
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+import accuracy  # noqa: E402
+import accuracy_report  # noqa: E402
+from accuracy_matrix import CLAIMS, MATRIX, METHODS  # noqa: E402
+from accuracy_report import COLUMNS, T, Difference, Interval, contrast, judge  # noqa: E402
+
+SETTINGS = ['--model', TINY, '--tier', '1', '--img-size', '48', '--seeds', '1', '--device', 'cpu', '-j', '0']
+
+
+@pytest.fixture
+def bench(image_folder, tmp_path, monkeypatch, capsys, quietly):
+    """`bench('--list')` is the exit code and what was printed, for two cells of a tiny model."""
+    def run(*more, methods=('plain', 'focus'), epochs=1, data=image_folder):
+        for name, value in ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        code = accuracy.main([
+            '--scenes', str(data), *SETTINGS, '--methods', *methods, '--epochs', str(epochs), '--output',
+            f'{tmp_path}/out', '--results', f'{tmp_path}/results', *more])
+        return code, capsys.readouterr()
+    return run
+
+
+def terminate_once_there(path):
+    """Send this process SIGTERM, as a scheduler does, when a run has written a file."""
+    def watch():
+        end = time.monotonic() + 120
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_runs_are_stopped_resumed_and_not_repeated(bench, tmp_path, monkeypatch):
+    flags = dict(epochs=6)
+    run = tmp_path / f'out/data/{TINY}-plain-0'
+    results = tmp_path / 'results/data'
+    thread = terminate_once_there(run / 'summary.csv')
+    code, printed = bench('--', '--batch-size', '8', **flags)
+    thread.join()
+    assert code == 130 and 'goes on next time' in printed.err
+    assert not list(results.glob('*')) and not list(tmp_path.glob(f'out/data/{TINY}-focus-0'))
+    before = (run / 'summary.csv').read_text().splitlines()
+    assert 2 <= len(before) < 7, 'it was stopped in the middle'
+
+    assert re.search(rf'{TINY}-plain-0 +\d of 6 epochs', bench('--list', '--', '--batch-size', '8', **flags)[1].out)
+    code, printed = bench('--', '--batch-size', '8', **flags)
+    assert code == 0, printed.err
+    assert 'Resuming' in (run / 'log.txt').read_text()
+    after = (run / 'summary.csv').read_text().splitlines()
+    assert len(after) == 7 and after[:len(before)] == before
+    for method in ('plain', 'focus'):
+        folder = results / f'{TINY}-{method}-0'
+        cell = json.loads((folder / 'cell.json').read_text())
+        assert cell['seconds'] > 0 and cell['images'] == 24 * 6 and cell['passes'] == (2 if method == 'focus' else 1)
+        assert f'--model {"focus_" if method == "focus" else ""}{TINY}' in cell['command']
+        for file in folder.glob('*.[cjy]*'):
+            if file.suffix != '.gz':
+                assert str(tmp_path) not in file.read_text(), f'{file.name} has paths of this machine'
+        images = list(csv.DictReader(gzip.decompress((folder / 'images.csv.gz').read_bytes()).decode().splitlines()))
+        validated = json.loads((folder / 'validate.json').read_text())[0]
+        assert len(images) == 10 and 0 < float(images[0]['coverage']) < 1
+        assert validated['top1'] == pytest.approx(10 * sum(int(row['correct']) for row in images))
+        last = list(csv.DictReader((folder / 'summary.csv').read_text().splitlines()))[-1]
+        assert validated['top1'] == pytest.approx(float(last['eval_top1'])), 'the last epoch counts'
+
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob('**/*') if path.is_file()}
+    code, printed = bench('--', '--batch-size', '8', **flags)
+    assert code == 0 and not printed.out, 'what is done is not run again'
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.glob('**/*') if path.is_file()}
+
+    # the time that a cell takes is known now: twice the epochs and a pass each
+    code, printed = bench('--list', '--', '--batch-size', '8', methods=('plain', 'focus', 'plain_2x'), **flags)
+    assert printed.out.count(' done ') == 2 and '-plain_2x-0' in printed.out and 'unknown' not in printed.out
+    code, printed = bench(
+        '--minutes', '0.01', '--', '--batch-size', '8', methods=('plain', 'focus', 'plain_2x'), **flags)
+    assert code == 0 and '1 cells take longer' in printed.out and not list(tmp_path.glob('out/**/*plain_2x*'))
+
+    code, printed = bench('--', '--batch-size', '4', **flags)
+    assert code == 2 and 'other settings' in printed.err and printed.err.count('\n') == 1
+    monkeypatch.setitem(METHODS, 'focus', METHODS['focus_half'])
+    code, printed = bench('--', '--batch-size', '8', **flags)
+    assert code == 2 and 'other settings' in printed.err, 'a method that became another'
+    monkeypatch.undo()
+
+    assert accuracy.main(['--report', '--results', f'{tmp_path}/results']) == 0
+    rows = list(csv.DictReader((tmp_path / 'results/cells.csv').read_text().splitlines()))
+    assert [(row['method'], row['seed'], row['coverage_map'], row['erasing_map']) for row in rows] == [
+        ('focus', '0', '4x4', '2x2'), ('plain', '0', '4x4', '2x2')]
+    text = (tmp_path / 'results/README.md').read_text()
+    assert '`focus`' in text and 'one seed' in text and 'plain (1 of 2)' in text and 'undecided, incomplete' in text
+    assert (tmp_path / 'results/accuracy.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_does_not_stop_the_others(bench, tmp_path):
+    code, printed = bench('--', '--batch-size', '8', '--lr', '1e30')
+    assert code == 1 and printed.err.count('exit code 1') == 2, printed.err
+    assert not list(tmp_path.glob('results/**/cell.json'))
+
+
+@pytest.mark.parametrize('flags, words', [
+    ('--drop much', '--drop'), ('--train-batches-per-epoch 4', 'needs --train-img-sizes'), ('--droop 1', '--droop')])
+def test_flags_that_the_script_refuses(bench, capsys, flags, words):
+    with pytest.raises(SystemExit) as e:
+        bench('--', *flags.split())
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count('\n') == 1 and words in err
+
+
+def test_images_are_those_that_the_flags_leave(image_folder):
+    args = accuracy.parse_args(['--scenes', str(image_folder), '--', '--images-per-class', '5'])
+    assert {cell.n_train for cell in accuracy.plan(args)} == {10}
+
+
+def test_training_images_are_held_back(bench, tmp_path, image_folder):
+    code, printed = bench('--held-back', '0.25', '--list')
+    assert code == 0 and 'data-held-back-0.25' in printed.out
+    held = tmp_path / 'out/held_back_data/data-held-back-0.25'
+    parts = {split: [path.resolve() for path in held.glob(f'{split}/*/*')] for split in ('train', 'val')}
+    assert len(parts['val']) == 6 and len(parts['train']) == 18
+    assert {*parts['val'], *parts['train']} == {*(image_folder / 'train').resolve().glob('*/*')}
+    assert len({path.parent.name for path in parts['val']}) == 2
+    assert bench('--held-back', '0.25', '--list')[0] == 0, 'the folder is there'
+    args = accuracy.parse_args(['--scenes', 'x', '--held-back'])
+    assert args.held_back == 0.2 and args.results == args.output / 'held_back', 'not among the results'
+
+
+def test_the_end_of_the_time(tmp_path, image_folder):
+    """A command is asked to end, and waited for; nobody else has its cell meanwhile."""
+    args = accuracy.parse_args(['--scenes', str(image_folder), '--output', str(tmp_path / 'out'), '--tier', '1'])
+    cell = accuracy.plan(args)[0]
+    code = ("import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved'))); "
+            "print('begun', flush=True); time.sleep(60)")
+    log = tmp_path / 'log.txt'
+    with accuracy.held(cell) as lock:
+        with accuracy.held(cell) as other:
+            assert lock is not None and other is None
+        with pytest.raises(accuracy.Stopped):
+            accuracy.call([sys.executable, '-c', code], log, time.monotonic() + 2, lock)
+    assert log.read_text().split() == ['begun', 'saved']
+    with accuracy.held(cell) as lock:
+        assert lock is not None
+        with pytest.raises(accuracy.Failed, match='exit code 3, .*: last words'):
+            accuracy.call([sys.executable, '-c', "print('last words'); raise SystemExit(3)"], log, math.inf, lock)
+
+
+@pytest.mark.parametrize('more, words', [
+    (('--held-back', '0.01'), 'leaves one part without images of left'),
+    (('--model', 'focus_resnet18'), 'name of a plain model'),
+    (('--model', 'resnet'), '--model is resnet'),
+    (('--weights', 'none.pth'), '--weights is none.pth, which is no file'),
+    (('--tier', '3', '--methods', 'mean_map'), 'leave no cell'),
+    (('--objects', '{data}'), 'the same name'),
+    (('--scenes', '{data}/val'), 'train'),
+    (('--', '--epochs', '3'), '--epochs after -- is set by this script'),
+    (('--', '--seed=3'), '--seed=3 after -- is set by this script'),
+])
+def test_bad_input(bench, image_folder, more, words):
+    code, printed = bench(*(word.format(data=image_folder) for word in more))
+    assert code == 2 and printed.err.count('\n') == 1 and words in printed.err, printed.err
+
+
+@pytest.mark.parametrize('argv, words', [
+    ([], '--scenes DIR'), (['--scenes', 'x', '--img-size', '32'], 'give 33 or more'),
+    (['--scenes', 'x', '--held-back', '1'], 'between 0 and 1'), (['--scenes', 'x', '--seeds', '0'], 'give 1 or more'),
+])
+def test_bad_flags(argv, words, capsys):
+    with pytest.raises(SystemExit) as e:
+        accuracy.parse_args(argv)
+    assert e.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_no_results(tmp_path, capsys):
+    assert accuracy.main(['--report', '--results', str(tmp_path)]) == 2
+    assert 'There are no results' in capsys.readouterr().err
+
+
+def test_the_matrix(image_folder):
+    """What the claims need is run, on the same settings, and every flag is one of the script's."""
+    import train_focus
+    from timm_focus.training import parse_args
+    for claim in CLAIMS:
+        needed = {method for weights, _, _ in claim.contrasts for method in weights}
+        assert needed <= set(accuracy_report.asked(claim.kind, MATRIX[0].model)), claim.text
+        assert all(math.isclose(sum(weights.values()), 0, abs_tol=1e-9) for weights, _, _ in claim.contrasts)
+    passes = {1: 'none', 1.5: 'focus', 2: 'focus'}
+    for name, method in METHODS.items():
+        args, _ = parse_args(train_focus.parser, [str(image_folder), *method.flags.format(TINY).split()])
+        if name != 'side':  # it has the head, and no second pass
+            assert args.method == passes[method.passes]
+    assert len({(block.epochs, block.img_size, block.flags) for block in MATRIX if block.kind == 'scenes'
+                and block.model == MATRIX[0].model}) == 1
+    args = accuracy.parse_args(['--scenes', str(image_folder), '--weights', __file__])
+    cells = accuracy.plan(args)
+    assert [cell.block.tier for cell in cells] == sorted(cell.block.tier for cell in cells)
+    assert sum(cell.block.tier == 1 for cell in cells) == 21 and len({cell.results for cell in cells}) == len(cells)
+    assert [cell.seed for cell in cells if cell.block.tier == 1] == [0] * 7 + [1] * 7 + [2] * 7
+    assert all(('--pretrained-path' in cell.start) == cell.block.weights for cell in cells)
+
+
+# statistics
+
+def test_quantiles_of_t():
+    """By integration of the density, from -t to t."""
+    assert len(T) == 30
+    for freedom in (1, 2, 4, 14, 30):
+        t = T[freedom - 1]
+        x = np.linspace(-t, t, 200_001)
+        scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+        y = scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2)
+        assert ((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() == pytest.approx(0.95, abs=2e-4)
+
+
+MEASURED = ('top1', 'coverage', 'lost_25')
+
+
+def made_up(means, seeds=3, spread=0.3, n=4000, kind='scenes', data='places', model=MATRIX[0].model):
+    """Rows and images of methods with about these means, in percent."""
+    rng = np.random.default_rng(3)
+    difficulty = rng.permutation(n) / n * 100
+    rows, images = [], {}
+    for method, mean in means.items():
+        for seed in range(seeds):
+            shifted = mean + spread * (seed - (seeds - 1) / 2)
+            right = np.where(difficulty < shifted, 100., 0.)
+            images[method, seed] = dict.fromkeys(MEASURED, right)
+            rows.append({**dict.fromkeys(COLUMNS, ''), **dict(
+                kind=kind, data=data, model=model, method=method, seed=str(seed)),
+                **dict.fromkeys(MEASURED, str(right.mean()))})
+    return rows, {(data, model): images}
+
+
+def test_intervals_are_those_of_literal_computations():
+    rows, images = made_up(dict(plain=40, focus=42, has=41))
+    images = images['places', MATRIX[0].model]
+    weights = {'focus': 1, 'plain': -0.5, 'has': -0.5}
+    found = contrast(rows, images, weights, 'top1')
+    values = {m: [float(row['top1']) for row in rows if row['method'] == m] for m in weights}
+    assert found.value == pytest.approx(
+        statistics.mean(values['focus']) - (statistics.mean(values['plain']) + statistics.mean(values['has'])) / 2)
+    within = statistics.mean(statistics.variance(v) for v in values.values())  # of 6
+    half = 2.447 * math.sqrt(within * (1 / 3 + 0.25 / 3 + 0.25 / 3))
+    assert found.seeds == pytest.approx((found.value - half, found.value + half))
+
+    each = np.zeros(4000)
+    for m, w in weights.items():
+        for seed in range(3):
+            each += w / 3 * images[m, seed]['top1']
+    rng = np.random.default_rng(7)  # other draws than the code's
+    means = sorted(each[rng.integers(4000, size=4000)].mean() for _ in range(2000))
+    assert found.images == pytest.approx((means[50], means[1949]), abs=0.06)
+    paired = found.images.high - found.images.low
+    apart = 2 * 1.96 * math.sqrt(2 * 0.4 * 0.6 / 4000) * 100
+    assert paired < apart / 2, 'the pairing tells'
+
+
+def test_one_seed_borrows_the_spread_of_the_others():
+    rows, images = made_up(dict(plain=40, focus=42))
+    more, one = made_up(dict(side=41), seeds=1)
+    key = 'places', MATRIX[0].model
+    found = contrast(rows + more, {**images[key], **one[key]}, {'side': 1, 'plain': -1}, 'top1')
+    assert (found.seeds.high - found.seeds.low) / 2 == pytest.approx(2.776 * 0.3 * math.sqrt(1 + 1 / 3), rel=0.03)
+    alone = contrast(*made_up(dict(plain=40, focus=60), seeds=1, data='x')[:1], {}, {'focus': 1, 'plain': -1}, 'top1')
+    assert alone.seeds is None and alone.images is None and alone.answer() == 'undecided'
+
+
+@pytest.mark.parametrize('seeds, images, margin, answer', [
+    ((0.1, 2), (0.2, 3), 0, 'yes'), ((-0.1, 2), (0.2, 3), 0, 'undecided'), ((0.1, 2), (-0.2, 3), 0, 'undecided'),
+    ((-2, -0.1), (-3, -0.2), 0, 'no'), ((-2, -0.1), (-3, 0.2), 0, 'undecided'), (None, (1, 2), 0, 'undecided'),
+    ((1, 2), None, 0, 'undecided'), ((-0.4, 1), (-0.3, 1), -0.5, 'yes'), ((-2, -0.6), (-2, -0.7), -0.5, 'no'),
+])
+def test_answers(seeds, images, margin, answer):
+    intervals = [None if i is None else Interval(*i) for i in (seeds, images)]
+    assert Difference(0, *intervals).answer(margin) == answer
+
+
+def answers(*found):
+    """Answers in the order of the claims."""
+    rows, images = [], {}
+    for more, other in found:
+        rows += more
+        images.update(other)
+    judged = judge(rows, images)
+    assert [row['claim'] for row in judged] == [claim.text for claim in CLAIMS]
+    return [row['answer'] for row in judged]
+
+
+SCENES = dict(plain=40, plain_2x=42.1, has=41, has_2x=44, focus=42, focus_half=41.9, focus_random=40, side=41,
+              side_cpc=43, side_ipc=45)
+OBJECTS = dict(plain=70, plain_2x=72, focus=70.1)
+
+
+@pytest.mark.parametrize('scenes, objects, expected', [
+    # epochs, compute, HaS, CAM, objects twice, coverage, erasing, IPC and CPC, half
+    ({}, {}, 'yes undecided no yes undecided yes yes no yes yes'),
+    (dict(focus=40.1, focus_half=42), dict(focus=74),
+     'undecided no no undecided no no undecided undecided yes undecided'),
+    (dict(focus=46, focus_half=42), dict(focus=67), 'yes yes yes yes yes yes yes no yes no'),
+    (dict(focus=38, side_cpc=41.1), {}, 'no no no no undecided yes no yes undecided no'),
+])
+def test_claims(scenes, objects, expected):
+    found = answers(made_up({**SCENES, **scenes}), made_up({**OBJECTS, **objects}, kind='objects', data='things'))
+    assert ' '.join(found) == expected
+
+
+def test_figure(tmp_path):
+    rows, _ = made_up(SCENES)
+    for row in rows:
+        row.update(epochs='20', passes=str(METHODS[row['method']].passes))
+    accuracy_report.draw(rows, tmp_path / 'a.png')
+    assert (tmp_path / 'a.png').stat().st_size > 10_000
+
+
+def test_claims_of_an_incomplete_matrix():
+    complete = answers(made_up(SCENES))
+    assert complete[4:6] == ['not run', 'not run'], 'there are no objects'
+    rows, images = made_up(SCENES)
+    fewer = [row for row in rows if (row['method'], row['seed']) != ('focus', '2')]
+    del images['places', MATRIX[0].model]['focus', 2]
+    found = answers((fewer, images))
+    assert found[0] == 'yes, incomplete' and found[9].endswith(', incomplete') and found[8] == 'yes'
+    assert answers(([row for row in rows if row['method'] != 'has_2x'], images))[2] == 'not run'
+    assert answers((rows, {}))[0] == 'undecided', 'without the images'
+    text = accuracy_report._table(judge(fewer, images))
+    assert re.search(r'focus - plain = \+1\.8\d', text) and 'plain 3, focus 2' in text
+
+
+@pytest.mark.parametrize('image, base, words', [('a/2.jpg', 'x', 'other images'), ('a/1.jpg', 'y', 'other settings')])
+def test_what_is_not_alike_is_not_compared(tmp_path, image, base, words):
+    for method, image, base in (('focus', image, base), ('plain', 'a/1.jpg', 'x')):
+        folder = tmp_path / 'x' / f'm-{method}-0'
+        folder.mkdir(parents=True)
+        for name, content in (('cell', {**dict.fromkeys(COLUMNS, 'x'), 'base': base}),
+                              ('area', [dict(map_size=[4, 4])]), ('validate', [dict(map_size=[2, 2])])):
+            (folder / f'{name}.json').write_text(json.dumps(content))
+        columns = ['correct', 'correct_top5', 'coverage', *(f'correct_{kind}_{share}' for kind in ('cam', 'random')
+                                                            for share in (10, 25, 50))]
+        table = f'image,label,prediction,{",".join(columns)}\n{image},a,a{",1" * len(columns)}\n'
+        (folder / 'images.csv.gz').write_bytes(gzip.compress(table.encode()))
+    with pytest.raises(ValueError, match=words):
+        accuracy_report.load(tmp_path)
