@@ -1,0 +1,28 @@
+"""What set_up_device does that no run shows; the rest is in the tests of the script."""
+import platform
+import subprocess
+import sys
+
+import pytest
+from conftest import ENVIRONMENT
+
+FAULTS = """
+import resource, sys, torch
+from timm_focus.training.device import keep_freed_memory
+if sys.argv[1] == 'kept':
+    keep_freed_memory()
+for i in range(12):
+    tensors = [torch.ones(2 ** 20) for _ in range(64)]  # 256 MiB, in parts that are neither small nor huge
+    del tensors
+    if i == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='of the C library glibc')
+def test_freed_memory_is_not_cleared_again():
+    faults = {
+        kind: int(subprocess.run([sys.executable, '-c', FAULTS, kind], env=ENVIRONMENT, capture_output=True, text=True,
+                                 check=True).stdout) for kind in ('kept', 'default')}
+    assert faults['default'] > 10_000 and faults['kept'] < 1_000, faults
