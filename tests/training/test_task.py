@@ -400,7 +400,9 @@ def test_compiled_training_equals_eager(row, backend):
         torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize('focus', [{}, dict(recompute=True), MINING], ids=['focus', 'recompute', 'mining'])
+@pytest.mark.parametrize('focus', [
+    {}, pytest.param(dict(recompute=True), marks=pytest.mark.slow), pytest.param(MINING, marks=pytest.mark.slow)],
+    ids=['focus', 'recompute', 'mining'])
 def test_no_step_is_compiled_again(focus):
     task = make_task(RESNET, **focus)
     torch._dynamo.reset()
