@@ -8,8 +8,8 @@ import sys
 import pytest
 import timm
 import torch
-from PIL import Image
 import yaml
+from PIL import Image
 from timm.data import create_dataset, create_transform
 
 import train_focus
