@@ -5,8 +5,9 @@
     python benchmarks/step_cost.py resnet18 --amp --device cuda -b 64
     python benchmarks/step_cost.py resnet18 --torchcompile --steps 15
 
-Steps of all kinds are interleaved in one process, and medians are compared. On CUDA time is that of events, the peak
-the allocator's, gradients of parameters included; on the CPU it is of the tensors that are alive, without them.
+Steps of all kinds are interleaved in one process; the ratio of times is the median over rounds of a step to the plain
+one beside it, which a machine that slows down for a while disturbs little. On CUDA time is that of events, the peak the
+allocator's, gradients of parameters included; on the CPU it is of the tensors that are alive, without them.
 """
 import argparse
 import contextlib
@@ -120,7 +121,7 @@ def measure(name, args):
         else:
             line += ' ' * 54
         if args.steps:
-            ratio = statistics.median(times[kind]) / statistics.median(times['plain'])
+            ratio = statistics.median(a / b for a, b in zip(times[kind], times['plain']))
             line += f'  {ratio:7.3f}  {spread(times[kind])}'
         print(line, flush=True)
 
