@@ -33,7 +33,7 @@ METHODS = {
     'detach_main': Method('--model focus_{} --focus-kl-detach main'),
     'detach_erased': Method('--model focus_{} --focus-kl-detach erased'),
 }
-COMPARED = ('plain', 'plain_2x', 'has', 'has_2x', 'focus', 'focus_half', 'focus_random')
+COMPARED = ('plain', 'focus', 'plain_2x', 'focus_random', 'has', 'has_2x', 'focus_half')
 
 
 class Block(NamedTuple):

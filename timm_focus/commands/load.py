@@ -68,7 +68,7 @@ def load_models(args: argparse.Namespace, heads: bool = False) -> List[Loaded]:
         if names.count(one.name) > 1:
             raise ValueError(f'{one.name} is named twice: results go by these names.')
         try:
-            one.model.to(device)
+            one.model.to(device, memory_format=torch.channels_last)
         except RuntimeError as e:
             raise ValueError(f'--device is {device}, which cannot be used: {e}') from e
     return loaded
