@@ -153,6 +153,22 @@ def test_area_is_measured_image_by_image(command, run_folder, image_folder, tmp_
     assert Image.open(out / 'area.png').size[0] > 100
 
 
+def test_torchvisions_weights_are_evaluated_as_they_were_published(tmp_path, monkeypatch):
+    import torchvision
+    torch.manual_seed(1)
+    published = torchvision.models.resnet18().state_dict()
+    cache = tmp_path / 'hub/checkpoints'  # what has been downloaded before is not downloaded again
+    cache.mkdir(parents=True)
+    torch.save(published, cache / 'resnet18-f37072fd.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    loaded = load_model('torchvision:resnet18', pretrained=True)
+    assert all(torch.equal(v, published[k]) for k, v in loaded.model.state_dict().items())
+    assert loaded.data_config['input_size'] == (3, 224, 224) and loaded.data_config['crop_pct'] == 224 / 256
+    random = load_model('torchvision:resnet18', img_size=64)
+    assert not torch.equal(random.model.fc.weight, published['fc.weight'])
+    assert random.data_config['input_size'] == (3, 64, 64)
+
+
 def test_a_broken_measurement_goes_on(command, image_folder, tmp_path):
     out = tmp_path / 'area'
     argv = ('area', image_folder, '--model', 'torchvision:shufflenet_v2_x0_5', '--img-size', '64', '-j', '0',

@@ -217,7 +217,7 @@ def test_a_folder_of_results_is_not_overwritten_by_others(command, refusal, imag
     (['--erase', 'nan'], '--erase is nan'),
     (['--img-size', '32'], 'is 1 x 1 at images of 32 x 32, so it ranks no pixels: .*leave the erasing off'),
     (['--model', TINY], f'{TINY} would be measured with random weights: give its --checkpoint'),
-    (['--model', 'torchvision:resnet18', '--pretrained'], 'torchvision:resnet18 would be measured with random'),
+    (['--model', 'torchvision:resnet18'], 'torchvision:resnet18 would be measured with random'),
     (['--batch-size', '0'], 'batch_size'),
 ])
 def test_a_mistake_is_one_line(refusal, argv, words, image_folder, tmp_path):

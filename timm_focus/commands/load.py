@@ -40,7 +40,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                         help='timm name, or torchvision:NAME; once for each model')
     parser.add_argument('--checkpoint', action='append', default=[], metavar='PATH', help='weights of each --model: a '
                         "file, or the folder of a run; a run's checkpoint needs no --model")
-    parser.add_argument('--pretrained', action='store_true', help="download timm's weights, without a checkpoint")
+    parser.add_argument('--pretrained', action='store_true', help="download timm's or torchvision's weights, "
+                        'without a checkpoint')
     parser.add_argument('--img-size', type=int, metavar='N', help="height and width (default: the model's)")
     parser.add_argument('--device', default='', help='device (default: cuda if there is one, else cpu)')
     parser.add_argument('-b', '--batch-size', type=int, default=64, help='images at a time (default: 64)')
@@ -87,7 +88,7 @@ def load_model(
         name: timm's, of a focus model its backbone is meant, or 'torchvision:NAME'; not needed with a checkpoint that
             train_focus.py or timm's train.py wrote.
         checkpoint: File of weights, or folder of a run, whose best are taken.
-        pretrained: Load timm's weights where there is no checkpoint.
+        pretrained: Load timm's or torchvision's weights where there is no checkpoint.
         img_size: Height and width of the input.
         heads: Keep the heads of focus training where the checkpoint has them: the model is a `FocusNet` then.
 
@@ -121,7 +122,7 @@ def load_model(
             raise ValueError(f'The checkpoint {path} does not say which model it is of: give --model, too.')
     shown = name if checkpoint is None else f'{name}@{os.path.basename(os.path.normpath(checkpoint))}'
     if name.startswith(TORCHVISION):
-        return Loaded(shown, *_torchvision_model(name, state, img_size), [], record)
+        return Loaded(shown, *_torchvision_model(name, state, pretrained, img_size), [], record)
 
     plain = name.removeprefix('focus_')
     if ':' not in plain and not timm.is_model(plain):
@@ -260,8 +261,14 @@ def _load_state(model: Any, state: Dict[str, Any], what: str) -> None:
     model.load_state_dict(state)
 
 
-def _torchvision_model(name: str, state: Optional[Dict[str, Any]], img_size: Optional[int]) -> tuple:
+def _torchvision_model(
+        name: str,
+        state: Optional[Dict[str, Any]],
+        pretrained: bool,
+        img_size: Optional[int],
+) -> Tuple[Any, Dict[str, Any]]:
     import torchvision
+
     short = name.removeprefix(TORCHVISION)
     if short not in torchvision.models.list_models(module=torchvision.models):
         near = difflib.get_close_matches(short, torchvision.models.list_models(module=torchvision.models), 1)
@@ -269,13 +276,19 @@ def _torchvision_model(name: str, state: Optional[Dict[str, Any]], img_size: Opt
     kwargs = {}
     if state is not None:
         kwargs['num_classes'] = len(list(state.values())[-1])  # the classifier's bias comes last
-    model = torchvision.models.get_model(short, weights=None, **kwargs)
+    size, config = 224, dict(
+        interpolation='bilinear', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.875)
+    weights = torchvision.models.get_model_weights(short).DEFAULT if pretrained and state is None else None
+    if weights:  # evaluated as they were published
+        preset = weights.transforms()
+        size = preset.crop_size[0]
+        config = dict(interpolation=preset.interpolation.value, mean=tuple(preset.mean), std=tuple(preset.std),
+                      crop_pct=size / preset.resize_size[0])
+    model = torchvision.models.get_model(short, weights=weights, **kwargs)
     if state is not None:
         _load_state(model, state, f'The checkpoint into {name}')
-    size = img_size or 224
-    return model.eval(), dict(
-        input_size=(3, size, size), interpolation='bilinear', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        crop_pct=0.875, crop_mode='center')
+    size = img_size or size
+    return model.eval(), dict(config, input_size=(3, size, size), crop_mode='center')
 
 
 def open_images(path: str, leave_out: Optional[str] = None) -> Any:

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
-from .load import TORCHVISION, Loaded, add_model_arguments, image_mode, load_models
+from .load import Loaded, add_model_arguments, image_mode, load_models
 from .table import add_format, write_table
 
 __all__ = ['add_parser', 'match_classes', 'open_labelled_images']
@@ -40,10 +40,9 @@ def run(args: argparse.Namespace) -> None:
     wrong = [p for p in percents if not 0 < p <= 100]
     if wrong:
         raise ValueError(f'--erase is {wrong[0]:g}: give percentages above 0 and at most 100.')
-    for name in [] if args.checkpoint else args.model:
-        if not args.pretrained or name.startswith(TORCHVISION):
-            raise ValueError(f'{name} would be measured with random weights: give its --checkpoint, or, of a timm '
-                             'model, --pretrained.')
+    if args.model and not args.checkpoint and not args.pretrained:
+        raise ValueError(f'{args.model[0]} would be measured with random weights: give its --checkpoint, or '
+                         '--pretrained.')
     dataset = open_labelled_images(args.data)
     models = load_models(args)
     settings = [_settings(loaded, args.data, percents) for loaded in models]
