@@ -84,6 +84,7 @@ def test_tables(command):
 
 @pytest.mark.parametrize('argv, words', [
     (['rf', 'resnet81'], r'knows no model resnet81. Did you mean resnet\d+'),
+    (['rf', 'resnet18', '--img-size', '0'], r'argument --img-size: 0 is given, where 1 or more is allowed'),
     (['rf', 'torchvision:resnet81'], r'torchvision knows no model resnet81. Did you mean resnet\d+'),
     (['rf', 'resnet18', '--feature', 'layer33'], "layer33.*layer3"),
     (['models', 'nonsense*'], 'No model is called nonsense'),

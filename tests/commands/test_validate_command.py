@@ -218,7 +218,8 @@ def test_a_folder_of_results_is_not_overwritten_by_others(command, refusal, imag
     (['--img-size', '32'], 'is 1 x 1 at images of 32 x 32, so it ranks no pixels: .*leave the erasing off'),
     (['--model', TINY], f'{TINY} would be measured with random weights: give its --checkpoint'),
     (['--model', 'torchvision:resnet18'], 'torchvision:resnet18 would be measured with random'),
-    (['--batch-size', '0'], 'batch_size'),
+    (['--batch-size', '0'], 'argument -b/--batch-size: 0 is given, where 1 or more is allowed'),
+    (['--img-size', '-64'], '--img-size: -64 is given, where 1 or more is allowed'),
 ])
 def test_a_mistake_is_one_line(refusal, argv, words, image_folder, tmp_path):
     model = [] if '--model' in argv else ['--model', TINY, '--checkpoint', weights(tmp_path / 'w.pth')]

@@ -25,4 +25,4 @@ def test_freed_memory_is_not_cleared_again():
     faults = {
         kind: int(subprocess.run([sys.executable, '-c', FAULTS, kind], env=ENVIRONMENT, capture_output=True, text=True,
                                  check=True).stdout) for kind in ('kept', 'default')}
-    assert faults['default'] > 10_000 and faults['kept'] < 1_000, faults
+    assert faults['default'] > 1_000 and 10 * faults['kept'] < faults['default'], faults  # fewer with huge pages

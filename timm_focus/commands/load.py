@@ -5,8 +5,7 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 __all__ = [
-    'Loaded', 'add_model_arguments', 'class_names', 'image_mode', 'load_model', 'load_models',
-    'open_images',
+    'Loaded', 'add_model_arguments', 'class_names', 'image_mode', 'load_model', 'load_models', 'open_images', 'positive',
 ]
 
 RUN_FILES = ('model_best.pth.tar', 'last.pth.tar')
@@ -34,6 +33,13 @@ class Loaded(NamedTuple):
     record: Dict[str, Any] = {}
 
 
+def positive(text: str) -> int:
+    """A flag's number from 1 on; what else is given is told."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} is given, where 1 or more is allowed')
+    return int(text)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that say which models, and how they are fed."""
     parser.add_argument('--model', action='append', default=[], metavar='NAME',
@@ -42,9 +48,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                         "file, or the folder of a run; a run's checkpoint needs no --model")
     parser.add_argument('--pretrained', action='store_true', help="download timm's or torchvision's weights, "
                         'without a checkpoint')
-    parser.add_argument('--img-size', type=int, metavar='N', help="height and width (default: the model's)")
+    parser.add_argument('--img-size', type=positive, metavar='N', help="height and width (default: the model's)")
     parser.add_argument('--device', default='', help='device (default: cuda if there is one, else cpu)')
-    parser.add_argument('-b', '--batch-size', type=int, default=64, help='images at a time (default: 64)')
+    parser.add_argument('-b', '--batch-size', type=positive, default=64, help='images at a time (default: 64)')
     parser.add_argument('-j', '--workers', type=int, default=2, help='processes that load images (default: 2)')
 
 

@@ -5,6 +5,7 @@ import sys
 from typing import Any, Dict
 
 from .rf import receptive_field_columns
+from .load import positive
 from .table import add_format, write_table
 
 __all__ = ['add_parser']
@@ -17,8 +18,8 @@ def add_parser(commands: Any) -> None:
                     'multiply-adds are those of the plain model: its heads exist only in training.')
     parser.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="names, as in timm.list_models: "
                         "'resnet*' (default: all, which takes an hour)")
-    parser.add_argument('--img-size', type=int, metavar='N', help="height and width (default: the model's)")
-    parser.add_argument('--num-classes', type=int, default=365, metavar='N', help='classes (default: 365, Places365)')
+    parser.add_argument('--img-size', type=positive, metavar='N', help="height and width (default: the model's)")
+    parser.add_argument('--num-classes', type=positive, default=365, metavar='N', help='classes (default: 365, Places365)')
     add_format(parser)
     parser.set_defaults(run=run)
 

@@ -3,6 +3,7 @@ import argparse
 import math
 from typing import Any
 
+from .load import positive
 from .table import add_format, write_table
 
 __all__ = ['add_parser', 'receptive_field_columns']
@@ -16,7 +17,7 @@ def add_parser(commands: Any) -> None:
                         'the last before the global pool)')
     parser.add_argument('--through-global', action='store_true', help='leave global operations out, such as '
                         'squeeze-and-excite and attention, instead of calling the field infinite')
-    parser.add_argument('--img-size', type=int, metavar='N', help='height and width of the image to trace on')
+    parser.add_argument('--img-size', type=positive, metavar='N', help='height and width of the image to trace on')
     add_format(parser)
     parser.set_defaults(run=run)
 

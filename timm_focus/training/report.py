@@ -192,9 +192,12 @@ def conclude(
         listed = ''.join(f', {k}={v!r}' for k, v in {'num_classes': args.num_classes, **kwargs}.items())
         needs = 'import timm_focus; ' if architecture.startswith('shufflenetv2_') else ''
         line = f'timm.create_model({architecture!r}{listed}, checkpoint_path={best!r})'
-        if args.split_bn:  # the statistics of the other splits are in the checkpoint, too
+        unlike = ', strict=False' if args.split_bn else ''  # the statistics of the other splits are in it, too
+        if args.model_ema and args.model_ema_force_cpu:  # the running average was not validated
+            unlike += ', use_ema=False'
+        if unlike:
             line = (f'model = timm.create_model({architecture!r}{listed}); '
-                    f'timm.models.load_checkpoint(model, {best!r}, strict=False)')
+                    f'timm.models.load_checkpoint(model, {best!r}{unlike})')
         _logger.info(f'Load it with timm: {needs}{line}')
 
 
