@@ -669,27 +669,20 @@ def test_a_run_that_diverges_says_so(settings, monkeypatch, capsys):
     assert re.search(r'error: The loss of epoch \d is (nan|inf).*--lr', capsys.readouterr().err.splitlines()[-1])
 
 
-# on a GPU
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_float16_on_a_gpu(train):
-    run = train('--device cuda --amp --amp-dtype float16 --epochs 2 --model-ema')
-    assert finite(run.weights()) and 'amp_scaler' in run.checkpoint()
-    assert (run.folder / 'focus.png').exists()
-    train('--device cuda --amp --amp-dtype float16 --epochs 3 --model-ema --resume auto')
-
-
 @pytest.mark.parametrize('model, more', [
     ('focus_efficientnet_lite0', '--bn-eps 0.5'),
     ('focus_levit_128s', '--head-init-scale 0.5 --head-init-bias 0.1 --img-size 224 -b 4'),
     ('focus_pit_ti_224', '--opt adamw --lr 1e-4 --layer-decay 0.7 --img-size 224 -b 4'),
+    ('focus_resnet10t', '--model-ema --model-ema-force-cpu'),
 ])
 def test_the_load_line_gives_what_was_evaluated(train, image_folder, model, more):
     """Evaluated anew by what the last line of the log says, whatever the model was made with."""
     run = train(more, model=model)
     line = next(row for row in run.err.splitlines() if row.startswith('Load it with timm: '))
-    import timm
-    loaded = eval(line.removeprefix('Load it with timm: '), dict(timm=timm)).eval()
+    line = line.removeprefix('Load it with timm: ')
+    scope = {}
+    exec('import timm; ' + (line if line.startswith('model = ') else f'model = {line}'), scope)
+    loaded = scope['model'].eval()
     size = 224 if '224' in more else 32
     dataset = create_dataset('', root=str(image_folder), split='validation')
     cfg = loaded.pretrained_cfg
@@ -699,3 +692,13 @@ def test_the_load_line_gives_what_was_evaluated(train, image_folder, model, more
         loss = torch.nn.functional.cross_entropy(
             torch.cat([loaded(x[None]) for x, _ in dataset]), torch.tensor([y for _, y in dataset]))
     assert loss.item() == pytest.approx(run.column('eval_loss')[-1], rel=1e-3)
+
+
+# on a GPU
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_float16_on_a_gpu(train):
+    run = train('--device cuda --amp --amp-dtype float16 --epochs 2 --model-ema')
+    assert finite(run.weights()) and 'amp_scaler' in run.checkpoint()
+    assert (run.folder / 'focus.png').exists()
+    train('--device cuda --amp --amp-dtype float16 --epochs 3 --model-ema --resume auto')
