@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import statistics
 import sys
@@ -359,3 +360,25 @@ def test_what_is_not_alike_is_not_compared(tmp_path, image, base, words):
         (folder / 'images.csv.gz').write_bytes(gzip.compress(table.encode()))
     with pytest.raises(ValueError, match=words):
         accuracy_report.load(tmp_path)
+
+
+# what is published
+
+def test_the_report_is_that_of_the_results(tmp_path):
+    shutil.copytree(accuracy.RESULTS, tmp_path, dirs_exist_ok=True)
+    accuracy_report.report(tmp_path)
+    for name in ('README.md', 'cells.csv'):
+        assert (tmp_path / name).read_text() == (accuracy.RESULTS / name).read_text(), name
+
+
+def test_the_readme_has_the_results():
+    section = (ROOT / 'README.md').read_text().split('## Does it work?')[1].split('\n## ')[0]
+    rows = re.findall(r'^\| .*\(`(\w+)`\) \| (\d+) \| (\d+) \| ([\d.]+).* \|$', section, re.M)
+    with open(accuracy.RESULTS / 'cells.csv', newline='') as f:
+        cells = [row for row in csv.DictReader(f) if row['model'] == MATRIX[0].model and row['kind'] == 'scenes']
+    done = {method: [cell for cell in cells if cell['method'] == method] for method in MATRIX[0].methods}
+    assert [row[0] for row in rows] == [method for method, found in done.items() if found]
+    for method, seeds, passes, top1 in rows:
+        found = done[method]
+        assert int(seeds) == len(found) and int(passes) == float(found[0]['epochs']) * float(found[0]['passes'])
+        assert float(top1) == pytest.approx(statistics.fmean(float(cell['top1']) for cell in found), abs=0.051)
