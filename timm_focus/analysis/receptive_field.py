@@ -25,25 +25,20 @@ import difflib
 import functools
 import math
 import numbers
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
-import torch.nn.functional as F
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
+
+from .box_rules import Refused, Run, Traced, seen_by
+from .boxes import Number, Seen, blind, over, sees, thinned
 
 __all__ = ['ReceptiveField', 'receptive_field']
 
 GROWTH = (1, 4, 16, 64)  # sides of the image in those a model is made for, until the border is away from the middle
 ENOUGH = 33  # positions away from the border that show a sliding window if there is one
-
-# What the elements of a tensor see: the four edges of their boxes, and the number of the first global operation, each
-# of the tensor's shape. Infinite where no pixel is seen, and where no global operation was used.
-Seen = List[Tensor]
-Number = Union[int, float]
 
 
 class ReceptiveField(NamedTuple):
@@ -104,7 +99,7 @@ def receptive_field(
             break  # the model takes no larger images
         tried.append(image)
         infinite = through is not None and not through_global
-        if not _sees(seen):
+        if not sees(seen):
             if infinite:
                 return ReceptiveField(math.inf, math.inf, -math.inf, through)
             raise ValueError(f'No position of {what} sees a place of the image of its own: name another feature.')
@@ -177,10 +172,6 @@ def _skeleton(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-class _Refused(ValueError):
-    """What is asked for does not go."""
-
-
 class _CannotRun(ValueError):
     """The model fails on an image of this size."""
 
@@ -196,7 +187,7 @@ def _trace(
         before: bool,
 ) -> Tuple[Seen, Optional[str]]:
     """What the elements of a feature see of an image, and the module of the first global operation on the way to it."""
-    skeleton, run = _skeleton(model), _Run([type(model).__name__], [])
+    skeleton, run = _skeleton(model), Run([type(model).__name__], [])
 
     def enter(path: str, module: nn.Module, args: Tuple) -> None:
         run.path.append(path)
@@ -210,8 +201,8 @@ def _trace(
 
     def reach(feature: Any) -> None:
         if not isinstance(feature, Tensor):
-            raise _Refused(f'The feature {name!r} is a {type(feature).__name__}, not a tensor: name a part of it.')
-        run.last = _seen(feature) or _blind(feature.shape)
+            raise Refused(f'The feature {name!r} is a {type(feature).__name__}, not a tensor: name a part of it.')
+        run.last = seen_by(feature) or blind(feature.shape)
         raise _Reached
 
     for path, module in skeleton.named_modules():
@@ -226,12 +217,12 @@ def _trace(
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # attention is to be seen in the operations that it consists of
         with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            skeleton(_Traced(run, x, like.device, [edge.expand(x.shape) for edge in edges]))
+            skeleton(Traced(run, x, like.device, [edge.expand(x.shape) for edge in edges]))
         if name is not None:
-            raise _Refused(f'{type(model).__name__} does not run its module {name!r} in evaluation: name another.')
+            raise Refused(f'{type(model).__name__} does not run its module {name!r} in evaluation: name another.')
     except _Reached:
         pass
-    except _Refused:
+    except Refused:
         raise
     except Exception as e:
         raise _CannotRun(
@@ -239,7 +230,7 @@ def _trace(
             f'({type(e).__name__}: {e}): give an input_size that the model takes, or a feature before it.') from e
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    number = _thin(run.last[4]).min()
+    number = thinned(run.last[4]).min()
     return run.last, run.globals[int(number)] if number.isfinite() else None
 
 
@@ -254,7 +245,7 @@ def _lines(seen: Seen) -> List[Tuple[Tensor, Tensor]]:
     lines = []
     for axis, dim in enumerate(dims):
         others = [d for d in range(seen[0].dim()) if d != dim]
-        first, last = (_over(edge, others).flatten() for edge in seen[2 * axis:2 * axis + 2])
+        first, last = (over(edge, others).flatten() for edge in seen[2 * axis:2 * axis + 2])
         line = torch.stack([first, -last])[:, first.isfinite()]
         if dims[0] == dims[1]:  # tokens: the positions of rows and of columns in one sequence
             line = line.unique(dim=1)
@@ -264,7 +255,7 @@ def _lines(seen: Seen) -> List[Tuple[Tensor, Tensor]]:
 
 def _spread(edge: Tensor, dim: int) -> float:
     """Largest change of an edge along a dimension."""
-    edge = _thin(edge)
+    edge = thinned(edge)
     spread = edge.where(edge.isfinite(), -math.inf).amax(dim) - edge.amin(dim)
     return spread.where(spread.isfinite(), 0).max().item()
 
@@ -298,512 +289,3 @@ def _law(first: Tensor, last: Tensor) -> Optional[Tuple[Number, Number, Number]]
             size, start = (last - first).max().item() + 1, first[i].item() - inner[i] * stride
             return tuple(int(n) if n == int(n) else n for n in (size, stride, start))
     return None
-
-
-# ---- edges of boxes: tensors expanded (stride 0) along the dimensions in which they are known to be constant ----
-
-def _thin(edge: Tensor) -> Tensor:
-    """Size 1 along the dimensions that are expanded."""
-    return edge[tuple(slice(1) if stride == 0 else slice(None) for stride in edge.stride())]
-
-
-def _dense(edge: Tensor, dims: Sequence[int]) -> Tensor:
-    """Thin, but for some dimensions, along which it is not expanded."""
-    keep = [d in dims or stride for d, stride in enumerate(edge.stride())]
-    return edge[tuple(slice(None) if k else slice(1) for k in keep)].clone(memory_format=torch.contiguous_format)
-
-
-def _settle(edge: Tensor) -> Tensor:
-    """Expanded along all dimensions in which it is constant."""
-    thin = _thin(edge)
-    for dim in range(thin.dim()):
-        if thin.shape[dim] > 1 and bool((thin == thin.narrow(dim, 0, 1)).all()):
-            thin = thin.narrow(dim, 0, 1)
-    return thin.expand(edge.shape)
-
-
-def _blind(shape: Sequence[int], through: Number = math.inf) -> Seen:
-    """What elements see that see no pixel, as constants."""
-    return [torch.tensor(float(value)).expand(shape) for value in (math.inf,) * 4 + (through,)]
-
-
-def _sees(seen: Seen) -> bool:
-    """Whether any element sees a pixel."""
-    return bool(_thin(seen[0]).min() < math.inf)
-
-
-def _breadth(seen: Seen) -> Number:
-    """Sum of the sides of the largest boxes, infinite if no pixel is seen."""
-    sides = [-(_thin(first) + _thin(last)) for first, last in (seen[:2], seen[2:4])]
-    return sum(side.where(side.isfinite(), 0).max().item() for side in sides) if _sees(seen) else math.inf
-
-
-def _at_most(edge: Tensor, limit: Number) -> Tensor:
-    return _thin(edge).clamp(max=limit).expand(edge.shape)
-
-
-def _union(seen: Sequence[Seen], shape: Sequence[int]) -> Seen:
-    """The boxes around those of tensors that are combined element by element."""
-    return [functools.reduce(torch.minimum, map(_thin, edges)).expand(shape) for edges in zip(*seen)]
-
-
-def _over(edge: Tensor, dims: Sequence[int]) -> Tensor:
-    """Around all that lies along some dimensions, of which size 1 remains."""
-    if not dims:
-        return edge
-    return _thin(edge).amin(dims, keepdim=True).expand([1 if d in dims else n for d, n in enumerate(edge.shape)])
-
-
-def _slide(edge: Tensor, shape: Sequence[int], tables: Dict[int, Tensor]) -> Tensor:
-    """Around the elements under a sliding kernel.
-
-    Args:
-        edge: An edge of boxes.
-        shape: Shape of the result.
-        tables: By dimension the positions `[n, taps]` under the kernel for each of n results; those out of range are
-            padding, which sees nothing.
-    """
-    edge = _thin(edge)
-    for dim, table in tables.items():
-        n = edge.shape[dim]
-        if n > 1:  # else it is constant, and remains so
-            padded = torch.cat([edge, torch.full_like(edge.narrow(dim, 0, 1), math.inf)], dim)
-            table = table.where((table >= 0) & (table < n), n)
-            edge = padded.index_select(dim, table.flatten()).unflatten(dim, table.shape).amin(dim + 1)
-    return edge.expand(shape)
-
-
-def _taps(n: int, kernel: int, stride: int, padding: int, dilation: int, transposed: bool = False) -> Tensor:
-    """Positions `[n, kernel]` under a sliding kernel, -1 for those that a transposed one skips."""
-    results, offsets = torch.arange(n)[:, None], torch.arange(kernel) * dilation
-    if not transposed:
-        return results * stride - padding + offsets
-    positions = results + padding - offsets
-    return (positions // stride).where(positions % stride == 0, -1)
-
-
-def _reshape(edge: Tensor, shape: Sequence[int]) -> Tensor:
-    """The elements in another shape, still expanded where whole groups of dimensions that merge or split are."""
-    old, new = list(edge.shape), list(shape)
-    thin, target = [], []
-    while old or new:
-        a, b = 1, 1  # so many of the old dimensions become so many of the new ones
-        while math.prod(old[:a]) != math.prod(new[:b]):
-            a, b = (a + 1, b) if math.prod(old[:a]) < math.prod(new[:b]) else (a, b + 1)
-        constant = all(n == 1 or edge.stride(len(thin) + i) == 0 for i, n in enumerate(old[:a]))
-        thin += [slice(1) if constant else slice(None)] * len(old[:a])
-        target += [1] * len(new[:b]) if constant else new[:b]
-        old, new = old[a:], new[b:]
-    return _settle(edge[tuple(thin)].reshape(target).expand(shape))
-
-
-def _slices(base: Tensor, view: Tensor) -> Optional[Tuple[slice, ...]]:
-    """The slices that make a view of a tensor, None if it is made otherwise."""
-    offset, slices = view.storage_offset() - base.storage_offset(), [slice(None)] * base.dim()
-    if base.dim() != view.dim():
-        return None
-    for dim in sorted(range(base.dim()), key=base.stride, reverse=True):
-        n, stride = view.shape[dim], base.stride(dim)
-        if base.shape[dim] > 1:
-            step = view.stride(dim) // stride if n > 1 else 1
-            start = offset // stride
-            if step < 1 or n > 1 and view.stride(dim) % stride or start + (n - 1) * step >= base.shape[dim]:
-                return None
-            slices[dim] = slice(start, start + (n - 1) * step + 1, step)
-            offset -= start * stride
-    return None if offset else tuple(slices)
-
-
-def _in_memory(edge: Tensor, base: Tensor, view: Tensor) -> Tuple[Tensor, Tensor]:
-    """A copy of an edge of a tensor, laid out as the tensor is, and the view of it."""
-    buffer = torch.empty_strided(base.shape, base.stride()).copy_(edge)
-    return buffer, buffer.as_strided(view.shape, view.stride(), view.storage_offset() - base.storage_offset())
-
-
-def _part(edge: Tensor, base: Tensor, view: Tensor) -> Tensor:
-    """Of an edge of a tensor what belongs to a view."""
-    slices = _slices(base, view)
-    return _in_memory(edge, base, view)[1] if slices is None else edge[slices]
-
-
-def _put(edge: Tensor, base: Tensor, view: Tensor, new: Tensor) -> Tensor:
-    """An edge of a tensor with another one where a view is."""
-    slices = _slices(base, view)
-    if slices is None:
-        buffer, target = _in_memory(edge, base, view)
-        target.copy_(new)
-        return buffer
-    constant = [base.shape[d] == view.shape[d] and edge.stride(d) == new.stride(d) == 0 for d in range(base.dim())]
-    thin = tuple(slice(1) if c else slice(None) for c in constant)
-    buffer = edge[thin].clone(memory_format=torch.contiguous_format)
-    buffer[tuple(slice(None) if c else s for c, s in zip(constant, slices))] = new[thin]
-    return buffer.expand(edge.shape)
-
-
-def _join(edges: Sequence[Tensor], dim: int) -> Tensor:
-    """One after the other along a dimension."""
-    shape = list(edges[0].shape)
-    shape[dim] = sum(edge.shape[dim] for edge in edges)
-    keep = [dim] + [d for d in range(len(shape)) if any(edge.stride(d) for edge in edges)]
-    return _settle(torch.cat([_dense(edge, keep) for edge in edges], dim).expand(shape))
-
-
-# ---- the run on boxes ----
-
-@dataclass
-class _Run:
-    """State of a run.
-
-    Attributes:
-        path: Names of the modules that are running, the innermost last.
-        globals: Name of the module of each global operation so far.
-        last: What the elements of the last result see, of those that see places of the image.
-    """
-    path: List[str]
-    globals: List[str]
-    last: Optional[Seen] = None
-
-    def new_global(self) -> int:
-        """Number of another global operation, that of the module that is running."""
-        self.globals.append(self.path[-1])
-        return len(self.globals) - 1
-
-    def mix(self, seen: Seen, dims: Optional[Sequence[int]]) -> Seen:
-        """All elements along some dimensions (by default all) together, which keep size 1.
-
-        They see the box around theirs, or nothing if that is a global operation: if each then sees all that any element
-        of the tensor does, along the height or the width, and did not before.
-        """
-        rank = seen[0].dim()
-        dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
-        mixed = [_over(edge, dims) for edge in seen]
-        edges = [(mixed[i:i + 2], seen[i:i + 2]) for i in (0, 2)]
-        if not any(_all_reach(after, before) > _all_reach(before, before) for after, before in edges):
-            return mixed
-        through = _at_most(mixed[4], self.new_global())
-        return [*_blind(through.shape)[:4], through]
-
-    def refuse(self, func: Any, why: str = 'which mixes positions in a way that is not known here') -> None:
-        raise _Refused(f'{self.path[-1]} uses {func}, {why}: name a feature before it.')
-
-
-def _all_reach(edges: Sequence[Tensor], of: Sequence[Tensor]) -> bool:
-    """Whether all that see anything see as far as any of others does."""
-    ends = [_thin(edge).min() for edge in of]
-    return all(bool(((_thin(edge) == end) | _thin(edge).isinf()).all()) for edge, end in zip(edges, ends))
-
-
-class _Traced(Tensor):
-    """A tensor without numbers, which knows what its elements see (`_seen`).
-
-    Attributes:
-        run: The run.
-        meta: Its shape, strides and type: a tensor on the meta device.
-        base: The tensor whose memory it shares, if it is a view of one.
-        changes: How often operations in place changed what its memory sees.
-    """
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @staticmethod
-    def __new__(cls, run: _Run, meta: Tensor, device: torch.device, seen: Seen, base: Optional['_Traced'] = None):
-        t = torch.Tensor._make_wrapper_subclass(
-            cls, meta.shape, strides=meta.stride(), storage_offset=meta.storage_offset(), dtype=meta.dtype,
-            device=device)
-        t.run, t.meta, t.seen, t.base, t.changes = run, meta, seen, base, 0 if base is None else base.changes
-        return t
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
-        kwargs = {name: 'meta' if name == 'device' else value for name, value in (kwargs or {}).items()}
-        schema = func._schema
-        arguments = {a.name: a.default_value for a in schema.arguments}
-        arguments.update(zip(arguments, args))
-        arguments.update(kwargs)
-        first = next(t for t in tree_leaves(arguments) if isinstance(t, cls))
-        run = first.run
-        rule = _RULES.get(_name(func))
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = _pointwise
-        if rule is None and func.is_view:
-            rule = _move
-        written = [arguments[a.name] for a in schema.arguments if a.alias_info and a.alias_info.is_write]
-        if rule is None or written and not schema.name.endswith('_'):
-            run.refuse(func)
-        if written:
-            t, = written
-            if not isinstance(t, cls):
-                run.refuse(func, 'which writes what depends on the image into a constant')
-            _change(t, rule(run, func, arguments, t.meta))
-            run.last = t.seen if _sees(t.seen) else run.last
-            return t
-        result = func(*_on_meta(args), **_on_meta(kwargs))
-        seen = rule(run, func, arguments, result)
-        several = not isinstance(result, Tensor)
-        results = list(result) if several else [result]
-        seen = seen if seen and isinstance(seen[0], list) else [seen] + [None] * (len(results) - 1)
-        base = None if not func.is_view else first if first.base is None else first.base
-        traced = [cls(run, t, first.device, s or _blind(t.shape), base) for t, s in zip(results, seen)]
-        if not func.is_view and rule is not _view:
-            run.last = next((t.seen for t in traced if _sees(t.seen)), run.last)
-        return type(result)(traced) if several else traced[0]
-
-
-def _name(func: Any) -> str:
-    """Name of an operation, the same in place or not."""
-    return func._schema.name.removeprefix('aten::').removesuffix('_')
-
-
-def _on_meta(tree: Any) -> Any:
-    return tree_map(lambda t: t.meta if isinstance(t, _Traced) else t.to('meta') if isinstance(t, Tensor) else t, tree)
-
-
-def _seen(t: Any) -> Optional[Seen]:
-    """What the elements of a tensor see, None for a constant."""
-    if not isinstance(t, _Traced):
-        return None
-    if t.base is not None and t.changes < t.base.changes:  # the memory was written to through another view
-        t.seen, t.changes = [_part(edge, t.base.meta, t.meta) for edge in t.base.seen], t.base.changes
-    return t.seen
-
-
-def _change(t: _Traced, seen: Seen) -> None:
-    """Note what a tensor sees after an operation in place, which others that share its memory see, too."""
-    if seen is t.seen:
-        return
-    t.seen, base = seen, t if t.base is None else t.base
-    if base is not t:
-        base.seen = [_put(edge, base.meta, t.meta, new) for edge, new in zip(base.seen, seen)]
-    base.changes += 1
-    t.changes = base.changes
-
-
-# ---- what operations do to boxes ----
-
-_RULES: Dict[str, Callable] = {}
-
-
-def _rule(*names: str) -> Callable:
-    """Registers a function for operations of torch.ops.aten, by their names without the _ of those in place.
-
-    It is called with the run, the operation, its arguments by name and its result without numbers, and returns what the
-    elements of the result see, or a list of that for several results.
-    """
-    def register(function: Callable) -> Callable:
-        _RULES.update(dict.fromkeys(names, function))
-        return function
-    return register
-
-
-@_rule('hardswish', '_prelu_kernel')  # the others are marked as such by torch
-def _pointwise(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """Each element from those at its place."""
-    seen = [s for s in map(_seen, tree_leaves(list(a.values()))) if s is not None]
-    return seen[0] if len(seen) == 1 and seen[0][0].shape == result.shape else _union(seen, result.shape)
-
-
-@_rule('clone', '_to_copy')
-def _same(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    return _seen(a['self'])
-
-
-@_rule('copy', 'fill', 'zero')
-def _overwrite(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    seen = _seen(a.get('src', a.get('value')))
-    return [edge.expand(result.shape) for edge in seen] if seen else _blind(result.shape)
-
-
-@_rule('zeros_like', 'ones_like', 'empty_like', 'full_like', 'new_zeros', 'new_ones', 'new_empty', 'new_full')
-def _constant(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> None:
-    """Takes the shape of a tensor and none of its numbers."""
-
-
-@_rule('view', '_unsafe_view')
-def _view(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    if not result.numel() or result.numel() != a['self'].numel():
-        run.refuse(func)
-    return [_reshape(edge, result.shape) for edge in _seen(a['self'])]
-
-
-@_rule('as_strided')
-def _as_strided(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    base = a['self'] if a['self'].base is None else a['self'].base
-    return [_part(edge, base.meta, result) for edge in base.seen]
-
-
-@_rule('index', 'index_select', 'gather', 'roll', 'flip', 'repeat', 'pixel_shuffle', 'pixel_unshuffle', 'unsafe_split')
-def _move(run: _Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, List[Seen]]:
-    """Views, and all else that takes elements from elsewhere as they are: they move boxes as they move numbers."""
-    others = {name: value for name, value in a.items() if name != 'self'}
-    if any(isinstance(t, _Traced) for t in tree_leaves(others)):
-        run.refuse(func, 'which takes elements that depend on the data')
-    others = tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, others)
-    edges = [func(edge, **others) for edge in _seen(a['self'])]
-    return edges if isinstance(result, Tensor) else [list(edge) for edge in zip(*edges)]
-
-
-@_rule('cat', 'stack')
-def _cat(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    dim, stack = a['dim'] % result.dim(), _name(func) == 'stack'
-    parts = [_seen(t) or _blind(t.shape) for t in a['tensors'] if t.numel()]
-    return [_join([edge.unsqueeze(dim) if stack else edge for edge in edges], dim) for edges in zip(*parts)]
-
-
-_PADS = {
-    'constant_pad_nd': 'constant', 'reflection_pad1d': 'reflect', 'reflection_pad2d': 'reflect',
-    'replication_pad1d': 'replicate', 'replication_pad2d': 'replicate',
-}
-
-
-@_rule(*_PADS)
-def _pad(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    seen, ends = _seen(a['self']), a.get('pad', a.get('padding'))
-    mode, tables = _PADS[_name(func)], {}
-    for i in range(len(ends) // 2):
-        dim = result.dim() - 1 - i
-        positions = torch.arange(a['self'].shape[dim], dtype=torch.float32)[None]
-        ends_here = ends[2 * i:2 * i + 2]
-        padded = F.pad(positions, ends_here, mode, -1) if mode == 'constant' else F.pad(positions, ends_here, mode)
-        tables[dim] = padded.long().view(-1, 1)
-    # along channels boxes are constant, and what is padded sees nothing
-    channels = [dim for dim in tables if not any(edge.stride(dim) for edge in seen) and mode == 'constant']
-    return [_slide(_dense(edge, channels), result.shape, tables) for edge in seen]
-
-
-@_rule('convolution')
-def _convolution(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """The channels of a group together, then a sliding kernel; one that depends on the image is a global operation."""
-    def channels(edge: Tensor) -> Tensor:
-        edge = _thin(edge)
-        if edge.shape[1] > 1:
-            edge = edge.unflatten(1, (a['groups'], -1)).amin(2)
-        return edge.repeat_interleave(result.shape[1] // edge.shape[1], 1) if edge.shape[1] > 1 else edge
-
-    kernels = a['weight'].shape[2:]
-    tables = _tables(result, kernels, a['stride'], a['padding'], a['dilation'], [a['transposed']])
-    seen = [_slide(channels(edge), result.shape, tables) for edge in _seen(a['input']) or _blind(a['input'].shape)]
-    weight = _seen(a['weight'])
-    if weight is None:
-        return seen
-    number = run.new_global() if _sees(weight) else math.inf
-    return [*seen[:4], _at_most(seen[4], min(number, _thin(weight[4]).min().item()))]
-
-
-@_rule('max_pool2d_with_indices', 'max_pool3d_with_indices', 'avg_pool1d', 'avg_pool2d', 'avg_pool3d')
-def _pool(run: _Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
-    result, kernels = result if isinstance(result, Tensor) else result[0], a['kernel_size']
-    kernels = [kernels[i % len(kernels)] for i in range(int(_name(func).split('pool')[1][0]))]
-    spatial = range(result.dim() - len(kernels), result.dim())
-    if all(result.shape[d] == 1 for d in spatial):  # over all positions
-        return [edge.expand(result.shape) for edge in run.mix(_seen(a['self']), spatial)]
-    tables = _tables(result, kernels, a['stride'] or kernels, a['padding'], a.get('dilation', [1]), [False])
-    return [_slide(edge, result.shape, tables) for edge in _seen(a['self'])]
-
-
-def _tables(result: Tensor, kernels: Sequence[int], *settings: Sequence[int]) -> Dict[int, Tensor]:
-    """For `_slide`: `_taps` along the last dimensions, of a setting for each of them, or of one for all."""
-    first = result.dim() - len(kernels)
-    return {first + i: _taps(result.shape[first + i], kernel, *(setting[i % len(setting)] for setting in settings))
-            for i, kernel in enumerate(kernels)}
-
-
-def _windows(a: Dict[str, Any], size: Sequence[int]) -> List[int]:
-    """How many windows of a kernel fit into a map, by height and width."""
-    return [
-        (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for n, kernel, dilation, padding, stride in zip(
-            size, a['kernel_size'], a['dilation'], a['padding'], a['stride'])]
-
-
-@_rule('im2col')
-def _unfold(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """The elements under a kernel as channels: those of each of its taps."""
-    (h, w), shape = a['kernel_size'], [*a['self'].shape[:2], *_windows(a, a['self'].shape[2:])]
-    rows, columns = (_taps(n, *setting) for n, *setting in zip(
-        shape[2:], a['kernel_size'], a['stride'], a['padding'], a['dilation']))
-    return [_reshape(_join([
-        _slide(edge, shape, {2: rows[:, i:i + 1], 3: columns[:, j:j + 1]}).unsqueeze(2)
-        for i in range(h) for j in range(w)
-    ], 2), result.shape) for edge in _seen(a['self'])]
-
-
-@_rule('col2im')
-def _fold(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """The reverse: each element from the taps that lie on it."""
-    (h, w), shape = a['kernel_size'], result.shape
-    rows, columns = (_taps(n, *setting, True) for n, *setting in zip(
-        shape[2:], a['kernel_size'], a['stride'], a['padding'], a['dilation']))
-    taps = [_reshape(edge, [*shape[:2], h, w, *_windows(a, shape[2:])]) for edge in _seen(a['self'])]
-    return _union([
-        [_slide(edge[:, :, i, j], shape, {2: rows[:, i:i + 1], 3: columns[:, j:j + 1]}) for edge in taps]
-        for i in range(h) for j in range(w)], shape)
-
-
-@_rule('upsample_nearest1d', 'upsample_nearest2d', '_upsample_nearest_exact1d', '_upsample_nearest_exact2d',
-       'upsample_linear1d', 'upsample_bilinear2d', 'upsample_bicubic2d', '_upsample_bilinear2d_aa',
-       '_upsample_bicubic2d_aa')
-def _upsample(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """Interpolation: what it takes along an axis shows in what becomes of each unit vector."""
-    x, tables = a['self'].meta, {}
-    scales = [name for name in a if name.startswith('scales')]
-    for dim, scale in zip(range(2, x.dim()), scales):
-        n = x.shape[dim]
-        units = torch.eye(n).view([1, n] + [n if d == dim else 1 for d in range(2, x.dim())])
-        one_axis = {**a, **dict.fromkeys(scales), scale: a[scale], 'self': units,
-                    'output_size': [result.shape[dim] if d == dim else 1 for d in range(2, x.dim())]}
-        used = func(*one_axis.values()).view(n, -1).T != 0
-        taps = used.float().topk(int(used.sum(1).max())).indices
-        tables[dim] = taps.where(used.gather(1, taps), -1)
-    return [_slide(edge, result.shape, tables) for edge in _seen(a['self'])]
-
-
-@_rule('_adaptive_avg_pool2d', '_adaptive_avg_pool3d', 'adaptive_max_pool2d', 'adaptive_max_pool3d')
-def _adaptive_pool(run: _Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
-    """Nothing where the size is as it should be; else a global operation, whose windows grow with the image."""
-    seen, shape = _seen(a['self']), (result if isinstance(result, Tensor) else result[0]).shape
-    if seen[0].shape == shape:
-        return seen
-    return _blind(shape, min(run.new_global() if _sees(seen) else math.inf, _thin(seen[4]).min().item()))
-
-
-@_rule('mean', 'sum', 'amax', 'amin', 'max', 'min', 'prod', 'var', 'var_mean', 'std', 'std_mean', 'logsumexp',
-       'linalg_vector_norm', 'norm', 'any', 'all', 'argmax', 'argmin')
-def _reduce(run: _Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, List[Seen]]:
-    dims = a.get('dim')
-    mixed = run.mix(_seen(a['self']), [dims] if isinstance(dims, int) else dims)
-    if isinstance(result, Tensor):
-        return [_reshape(edge, result.shape) for edge in mixed]
-    return [[_reshape(edge, r.shape) for edge in mixed] for r in result]
-
-
-@_rule('_softmax', '_log_softmax', '_safe_softmax', 'cumsum', 'native_layer_norm', 'native_group_norm',
-       'native_batch_norm')
-def _normalize(run: _Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
-    """Each element by all along some dimensions: if that is a global operation, it keeps its own box."""
-    seen, name = _seen(a.get('self', a.get('input'))), _name(func)
-    dims = list(range(seen[0].dim()))
-    if name == 'native_batch_norm':
-        dims = [d for d in dims if d != 1] if a['training'] else []
-    elif name == 'native_layer_norm':
-        dims = dims[-len(a['normalized_shape']):]
-    elif name != 'native_group_norm':
-        dims = [a['dim']]
-    if not dims:
-        return seen
-    mixed = run.mix(seen, dims)
-    return _union([[*(mixed if _sees(mixed) else seen)[:4], mixed[4]]], seen[0].shape)
-
-
-@_rule('mm', 'bmm', 'addmm', 'baddbmm')
-def _matmul(run: _Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """A layer with weights mixes what it sums over. The product of two that see the image is attention, so global.
-
-    Without global operations such a product sees what its queries see: the factor whose boxes the sum widens less.
-    """
-    *bias, left, right = [t for t in a.values() if isinstance(t, Tensor)]
-    factors = [(_seen(left), -1), (_seen(right), -2)]
-    factors = [(seen, run.mix(seen, [dim])) for seen, dim in factors if seen is not None]
-    terms = [seen for seen in map(_seen, bias) if seen is not None] + [mixed for _, mixed in factors]
-    if len(factors) == 2 and all(_sees(seen) for seen, _ in factors):
-        (_, query), (_, other) = sorted(factors, key=lambda factor: _breadth(factor[1]) - _breadth(factor[0]))
-        through = _at_most(other[4], run.new_global())
-        terms[-2:] = [query, [*_blind(through.shape)[:4], through]]
-    return _union(terms, result.shape)

@@ -1,0 +1,162 @@
+"""Boxes of pixels that the elements of a tensor see, and what is done with them; see `receptive_field`.
+
+An edge of all the boxes of a tensor is a tensor of its shape, expanded (stride 0) along the dimensions in which it is
+known to be constant, so that boxes are cheap.
+"""
+import functools
+import math
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+# What the elements of a tensor see: the four edges of their boxes, and the number of the first global operation, each
+# of the tensor's shape. Infinite where no pixel is seen, and where no global operation was used.
+Seen = List[Tensor]
+Number = Union[int, float]
+
+
+def thinned(edge: Tensor) -> Tensor:
+    """Size 1 along the dimensions that are expanded."""
+    return edge[tuple(slice(1) if stride == 0 else slice(None) for stride in edge.stride())]
+
+
+def densified(edge: Tensor, dims: Sequence[int]) -> Tensor:
+    """Thin, but for some dimensions, along which it is not expanded."""
+    keep = [d in dims or stride for d, stride in enumerate(edge.stride())]
+    return edge[tuple(slice(None) if k else slice(1) for k in keep)].clone(memory_format=torch.contiguous_format)
+
+
+def settled(edge: Tensor) -> Tensor:
+    """Expanded along all dimensions in which it is constant."""
+    thin = thinned(edge)
+    for dim in range(thin.dim()):
+        if thin.shape[dim] > 1 and bool((thin == thin.narrow(dim, 0, 1)).all()):
+            thin = thin.narrow(dim, 0, 1)
+    return thin.expand(edge.shape)
+
+
+def blind(shape: Sequence[int], through: Number = math.inf) -> Seen:
+    """What elements see that see no pixel, as constants."""
+    return [torch.tensor(float(value)).expand(shape) for value in (math.inf,) * 4 + (through,)]
+
+
+def sees(seen: Seen) -> bool:
+    """Whether any element sees a pixel."""
+    return bool(thinned(seen[0]).min() < math.inf)
+
+
+def breadth(seen: Seen) -> Number:
+    """Sum of the sides of the largest boxes, infinite if no pixel is seen."""
+    sides = [-(thinned(first) + thinned(last)) for first, last in (seen[:2], seen[2:4])]
+    return sum(side.where(side.isfinite(), 0).max().item() for side in sides) if sees(seen) else math.inf
+
+
+def at_most(edge: Tensor, limit: Number) -> Tensor:
+    return thinned(edge).clamp(max=limit).expand(edge.shape)
+
+
+def union(seen: Sequence[Seen], shape: Sequence[int]) -> Seen:
+    """The boxes around those of tensors that are combined element by element."""
+    return [functools.reduce(torch.minimum, map(thinned, edges)).expand(shape) for edges in zip(*seen)]
+
+
+def over(edge: Tensor, dims: Sequence[int]) -> Tensor:
+    """Around all that lies along some dimensions, of which size 1 remains."""
+    if not dims:
+        return edge
+    return thinned(edge).amin(dims, keepdim=True).expand([1 if d in dims else n for d, n in enumerate(edge.shape)])
+
+
+def slide(edge: Tensor, shape: Sequence[int], tables: Dict[int, Tensor]) -> Tensor:
+    """Around the elements under a sliding kernel.
+
+    Args:
+        edge: An edge of boxes.
+        shape: Shape of the result.
+        tables: By dimension the positions `[n, taps]` under the kernel for each of n results; those out of range are
+            padding, which sees nothing.
+    """
+    edge = thinned(edge)
+    for dim, table in tables.items():
+        n = edge.shape[dim]
+        if n > 1:  # else it is constant, and remains so
+            padded = torch.cat([edge, torch.full_like(edge.narrow(dim, 0, 1), math.inf)], dim)
+            table = table.where((table >= 0) & (table < n), n)
+            edge = padded.index_select(dim, table.flatten()).unflatten(dim, table.shape).amin(dim + 1)
+    return edge.expand(shape)
+
+
+def kernel_taps(n: int, kernel: int, stride: int, padding: int, dilation: int, transposed: bool = False) -> Tensor:
+    """Positions `[n, kernel]` under a sliding kernel, -1 for those that a transposed one skips."""
+    results, offsets = torch.arange(n)[:, None], torch.arange(kernel) * dilation
+    if not transposed:
+        return results * stride - padding + offsets
+    positions = results + padding - offsets
+    return (positions // stride).where(positions % stride == 0, -1)
+
+
+def reshaped(edge: Tensor, shape: Sequence[int]) -> Tensor:
+    """The elements in another shape, still expanded where whole groups of dimensions that merge or split are."""
+    old, new = list(edge.shape), list(shape)
+    thin, target = [], []
+    while old or new:
+        a, b = 1, 1  # so many of the old dimensions become so many of the new ones
+        while math.prod(old[:a]) != math.prod(new[:b]):
+            a, b = (a + 1, b) if math.prod(old[:a]) < math.prod(new[:b]) else (a, b + 1)
+        constant = all(n == 1 or edge.stride(len(thin) + i) == 0 for i, n in enumerate(old[:a]))
+        thin += [slice(1) if constant else slice(None)] * len(old[:a])
+        target += [1] * len(new[:b]) if constant else new[:b]
+        old, new = old[a:], new[b:]
+    return settled(edge[tuple(thin)].reshape(target).expand(shape))
+
+
+def _slices(base: Tensor, view: Tensor) -> Optional[Tuple[slice, ...]]:
+    """The slices that make a view of a tensor, None if it is made otherwise."""
+    offset, slices = view.storage_offset() - base.storage_offset(), [slice(None)] * base.dim()
+    if base.dim() != view.dim():
+        return None
+    for dim in sorted(range(base.dim()), key=base.stride, reverse=True):
+        n, stride = view.shape[dim], base.stride(dim)
+        if base.shape[dim] > 1:
+            step = view.stride(dim) // stride if n > 1 else 1
+            start = offset // stride
+            if step < 1 or n > 1 and view.stride(dim) % stride or start + (n - 1) * step >= base.shape[dim]:
+                return None
+            slices[dim] = slice(start, start + (n - 1) * step + 1, step)
+            offset -= start * stride
+    return None if offset else tuple(slices)
+
+
+def _in_memory(edge: Tensor, base: Tensor, view: Tensor) -> Tuple[Tensor, Tensor]:
+    """A copy of an edge of a tensor, laid out as the tensor is, and the view of it."""
+    buffer = torch.empty_strided(base.shape, base.stride()).copy_(edge)
+    return buffer, buffer.as_strided(view.shape, view.stride(), view.storage_offset() - base.storage_offset())
+
+
+def part_of(edge: Tensor, base: Tensor, view: Tensor) -> Tensor:
+    """Of an edge of a tensor what belongs to a view."""
+    slices = _slices(base, view)
+    return _in_memory(edge, base, view)[1] if slices is None else edge[slices]
+
+
+def put(edge: Tensor, base: Tensor, view: Tensor, new: Tensor) -> Tensor:
+    """An edge of a tensor with another one where a view is."""
+    slices = _slices(base, view)
+    if slices is None:
+        buffer, target = _in_memory(edge, base, view)
+        target.copy_(new)
+        return buffer
+    constant = [base.shape[d] == view.shape[d] and edge.stride(d) == new.stride(d) == 0 for d in range(base.dim())]
+    thin = tuple(slice(1) if c else slice(None) for c in constant)
+    buffer = edge[thin].clone(memory_format=torch.contiguous_format)
+    buffer[tuple(slice(None) if c else s for c, s in zip(constant, slices))] = new[thin]
+    return buffer.expand(edge.shape)
+
+
+def joined(edges: Sequence[Tensor], dim: int) -> Tensor:
+    """One after the other along a dimension."""
+    shape = list(edges[0].shape)
+    shape[dim] = sum(edge.shape[dim] for edge in edges)
+    keep = [dim] + [d for d in range(len(shape)) if any(edge.stride(d) for edge in edges)]
+    return settled(torch.cat([densified(edge, keep) for edge in edges], dim).expand(shape))
