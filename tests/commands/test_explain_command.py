@@ -385,7 +385,7 @@ def test_none_is_left(refusal, image_folder, tmp_path):
     (['--model', TINY, '--threshold', '0'], '--threshold is 0.0: give a number above 0 and at most 1'),
     (['--model', TINY, '--threshold', 'nan'], '--threshold is nan'),
     (['--model', TINY, '--sheet', '10000'], '--sheet is 10000: give a number from 0 to 200'),
-    (['--model', TINY, '-b', '0'], '--batch-size is 0: give 1 or more'),
+    (['--model', TINY, '-b', '0'], 'argument -b/--batch-size: 0 is given, where 1 or more is allowed'),
     (['--model', TINY, '-j', '-1'], '--workers is -1: give 0 or more'),
     (['--model', TINY, '--checkpoint', 'nowhere.pth'], 'There is no checkpoint nowhere.pth'),
     (['--model', TINY, '--device', 'nonsense'], '--device is nonsense'),
