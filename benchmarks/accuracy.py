@@ -102,11 +102,12 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog='Flags after -- go to train_focus.py.')
     parser.add_argument('--scenes', metavar='DIR', help='folder of scenes, with train/<class>/ and val/<class>/')
     parser.add_argument('--objects', metavar='DIR', help='the same of objects, for tier 3')
-    parser.add_argument('--weights', metavar='FILE', help='ImageNet weights of tf_efficientnet_lite0, for tier 3')
+    parser.add_argument('--weights', metavar='FILE', help='ImageNet weights of tf_efficientnet_lite0, or of --model, '
+                        'to fine-tune in tier 3')
     parser.add_argument('--tier', type=int, nargs='+', choices=(1, 2, 3), default=[1, 2, 3],
                         help='1 compares the methods, 2 ablates, 3 has other models and data (default: all)')
     parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), metavar='NAME', help='these alone')
-    parser.add_argument('--model', help="timm model in place of the tiers', from scratch")
+    parser.add_argument('--model', help="timm model in place of the tiers', from scratch or from --weights")
     parser.add_argument('--seeds', type=int, metavar='N', help='seeds 0 to N - 1 (default: 3, 1 in tier 2)')
     parser.add_argument('--epochs', type=int, metavar='N', help='epochs of a plain cell (default: 20; 30 on objects; 5 '
                         'from ImageNet weights)')
@@ -152,7 +153,7 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     cells: Dict[Path, Cell] = {}
     parser = build_parser()
     if args.weights and not Path(args.weights).is_file():
-        raise ValueError(f'--weights is {args.weights}, which is no file: give the weights of tf_efficientnet_lite0.')
+        raise ValueError(f'--weights is {args.weights}, which is no file: give those of --model or tf_efficientnet_lite0.')
     _check_model(args.model)
     clash = [word for word in args.more if word.split('=')[0] in SET_HERE]
     if clash:
@@ -162,8 +163,8 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     if len({name for name, *_ in data.values()}) < len(data):
         raise ValueError('--scenes and --objects have the same name, by which results go: give a link of another name.')
     for block in MATRIX:
-        weighted = block.weights and (args.model or not args.weights)
-        if block.tier not in args.tier or block.kind not in data or weighted:
+        suits = block.weights == bool(args.weights) if args.model else args.weights or not block.weights
+        if block.tier not in args.tier or block.kind not in data or not suits:
             continue
         own = dict(epochs=args.epochs, img_size=args.img_size, seeds=args.seeds, model=args.model)
         if args.model or args.img_size:
@@ -186,7 +187,8 @@ def plan(args: argparse.Namespace) -> List[Cell]:
                 cells.setdefault(cell.results, cell)
                 parse_args(parser, [str(path), *flags, *start])  # a flag that is refused is told now
     if not cells:
-        raise ValueError('Tiers, methods and data leave no cell: tiers 1 and 2 are of --scenes, 3 of --objects, too.')
+        raise ValueError('Tiers, methods, data and weights leave no cell: tiers 1 and 2 are of --scenes and from scratch, '
+                         '3 of --objects and from --weights, too; --model with --weights is fine-tuning alone.')
     _check_alike(cells.values(), args)
     return sorted(cells.values(), key=lambda cell: (args.tier.index(cell.block.tier), cell.seed))
 

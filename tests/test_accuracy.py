@@ -217,6 +217,8 @@ def test_the_matrix(image_folder):
     assert sum(cell.block.tier == 1 for cell in cells) == 21 and len({cell.results for cell in cells}) == len(cells)
     assert [cell.seed for cell in cells if cell.block.tier == 1] == [0] * 7 + [1] * 7 + [2] * 7
     assert all(('--pretrained-path' in cell.start) == cell.block.weights for cell in cells)
+    tuned = accuracy.plan(accuracy.parse_args(['--scenes', str(image_folder), '--weights', __file__, '--model', TINY]))
+    assert len(tuned) == 9 and all('--pretrained-path' in cell.start and cell.block.model == TINY for cell in tuned)
 
 
 # statistics
