@@ -153,7 +153,7 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     cells: Dict[Path, Cell] = {}
     parser = build_parser()
     if args.weights and not Path(args.weights).is_file():
-        raise ValueError(f'--weights is {args.weights}, which is no file: give those of --model or tf_efficientnet_lite0.')
+        raise ValueError(f'--weights is {args.weights}, which is no file: give weights of the model.')
     _check_model(args.model)
     clash = [word for word in args.more if word.split('=')[0] in SET_HERE]
     if clash:
@@ -187,7 +187,7 @@ def plan(args: argparse.Namespace) -> List[Cell]:
                 cells.setdefault(cell.results, cell)
                 parse_args(parser, [str(path), *flags, *start])  # a flag that is refused is told now
     if not cells:
-        raise ValueError('Tiers, methods, data and weights leave no cell: tiers 1 and 2 are of --scenes and from scratch, '
+        raise ValueError('Tiers, methods, data and weights leave no cell: tiers 1 and 2 are of --scenes, from scratch, '
                          '3 of --objects and from --weights, too; --model with --weights is fine-tuning alone.')
     _check_alike(cells.values(), args)
     return sorted(cells.values(), key=lambda cell: (args.tier.index(cell.block.tier), cell.seed))
