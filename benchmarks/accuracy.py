@@ -287,7 +287,7 @@ def show(cells: Sequence[Cell]) -> None:
         if not done:
             left[cell.block.tier] = left.get(cell.block.tier, 0) + (math.nan if seconds is None else seconds)
     for tier, seconds in left.items():
-        print(f'tier {tier}: {seconds / 3600:.1f} h to do')
+        print(f'tier {tier}: {"unknown time" if math.isnan(seconds) else f"{seconds / 3600:.1f} h"} to do')
 
 
 def _minutes(seconds: Optional[float]) -> str:
