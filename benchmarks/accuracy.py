@@ -36,7 +36,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from accuracy_matrix import MATRIX, METHODS, Block
 from header import processor
@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks/results'
 SET_HERE = ('--model', '--method', '--epochs', '--img-size', '--seed', '--pretrained-path', '--workers', '-j',
             '--device', '--val-interval', '--checkpoint-hist', '--output', '--experiment', '--resume', '--config', '-c')
+NOTED = 10.  # seconds after which the time that a cell took so far is written, so that a kill loses no more of it
 
 
 class Stopped(Exception):
@@ -323,32 +324,41 @@ def run_cell(cell: Cell, args: argparse.Namespace, deadline: float, lock: Any) -
                '--val-interval', str(every), '--checkpoint-hist', '1', '--output', str(cell.run.parent),
                '--experiment', cell.run.name]
     if not progress['trained']:
-        _write(path, json.dumps(progress))
-        began = time.perf_counter()
+        before, began = progress['seconds'], time.perf_counter()
+
+        def note() -> None:
+            progress['seconds'] = before + time.perf_counter() - began
+            _write(path, json.dumps(progress))
+
+        note()
         try:
-            call([*command, '--resume', 'auto'], cell.run / 'log.txt', deadline, lock)
+            call([*command, '--resume', 'auto'], cell.run / 'log.txt', deadline, lock, note)
             progress['trained'] = True
         finally:
-            progress['seconds'] += time.perf_counter() - began
-            _write(path, json.dumps(progress))
+            note()
     began = time.perf_counter()
     measure(cell, more)
     seconds = time.perf_counter() - began
     keep(cell, args, command, progress['seconds'], seconds)
 
 
-def call(command: Sequence[str], log: Path, deadline: float, lock: Any) -> None:
-    """Run a command until it ends or the time does; it is then asked to end, and waited for."""
+def call(command: Sequence[str], log: Path, deadline: float, lock: Any, note: Callable[[], None]) -> None:
+    """Run a command, with a `note` every few seconds; at the deadline it is asked to end, and waited for."""
     with open(log, 'ab') as f:  # in a session of its own: Ctrl-C reaches it once, by way of this process
         process = subprocess.Popen(
             command, stdout=f, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock.fileno()])
     try:
-        code = process.wait(None if math.isinf(deadline) else max(deadline - time.monotonic(), 0))
-    except BaseException as e:
+        code = None
+        while code is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Stopped
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(min(left, NOTED))
+            note()
+    except BaseException:
         process.terminate()
         process.wait()
-        if isinstance(e, subprocess.TimeoutExpired):
-            raise Stopped from None
         raise
     if code:
         lines = log.read_text(errors='replace').strip().splitlines()

@@ -146,8 +146,10 @@ def test_training_images_are_held_back(bench, tmp_path, image_folder):
     assert args.held_back == 0.2 and args.results == args.output / 'held_back', 'not among the results'
 
 
-def test_the_end_of_the_time(tmp_path, image_folder):
+def test_the_end_of_the_time(tmp_path, image_folder, monkeypatch):
     """A command is asked to end, and waited for; nobody else has its cell meanwhile."""
+    monkeypatch.setattr(accuracy, 'NOTED', 0.1)
+    notes = []
     args = accuracy.parse_args(['--scenes', str(image_folder), '--output', str(tmp_path / 'out'), '--tier', '1'])
     cell = accuracy.plan(args)[0]
     code = ("import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved'))); "
@@ -157,12 +159,14 @@ def test_the_end_of_the_time(tmp_path, image_folder):
         with accuracy.held(cell) as other:
             assert lock is not None and other is None
         with pytest.raises(accuracy.Stopped):
-            accuracy.call([sys.executable, '-c', code], log, time.monotonic() + 2, lock)
+            accuracy.call([sys.executable, '-c', code], log, time.monotonic() + 2, lock, lambda: notes.append(1))
+    assert 5 <= len(notes) <= 21, 'notes were not taken while it ran'
     assert log.read_text().split() == ['begun', 'saved']
     with accuracy.held(cell) as lock:
         assert lock is not None
         with pytest.raises(accuracy.Failed, match='exit code 3, .*: last words'):
-            accuracy.call([sys.executable, '-c', "print('last words'); raise SystemExit(3)"], log, math.inf, lock)
+            accuracy.call([sys.executable, '-c', "print('last words'); raise SystemExit(3)"], log, math.inf, lock,
+                          lambda: notes.append(1))
 
 
 @pytest.mark.parametrize('more, words', [
