@@ -230,3 +230,10 @@ def test_tables_name_real_flags_and_defaults():
             assert flag in actions, flag
     assert actions['--weight-decay'].default == 2e-4 and actions['--epochs'].default == 40
     assert actions['--batch-size'].default == 256 and actions['--opt'].default == 'momentum'
+
+
+def test_prose_names_real_flags():
+    known = train_focus.parser._option_string_actions
+    for page in (ROOT / 'README.md', *(ROOT / 'benchmarks').rglob('*.md'), *(ROOT / 'timm_focus').rglob('*.md')):
+        named = set(re.findall(r'--(?:focus|adl|acol|has)[a-z-]*', page.read_text()))
+        assert not named - known.keys(), page
