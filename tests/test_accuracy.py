@@ -388,3 +388,11 @@ def test_the_readme_has_the_results():
         found = done[method]
         assert int(seeds) == len(found) and int(passes) == float(found[0]['epochs']) * float(found[0]['passes'])
         assert float(top1) == pytest.approx(statistics.fmean(float(cell['top1']) for cell in found), abs=0.051)
+    changed = {method.flags.partition('focus_{}')[2].strip(): name for name, method in METHODS.items()
+               if method.times == 1 and 'focus_{}' in method.flags}
+    table = section.split('| | flags | top-1, % |')[1].split('\n\n')[0]
+    rows = re.findall(r'^\| .* \| (`.*`)? ?\| ([\d.]+) \|$', table, re.M)
+    first = {cell['method']: float(cell['top1']) for cell in cells if cell['seed'] == '0'}
+    shown = {changed[flags.strip('`')]: float(top1) for flags, top1 in rows}
+    assert set(shown) == {'focus', *(method for method in MATRIX[1].methods if method in first)}
+    assert shown == {method: pytest.approx(first[method], abs=0.051) for method in shown}
