@@ -131,11 +131,11 @@ def asked(kind: str, model: str) -> Dict[str, int]:
 
 
 def groups(rows: Sequence[Dict[str, Any]]) -> Dict[Tuple[str, str, str], List[Dict[str, Any]]]:
-    """Cells by kind of data, data set and model: those that are compared."""
+    """Cells by kind of data, data set and model: those that are compared, scenes first."""
     found: Dict[Tuple[str, str, str], List[Dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row['kind'], row['data'], row['model']), []).append(row)
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[0][0] != 'scenes'))
 
 
 def judge(rows: Sequence[Dict[str, Any]], images: Dict[Tuple[str, str], Images]) -> List[Dict[str, str]]:
@@ -208,22 +208,40 @@ def method_rows(rows: Sequence[Dict[str, Any]], images: Images) -> List[Dict[str
     return table
 
 
+def _record(results: Path, row: Dict[str, Any]) -> Dict[str, Any]:
+    return json.loads((results / row['data'] / f'{row["model"]}-{row["method"]}-{row["seed"]}/cell.json').read_text())
+
+
+def machines(results: Path, rows: Sequence[Dict[str, Any]]) -> str:
+    """What these cells ran on; where that differs, which cells."""
+    found: Dict[str, List[str]] = {}
+    for row in rows:
+        cell = _record(results, row)
+        text = f'{cell["processor"]}, {cell["cores"]} cores, torch {cell["torch"]}, timm {cell["timm"]}'
+        found.setdefault(text, []).append(f'{row["method"]}-{row["seed"]}')
+    most = max(found, key=lambda text: len(found[text]))
+    return '; '.join([most, *(f'{text}: {", ".join(found[text])}' for text in found if text != most)])
+
+
 def draw(rows: Sequence[Dict[str, Any]], path: Path) -> None:
     """Top-1 against compute: a point for each method, with the spread of its seeds."""
     from matplotlib.figure import Figure
 
     grouped = groups(rows)
-    figure = Figure(figsize=(7, 4.5 * len(grouped)), layout='constrained')
-    for ax, ((_, data, model), cells) in zip(figure.subplots(len(grouped), squeeze=False)[:, 0], grouped.items()):
+    wide, high = min(len(grouped), 2), (len(grouped) + 1) // 2
+    figure = Figure(figsize=(7 * wide, 4.2 * high), layout='constrained')
+    for k, ((_, data, model), cells) in enumerate(grouped.items()):
+        ax = figure.add_subplot(high, wide, k + 1)
         found = {m: [cell for cell in cells if cell['method'] == m] for m in METHODS}
         compute = {m: float(f[0]['epochs']) * float(f[0]['passes']) for m, f in found.items() if f}
-        for k, (method, x) in enumerate(compute.items()):
+        for method, x in compute.items():
+            n = list(METHODS).index(method)  # one look in all panels
             tops = [float(cell['top1']) for cell in found[method]]
             mean = statistics.fmean(tops)
             alike = [m for m in compute if compute[m] == x]  # side by side, so that none hides another
             x += 0.015 * max(compute.values()) * (alike.index(method) - (len(alike) - 1) / 2)
-            ax.errorbar([x], [mean], [[mean - min(tops)], [max(tops) - mean]], fmt='os^Dv'[k // 10], capsize=3,
-                        color=f'C{k % 10}', label=method + (' (one seed)' if len(tops) == 1 else ''))
+            ax.errorbar([x], [mean], [[mean - min(tops)], [max(tops) - mean]], fmt='os^Dv'[n // 10], capsize=3,
+                        color=f'C{n % 10}', label=method + (' (one seed)' if len(tops) == 1 else ''))
         ax.set(xlabel='passes over the training images; side by side: the same', ylabel='top-1, %',
                title=f'{data}, {model}')
         ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
@@ -251,12 +269,10 @@ def report(results: Path) -> None:
         seeds = asked(kind, model)
         have = {m: sum(cell['method'] == m for cell in cells) for m in seeds}
         missing = [f'{m} ({have[m]} of {n})' for m, n in seeds.items() if have[m] < n]
-        folder = results / data / f'{model}-{cells[0]["method"]}-{cells[0]["seed"]}'
-        cell = json.loads((folder / 'cell.json').read_text())
+        cell = _record(results, cells[0])
         parts += [f'## {data}, {model}\n', _table(method_rows(cells, images[data, model])),
                   f'Incomplete, seeds run: {", ".join(missing)}.\n' if missing else 'All cells are run.\n',
-                  f'Settings: {cell["base"]}. {cell["processor"]}, {cell["cores"]} cores, torch {cell["torch"]}, timm '
-                  f'{cell["timm"]}. A cell:\n\n```\n{cell["command"]}\n```\n']
+                  f'Settings: {cell["base"]}. {machines(results, cells)}. A cell:\n\n```\n{cell["command"]}\n```\n']
     write_whole(str(results / 'README.md'), '\n'.join(parts))
     draw(rows, results / 'accuracy.png')
     print(f'{results / "README.md"}, cells.csv and accuracy.png beside it')
@@ -279,5 +295,5 @@ where the interval of a method with one seed comes from. Over images: bootstrap 
 the means over seeds. A claim is answered yes if both intervals lie above its margin (0; half a point where it says so),
 no if both lie below, else undecided; each interval is of its own claim, not of all at once. Compute is epochs times
 passes of an image through the network in a step. Coverage is in percent, at images of 128 px or more; its map, and the
-one that ranks the erased pixels, are the network's last.
+one that ranks the erased pixels, are the network's last. Minutes are of the machines named, and of training alone.
 """
