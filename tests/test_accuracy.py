@@ -368,6 +368,17 @@ def test_what_is_not_alike_is_not_compared(tmp_path, image, base, words):
         accuracy_report.load(tmp_path)
 
 
+def test_machines(tmp_path):
+    rows = [dict(data='x', model='m', method=method, seed='0') for method in ('plain', 'focus', 'has')]
+    for row, torch in zip(rows, ('2.5', '2.6', '2.5')):
+        folder = tmp_path / f'x/m-{row["method"]}-0'
+        folder.mkdir(parents=True)
+        (folder / 'cell.json').write_text(json.dumps(dict(processor='P', cores=2, torch=torch, timm='1.0')))
+    assert accuracy_report.machines(tmp_path, rows[::2]) == 'P, 2 cores, torch 2.5, timm 1.0'
+    assert accuracy_report.machines(tmp_path, rows) == (
+        'P, 2 cores, torch 2.5, timm 1.0; P, 2 cores, torch 2.6, timm 1.0: focus-0')
+
+
 # what is published
 
 def test_the_report_is_that_of_the_results(tmp_path):
