@@ -407,3 +407,26 @@ def test_the_readme_has_the_results():
     shown = {changed[flags.strip('`')]: float(top1) for flags, top1 in rows}
     assert set(shown) == {'focus', *(method for method in MATRIX[1].methods if method in first)}
     assert shown == {method: pytest.approx(first[method], abs=0.051) for method in shown}
+
+
+def test_the_readme_compares_at_equal_compute():
+    table = (ROOT / 'README.md').read_text().split('| focus - plain, points (95 % over seeds) |')[1].split('\n\n')[0]
+    lines = re.findall(r'^\| (?:(\w+), `(\S+)` .*|the same,.*) \| (\d+) \| (\d+) \| ([\d.]+) \| '
+                       r'([-+][\d.]+) \(([-\d.]+) to ([-\d.]+)\)(, one seed)? \|$', table, re.M)
+    assert len(lines) == table.strip().count('\n') > 3
+    rows, images = accuracy_report.load(accuracy.RESULTS)
+    groups = accuracy_report.groups(rows)
+    for kind, model, *epochs, loss, gain, low, high, one_seed in lines:
+        if model:
+            where = next(k for k in groups if (k[0], k[2]) == (kind, model))
+        plain, focus = ([row for row in groups[where] if row['method'] in names and int(row['epochs']) == int(n)]
+                        for names, n in zip((('plain', 'plain_2x', 'plain_4x'), ('focus', 'focus_2x')), epochs))
+        assert int(epochs[0]) == 2 * int(epochs[1]) and (len(plain) == len(focus) == 1) == bool(one_seed)
+        found = contrast(groups[where], images[where[1:]], {focus[0]['method']: 1, plain[0]['method']: -1}, 'top1')
+        assert found.value == pytest.approx(float(gain), abs=0.051)
+        assert found.seeds == pytest.approx((float(low), float(high)), abs=0.051)
+        losses = []
+        for row in plain:
+            folder = accuracy.RESULTS / where[1] / f'{row["model"]}-{row["method"]}-{row["seed"]}'
+            losses.append(float(list(csv.DictReader((folder / 'summary.csv').read_text().splitlines()))[-1]['train_loss']))
+        assert statistics.fmean(losses) == pytest.approx(float(loss), abs=0.51 * 10 ** -len(loss.partition('.')[2]))
