@@ -209,8 +209,10 @@ def _data(args: argparse.Namespace, path: Path) -> Tuple[str, Path, int, int]:
     from timm_focus.data import create_dataset
     from timm_focus.training import build_parser, parse_args
 
-    name, path = path.resolve().name, path.resolve()
-    given, _ = parse_args(build_parser(), [str(path), *args.more])
+    name, path, parser = path.resolve().name, path.resolve(), build_parser()
+    method = METHODS[(args.methods or ['plain'])[0]]  # flags may be of focus training alone
+    given, _ = parse_args(parser, [
+        str(path), *shlex.split(method.flags.format(args.model or parser.get_default('model'))), *args.more])
     version = dict(version=given.places_version, size=given.places_size)
     if args.held_back:
         index = create_dataset(given.dataset, str(path), 'train', **version).reader.index

@@ -133,6 +133,14 @@ def test_images_are_those_that_the_flags_leave(image_folder):
     assert {cell.n_train for cell in accuracy.plan(args)} == {10}
 
 
+def test_flags_of_focus_training_alone(bench, capsys):
+    code, printed = bench('--list', '--', '--focus-start', '1', methods=('focus',), epochs=2)
+    assert code == 0 and f'{TINY}-focus-0' in printed.out
+    with pytest.raises(SystemExit) as e:
+        bench('--list', '--', '--focus-start', '1', epochs=2)
+    assert e.value.code == 2 and '--focus-start belongs to focus training' in capsys.readouterr().err
+
+
 def test_training_images_are_held_back(bench, tmp_path, image_folder):
     code, printed = bench('--held-back', '0.25', '--list')
     assert code == 0 and 'data-held-back-0.25' in printed.out
