@@ -160,14 +160,15 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     clash = [word for word in args.more if word.split('=')[0] in SET_HERE]
     if clash:
         raise ValueError(f'{clash[0]} after -- is set by this script: leave it out, or give it before --.')
-    named = dict(scenes=args.scenes, objects=args.objects)
-    data = {kind: _data(args, Path(path)) for kind, path in named.items() if path}
+    named = {kind: Path(path) for kind, path in dict(scenes=args.scenes, objects=args.objects).items() if path}
+    blocks = [block._replace(methods=[m for m in block.methods if not args.methods or m in args.methods])
+              for block in MATRIX if block.tier in args.tier and block.kind in named and (
+                  block.weights == bool(args.weights) if args.model else args.weights or not block.weights)]
+    first = {block.kind: block.methods[0] for block in reversed(blocks) if block.methods}
+    data = {kind: _data(args, path, first.get(kind, 'plain')) for kind, path in named.items()}
     if len({name for name, *_ in data.values()}) < len(data):
         raise ValueError('--scenes and --objects have the same name, by which results go: give a link of another name.')
-    for block in MATRIX:
-        suits = block.weights == bool(args.weights) if args.model else args.weights or not block.weights
-        if block.tier not in args.tier or block.kind not in data or not suits:
-            continue
+    for block in blocks:
         own = dict(epochs=args.epochs, img_size=args.img_size, seeds=args.seeds, model=args.model)
         if args.model or args.img_size:
             own['rate'] = None if args.model else block.rate * (block.img_size / args.img_size) ** 2
@@ -179,8 +180,6 @@ def plan(args: argparse.Namespace) -> List[Cell]:
         base = f'{base}; {block.epochs} epochs; {n_train} training and {n_val} validation images'
         for seed in range(block.seeds):
             for method in block.methods:
-                if args.methods and method not in args.methods:
-                    continue
                 flags = [*shlex.split(METHODS[method].flags.format(block.model)), *shared,
                          '--epochs', str(block.epochs * METHODS[method].times), '--seed', str(seed)]
                 key = f'{block.model}-{method}-{seed}'
@@ -204,15 +203,17 @@ def _check_model(name: Optional[str]) -> None:
         raise ValueError(f'--model is {name}: give the timm name of a plain model; its focus_ model is made of it.')
 
 
-def _data(args: argparse.Namespace, path: Path) -> Tuple[str, Path, int, int]:
-    """Name, folder and numbers of images of a data set, or of its training images, part of which are held back."""
+def _data(args: argparse.Namespace, path: Path, method: str) -> Tuple[str, Path, int, int]:
+    """Name, folder and numbers of images of a data set, or of its training images, part of which are held back.
+
+    The flags after `--` are read as those of a run of `method`: some belong to focus training alone.
+    """
     from timm_focus.data import create_dataset
     from timm_focus.training import build_parser, parse_args
 
     name, path, parser = path.resolve().name, path.resolve(), build_parser()
-    method = METHODS[(args.methods or ['plain'])[0]]  # flags may be of focus training alone
-    given, _ = parse_args(parser, [
-        str(path), *shlex.split(method.flags.format(args.model or parser.get_default('model'))), *args.more])
+    flags = shlex.split(METHODS[method].flags.format(args.model or parser.get_default('model')))
+    given, _ = parse_args(parser, [str(path), *flags, *args.more])
     version = dict(version=given.places_version, size=given.places_size)
     if args.held_back:
         index = create_dataset(given.dataset, str(path), 'train', **version).reader.index

@@ -37,7 +37,8 @@ METHODS = {
 }
 COMPARED = ('plain', 'focus', 'plain_2x', 'focus_random', 'has', 'has_2x', 'focus_half')
 LONGER = ('plain_4x', 'focus_2x')
-BFLOAT16 = '--batch-size 64 --weight-decay 5e-4 --amp --amp-dtype bfloat16'  # rates: of cores with AMX
+FINE_TUNING = '--batch-size 64 --weight-decay 1e-4 --lr 0.01'
+BFLOAT16 = '--batch-size 64 --weight-decay 5e-4 --amp --amp-dtype bfloat16'  # its rate: of cores with AMX
 
 
 class Block(NamedTuple):
@@ -59,10 +60,8 @@ MATRIX = (
     Block(2, 'scenes', 'shufflenetv2_x1_5', [m for m in METHODS if m not in COMPARED + LONGER], 1, 20, 250),
     Block(3, 'scenes', 'resnet10t', ('plain', 'plain_2x', 'has', 'focus'), 2, 10, 370, flags=BFLOAT16),
     Block(3, 'scenes', 'resnet10t', LONGER, 1, 10, 370, flags=BFLOAT16),
-    Block(3, 'scenes', 'tf_efficientnet_lite0', ('plain', 'plain_2x', 'focus'), 3, 5, 75, 96,
-          '--batch-size 64 --weight-decay 1e-4 --lr 0.01', True),
-    Block(3, 'scenes', 'tf_efficientnet_lite0', LONGER, 1, 5, 75, 96,
-          '--batch-size 64 --weight-decay 1e-4 --lr 0.01', True),
+    Block(3, 'scenes', 'tf_efficientnet_lite0', ('plain', 'plain_2x', 'focus'), 3, 5, 75, 96, FINE_TUNING, True),
+    Block(3, 'scenes', 'tf_efficientnet_lite0', LONGER, 1, 5, 75, 96, FINE_TUNING, True),
     Block(3, 'objects', 'shufflenetv2_x1_5', ('plain', 'plain_2x', 'focus'), 3, 30, 250),
 )
 
