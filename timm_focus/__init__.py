@@ -2,9 +2,10 @@
 
 Importing it registers `focus_<name>` for every timm model that classifies, and ShuffleNetV2, with timm.
 """
-from timm_focus.analysis import FocusArea, ReceptiveField, focus_area, receptive_field
+from timm_focus.analysis import FocusArea, focus_area
 from timm_focus.method import CamHead, FocusLoss, FocusNet, FocusOutput, export_backbone
 from timm_focus.models import create_focus_net
+from timm_focus.receptive import ReceptiveField, receptive_field
 from timm_focus.release import create_from_hub, push_to_hub, save_for_hub
 from timm_focus.training.task import FocusTask, create_task
 

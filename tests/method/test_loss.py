@@ -8,7 +8,7 @@ import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from timm_focus.method.focus_net import FocusOutput
+from timm_focus.method import FocusOutput
 from timm_focus.method.loss import KL_DETACH, KL_DIRECTIONS, FocusLoss, attention_mining, kl_consistency
 
 BATCH, CLASSES = 4, 5

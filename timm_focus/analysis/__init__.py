@@ -5,5 +5,4 @@ from .explain import Explanation, explain
 from .faithfulness import Faithfulness, erase_highest, faithfulness, pixel_rank, random_maps
 from .focus_area import FocusArea, coverage_ratio, focus_area, last_map, threshold_map
 from .plots import coverage_plot, explanation_plot, explanation_sheet, focus_sheet
-from .receptive_field import ReceptiveField, receptive_field
 from .step_cost import StepCost, peak_bytes, saved_bytes, step_cost, training_flops

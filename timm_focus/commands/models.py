@@ -50,7 +50,7 @@ def describe_model(name: str, num_classes: int, img_size: Any = None) -> Dict[st
     from timm.data import resolve_data_config
 
     from timm_focus.analysis import multiply_adds
-    from timm_focus.method.focus_net import default_stage
+    from timm_focus.method import default_stage
 
     kwargs = timm.models.resolve_model_input_args(name, dict(img_size=img_size), num_classes=num_classes)
     model = timm.create_model(**kwargs).eval()

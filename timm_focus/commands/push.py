@@ -163,7 +163,7 @@ def _settings(settings: Dict[str, Any], home: str) -> Dict[str, Any]:
 
 def _images(data: Optional[str], settings: Dict[str, Any], data_config: Dict[str, Any]) -> List[Any]:
     """Validation images, spread over the data set, none if they are no longer there."""
-    from timm_focus.data.synthetic import SYNTHETIC
+    from timm_focus.demo import SYNTHETIC
 
     from .load import open_images
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
 def receptive_field_columns(model: Any, feature: Any = None, through_global: bool = False, size: Any = None) -> dict:
     """Size, stride and start of a receptive field, with the global operation that makes it infinite."""
-    from timm_focus.analysis import receptive_field
+    from timm_focus.receptive import receptive_field
 
     field = receptive_field(model, feature, through_global=through_global, input_size=size)
     return dict(

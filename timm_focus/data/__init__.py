@@ -3,7 +3,4 @@ from .dataset import SceneDataset, create_dataset
 from .images import read_image
 from .index import ImageIndex, cached_scan, read_list, scan_folder, subset, write_list
 from .places365 import find_places365, read_split
-from .synthetic import (
-    SCENES, draw_object_with_mask, draw_scene, draw_scene_with_mask, picture_seed, synthetic_scenes,
-    write_synthetic_scenes)
 from .transforms import create_scene_transform, use_simple_crop

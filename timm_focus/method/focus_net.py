@@ -11,34 +11,29 @@ The way of a batch in training, one forward:
 In evaluation it is the backbone and nothing else.
 """
 import contextlib
-import logging
-import math
 import numbers
-import re
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Set, Tuple, Union
 
-import timm
 import torch
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from timm.models import get_model_args
-from timm.optim import auto_group_layers
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .cam import class_activation_map, class_weights, mean_activation_map, normalize_map
+from .cam import mean_activation_map, normalize_map
 from .erase import erase, erased_share, keep_mask, keep_mask_like, resize_map
+from .heads import CamHead, pre_logits_size
+from .plain_weights import accept_plain_state_dict
+from .stage import feature_info, find_stage
+from .statistics import clean_statistics, frozen_statistics
+from .timm_interface import DISTILLED, TimmInterface
 
-__all__ = ['CamHead', 'FocusNet', 'FocusOutput', 'default_stage', 'export_backbone', 'find_stage']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['FocusNet', 'FocusOutput']
 
 MAPS = ('cam', 'mean', 'random')
 INTERPOLATIONS = ('bilinear', 'nearest')
 BATCH_NORMS = ('shared', 'clean')
 ERASED_BY = ('erased_head', 'main')
-_DISTILLED = 'Focus training does not go with distilled training, whose two outputs it cannot pair: leave it off.'
-_ANCHOR = re.compile(r'(?<![\[\\])\^')  # the ^ that means the beginning, not that of [^...] or \^
 
 
 class FocusOutput(NamedTuple):
@@ -51,130 +46,7 @@ class FocusOutput(NamedTuple):
     erased: Optional[Tensor]
 
 
-class CamHead(nn.Module):
-    """CAM module: 1x1 convolution, global average pool, linear classifier (section 4, "Modifying image").
-
-    The pool comes first: the order of linear operations is free, and on pooled features the convolution costs nothing.
-
-    Args:
-        in_chs: Channels of the tapped feature.
-        num_classes: Number of classes.
-        width: Channels of the convolution, as many as the feature has by default.
-    """
-
-    def __init__(self, in_chs: int, num_classes: int, width: Optional[int] = None, device=None, dtype=None):
-        super().__init__()
-        width = width or in_chs
-        self.conv = nn.Conv2d(in_chs, width, 1, device=device, dtype=dtype)
-        self.fc = nn.Linear(width, num_classes, device=device, dtype=dtype)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Logits `[B, K]` of a feature `[B, C, h, w]`."""
-        return self.fc(self.conv(feature.mean((2, 3), keepdim=True)).flatten(1))
-
-    def activation_map(self, feature: Tensor, target: Tensor) -> Tensor:
-        """Class activation map of Eq. 1, not normalised: `[B, h, w]` of features `[B, C, h, w]`, classes `[B]`."""
-        return class_activation_map(feature, class_weights(self.conv.weight, self.fc.weight, target))
-
-
-def _feature_info(backbone: nn.Module) -> List[Dict[str, Any]]:
-    info = backbone.feature_info
-    return list(getattr(info, 'info', info))
-
-
-def default_stage(feature_info: Sequence[Dict[str, Any]]) -> int:
-    """Index of the feature that is tapped by default: the last one before the last down-sampling (section 4).
-
-    Models that never down-sample, such as a ViT, are tapped after three quarters of their blocks.
-
-    Args:
-        feature_info: timm's description of a model's features, dicts with 'reduction'.
-    """
-    reductions = [f['reduction'] for f in feature_info]
-    for i in range(len(reductions) - 2, -1, -1):
-        if reductions[i] < reductions[i + 1]:
-            return i
-    return math.ceil(3 * len(reductions) / 4) - 1
-
-
-def find_stage(feature_info: Sequence[Dict[str, Any]], stage: Union[None, int, str]) -> int:
-    """Index into `feature_info` of a feature given by name, by index (negative ones count from the end) or by default.
-
-    Raises:
-        ValueError: There is no such feature, or several share the name.
-    """
-    if stage is None:
-        return default_stage(feature_info)
-    names = [f['module'] for f in feature_info]
-    known = ', '.join(f'{i}: {name}' for i, name in enumerate(names))
-    if isinstance(stage, numbers.Integral) and not isinstance(stage, bool):
-        if -len(names) <= stage < len(names):
-            return int(stage) % len(names)
-        raise ValueError(f'There is no feature {stage}: choose an index or a name of {known}.')
-    if names.count(stage) == 1:
-        return names.index(stage)
-    if names.count(stage) > 1:
-        raise ValueError(f'Several features are named {stage!r}: choose by index one of {known}.')
-    raise ValueError(f'There is no feature {stage!r}: choose a name or an index of {known}.')
-
-
-@contextlib.contextmanager
-def _clean_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm layers in training mode normalise by the batch and leave their running statistics alone."""
-    # collected at use: sync-bn, split-bn and EMA replace the modules after construction
-    tracking = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for m in tracking:
-        m.track_running_stats = False
-    try:
-        yield
-    finally:
-        for m in tracking:
-            m.track_running_stats = True
-
-
-@contextlib.contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, running statistics stay bit for bit what they are, and autograd saves the same tensors as outside."""
-    # momentum 0 and not _clean_statistics, under which a layer saves other tensors, which a recomputation must not
-    tracking = [m for m in module.modules() if getattr(m, 'running_var', None) is not None]
-    before = [(m, m.momentum, m._buffers.get('num_batches_tracked')) for m in tracking]
-    for m, _, counter in before:
-        m.momentum = 0.
-        if counter is not None:
-            m.num_batches_tracked = None
-    try:
-        yield
-    finally:  # a recomputation ends by an exception once it has what it needs
-        for m, momentum, counter in before:
-            m.momentum = momentum
-            if counter is not None:
-                m.num_batches_tracked = counter
-
-
-def _accept_plain_state_dict(model: 'FocusNet', state_dict: Dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load hook: lets a FocusNet take a plain backbone's state dict; its heads keep their values."""
-    names = {k[len(prefix):] for k in state_dict if k.startswith(prefix)}
-    own = set(model.backbone.state_dict())
-    if not names & own or names & {f'backbone.{k}' for k in own}:
-        return
-    for name in names:
-        state_dict[f'{prefix}backbone.{name}'] = state_dict.pop(prefix + name)
-    heads = {k: v for k, v in model.state_dict(prefix=prefix).items() if not k.startswith(f'{prefix}backbone.')}
-    state_dict.update(heads)
-    _logger.warning('Loaded the state dict of a plain model: %s are not in it and keep their values.', ', '.join(heads))
-
-
-def _pre_logits_size(backbone: nn.Module) -> int:
-    """Width of `forward_head(pre_logits=True)`; a pool that concatenates doubles it without a word to the model."""
-    classifier = backbone.get_classifier()
-    return classifier.in_features if isinstance(classifier, nn.Linear) else backbone.head_hidden_size
-
-
-def _of_backbone(name: str) -> property:
-    return property(lambda self: getattr(self.backbone, name), lambda self, value: setattr(self.backbone, name, value))
-
-
-class FocusNet(nn.Module):
+class FocusNet(TimmInterface):
     """A timm model with the training-time heads of "See More for Scene" (section 4).
 
     In training `model(x)` of images `[B, C, H, W]` is a `FocusOutput(main, side, erased)`; in evaluation, and after
@@ -255,7 +127,7 @@ class FocusNet(nn.Module):
             if value not in allowed:
                 raise ValueError(f'{key} is {value!r}: choose one of {", ".join(map(repr, allowed))}.')
 
-        info = _feature_info(backbone)
+        info = feature_info(backbone)
         self.stage = find_stage(info, focus_stage)
         self.threshold = float(focus_threshold)
         self.interpolation = focus_interpolation
@@ -269,12 +141,12 @@ class FocusNet(nn.Module):
         factory = dict(device=like.device, dtype=like.dtype)
         self.backbone = backbone
         self.cam_head = CamHead(info[self.stage]['num_chs'], backbone.num_classes, focus_width, **factory)
-        self.erased_head = nn.Linear(_pre_logits_size(backbone), backbone.num_classes, **factory)
+        self.erased_head = nn.Linear(pre_logits_size(backbone), backbone.num_classes, **factory)
         self._focus_training = True
         self._paused: Set[str] = set()  # parameters whose gradients a branch that does not run turned off
         self.set_branches(side=True, erased=True)
         self._model_args = dict(getattr(backbone, '_model_args', {}), **self.focus_args)
-        self.register_load_state_dict_pre_hook(_accept_plain_state_dict)
+        self.register_load_state_dict_pre_hook(accept_plain_state_dict)
 
     @property
     def focus_args(self) -> Dict[str, Any]:
@@ -337,7 +209,7 @@ class FocusNet(nn.Module):
         if not (self.training and self._focus_training):
             return self.backbone(x)
         if getattr(self.backbone, 'distilled_training', False):
-            raise ValueError(_DISTILLED)
+            raise ValueError(DISTILLED)
         main, side, keep = self._first_pass(x)
         return FocusOutput(main, side, None if keep is None else self._second_pass(x, keep))
 
@@ -363,12 +235,12 @@ class FocusNet(nn.Module):
         """`_main_and_tap` without its activations, which the backward pass computes once it has spent the others'."""
         contexts = {}
         if not torch.compiler.is_compiling():  # a compiled graph recomputes without its side effects
-            contexts['context_fn'] = lambda: (contextlib.nullcontext(), _frozen_statistics(self.backbone))
+            contexts['context_fn'] = lambda: (contextlib.nullcontext(), frozen_statistics(self.backbone))
         return checkpoint(self._main_and_tap, x, use_reentrant=False, **contexts)
 
     def _second_pass(self, x: Tensor, keep: Tensor) -> Tensor:
         """Logits `[n, K]` of the erased images."""
-        with _clean_statistics(self.backbone) if self.bn == 'clean' else contextlib.nullcontext():
+        with clean_statistics(self.backbone) if self.bn == 'clean' else contextlib.nullcontext():
             final = self.backbone.forward_features(erase(x[:keep.shape[0]], keep))
             if self.erased_by == 'main':
                 return self.backbone.forward_head(final)
@@ -408,133 +280,5 @@ class FocusNet(nn.Module):
             keep = keep_mask_like(resize_map(torch.randn_like(activation), size), keep)
         return keep
 
-    # timm's model interface: the backbone's own
-
-    num_classes = _of_backbone('num_classes')
-    num_features = _of_backbone('num_features')
-    head_hidden_size = _of_backbone('head_hidden_size')
-    in_chans = _of_backbone('in_chans')
-    feature_info = _of_backbone('feature_info')
-    pretrained_cfg = _of_backbone('pretrained_cfg')
-    default_cfg = _of_backbone('default_cfg')
-
-    @property
-    def _traits(self) -> Dict[str, Any]:  # where timm's get_model_input_config looks
-        return getattr(self.backbone, '_traits', {})
-
-    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.backbone.forward_features(x, *args, **kwargs)
-
-    def forward_head(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.backbone.forward_head(x, *args, **kwargs)
-
-    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any):
-        return self.backbone.forward_intermediates(x, *args, **kwargs)
-
-    def get_classifier(self) -> nn.Module:
-        return self.backbone.get_classifier()
-
-    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
-        """Give all three heads new classifiers of `num_classes`; other arguments go to the backbone's own.
-
-        `num_classes=0` leaves the backbone without a classifier, for features in evaluation; the other two stay.
-        """
-        self.backbone.reset_classifier(num_classes, *args, **kwargs)
-        if num_classes:
-            old = self.cam_head.fc
-            factory = dict(device=old.weight.device, dtype=old.weight.dtype)
-            self.cam_head.fc = nn.Linear(old.in_features, num_classes, **factory)
-            self.erased_head = nn.Linear(_pre_logits_size(self.backbone), num_classes, **factory)
-            self.set_branches(self.side_branch, self.erased_branch, self.erased_by)
-
-    def group_matcher(self, coarse: bool = False) -> Union[Dict[str, Any], Callable[[str], Any]]:
-        """The backbone's layer groups; the heads match none and so join the last, as a classifier does."""
-        def under_backbone(spec):
-            if spec is None:
-                return None
-            if isinstance(spec, str):
-                # a ^ inside could never match behind the prefix, and timm matches from the start anyway
-                return rf'backbone\.(?:{_ANCHOR.sub("", spec)})'
-            return [(under_backbone(s[0]), s[1]) for s in spec]
-
-        if hasattr(self.backbone, 'group_matcher'):
-            own = self.backbone.group_matcher(coarse=coarse)
-        else:
-            own = auto_group_layers(self.backbone).get  # what timm does where a model has no groups
-        if callable(own):
-            return lambda name: own(name.removeprefix('backbone.')) if name.startswith('backbone.') else float('inf')
-        return {group: under_backbone(spec) for group, spec in own.items()}
-
-    def no_weight_decay(self) -> Set[str]:
-        own = self.backbone.no_weight_decay() if hasattr(self.backbone, 'no_weight_decay') else ()
-        return {f'backbone.{name}' for name in own}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, as timm's models do.
-
-        Raises:
-            ValueError: With `focus_bn='clean'` or `focus_recompute`: its recomputation would run outside the pass that
-                keeps the statistics.
-        """
-        if enable and self.recompute:
-            raise ValueError(
-                'Gradient checkpointing does not go with focus_recompute, which recomputes by itself: choose one.')
-        if enable and self.bn == 'clean':
-            raise ValueError(
-                "Gradient checkpointing does not go with focus_bn='clean': "
-                "choose focus_bn='shared', or no checkpointing.")
-        self.backbone.set_grad_checkpointing(enable)
-
-    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        self.backbone.set_input_size(*args, **kwargs)
-
-    def set_distilled_training(self, enable: bool = True) -> None:
-        """Refused: distillation trains two outputs of the backbone, and focus training has one.
-
-        Raises:
-            ValueError: `enable` is True.
-        """
-        if enable:
-            raise ValueError(_DISTILLED)
-        if hasattr(self.backbone, 'set_distilled_training'):
-            self.backbone.set_distilled_training(False)
-
     def extra_repr(self) -> str:
         return ', '.join(f'{k}={v!r}' for k, v in self.focus_args.items())
-
-
-def export_backbone(model: nn.Module) -> nn.Module:
-    """The product of focus training: a fresh plain timm model with the backbone's weights.
-
-    Args:
-        model: A `FocusNet` or its backbone, also inside DDP, `torch.compile` or timm's EMA, in any memory format.
-
-    Returns:
-        A model of `timm.create_model` under the plain architecture name, rebuilt from the backbone's recorded
-        arguments, in evaluation mode, contiguous, on the device and in the dtype of the source; it shares no memory
-        with it.
-
-    Raises:
-        ValueError: The architecture is not recorded, or what is recorded does not rebuild the backbone.
-    """
-    model = unwrap_model(model)
-    backbone = unwrap_model(model.backbone) if isinstance(model, FocusNet) else model
-    cfg = dict(getattr(backbone, 'pretrained_cfg', None) or {})
-    architecture = cfg.get('architecture')
-    if not architecture:
-        raise ValueError(
-            f"{type(backbone).__name__} does not record its architecture: make it by timm.create_model, "
-            "or set pretrained_cfg['architecture'] to its timm name.")
-    # get_model_args knows what was changed since construction, _model_args the drop rates
-    args = {**getattr(backbone, '_model_args', {}), **get_model_args(backbone)}
-    plain = timm.create_model(architecture, pretrained=False, pretrained_cfg=cfg, **args)
-    like = next(p for p in backbone.parameters() if p.is_floating_point())
-    plain = plain.to(device=like.device, dtype=like.dtype)
-    try:
-        plain.load_state_dict(backbone.state_dict())
-    except RuntimeError as e:
-        first = ' '.join(str(e).split())[:200]  # of what can be hundreds of names
-        raise ValueError(
-            f'The recorded arguments of {architecture}, {args}, do not rebuild this backbone, which was changed after '
-            f'it was made: {first} ...') from e
-    return plain.eval()

@@ -7,7 +7,8 @@ from typing import Any, Dict, Optional, Sequence, Set, Union
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
-from timm_focus.analysis import multiply_adds, receptive_field
+from timm_focus.analysis import multiply_adds
+from timm_focus.receptive import receptive_field
 from timm_focus.method import FocusNet
 
 __all__ = ['write_card']

@@ -13,7 +13,7 @@ from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
 
 from timm_focus.data.places365 import SIZES, VERSIONS
-from timm_focus.data.synthetic import SYNTHETIC
+from timm_focus.demo import SYNTHETIC
 from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
 

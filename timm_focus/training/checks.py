@@ -5,7 +5,7 @@ from typing import Any, Dict
 
 from timm.loss import create_classification_loss
 
-from timm_focus.data.synthetic import SYNTHETIC
+from timm_focus.demo import SYNTHETIC
 
 from .criterion import criterion_kwargs, mixes
 

@@ -12,9 +12,9 @@ from PIL import ImageMode
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch.utils.data import Dataset
 
-from timm_focus.data import create_dataset, synthetic_scenes, use_simple_crop, write_list
+from timm_focus.data import create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, PickedDataset, pick
-from timm_focus.data.synthetic import SYNTHETIC
+from timm_focus.demo import SYNTHETIC
 
 from .criterion import mixes
 from .errors import SettingsError, explained
@@ -34,6 +34,8 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
         SettingsError: A folder, a split or the classes are not what the settings say.
     """
     if args.dataset == SYNTHETIC:
+        from timm_focus.demo.scenes import synthetic_scenes
+
         with _first_here(args), explained('The drawn scenes cannot be kept'):
             args.data_dir = str(synthetic_scenes())
     with explained(f'--input-img-mode is {args.input_img_mode}, but Pillow knows it not: give RGB or L'):

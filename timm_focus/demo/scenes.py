@@ -11,10 +11,10 @@ test of the focus area against the truth: whether it lies on the evidence, and w
 wide and small where that is small. They are not a benchmark of accuracy: how well a network classifies drawings says
 little about photographs.
 
-    synthetic_pieces.py    the pen and what it can draw
-    synthetic_classes.py   which class has which pieces, and which of them tell it
-    synthetic_pictures.py  one scene or object, with its mask
-    synthetic.py           data sets of them in folders, and their cache
+    pieces.py    the pen and what it can draw
+    classes.py   which class has which pieces, and which of them tell it
+    pictures.py  one scene or object, with its mask
+    scenes.py    data sets of them in folders, and their cache
 
 Image `index` of a split is a pure function of (seed, split, class, index). All draws come from `random.Random` seeded
 with a string, which Python hashes by SHA-512 and keeps stable across versions and machines.
@@ -29,15 +29,13 @@ from uuid import uuid4
 
 from PIL import Image
 
-from .synthetic_classes import SCENES
-from .synthetic_pictures import draw_object_with_mask, draw_scene, draw_scene_with_mask
+from .classes import SCENES
+from .pictures import draw_object_with_mask, draw_scene, draw_scene_with_mask
 
 __all__ = [
     'SCENES', 'draw_object_with_mask', 'draw_scene', 'draw_scene_with_mask', 'picture_seed', 'synthetic_scenes',
     'write_synthetic_scenes',
 ]
-
-SYNTHETIC = 'synthetic'  # its name as --dataset
 
 # Part of the cache folder's name: raise it whenever the pictures change.
 VERSION = 1

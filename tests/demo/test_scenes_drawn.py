@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_focus.data import synthetic, synthetic_pieces
-from timm_focus.data.synthetic import (
+from timm_focus.demo import pieces, scenes
+from timm_focus.demo.scenes import (
     SCENES, draw_scene, draw_scene_with_mask, picture_seed, synthetic_scenes, write_synthetic_scenes,
 )
-from timm_focus.data.synthetic_classes import RECIPES
+from timm_focus.demo.classes import COMPOSITIONS
 
 SMALL = dict(train_per_class=2, val_per_class=1, size=32)
 
@@ -26,13 +26,13 @@ WRITE_WHEN_TOLD = """
 import sys, types
 sys.modules['drawing'] = types.ModuleType('drawing')
 sys.modules['drawing'].__path__ = [sys.argv[1]]
-from drawing.synthetic import write_synthetic_scenes
+from drawing.scenes import write_synthetic_scenes
 print('ready', flush=True)
 sys.stdin.readline()
 write_synthetic_scenes(sys.argv[2], train_per_class=6, val_per_class=2, size=32)
 """
 
-# Mean colours at seed 0. Where they change, the pictures have, and synthetic.VERSION must too.
+# Mean colours at seed 0. Where they change, the pictures have, and scenes.VERSION must too.
 VERSION_1 = {
     'beach': (190, 193, 184),
     'bedroom': (178, 145, 119),
@@ -80,23 +80,23 @@ def test_another_size_shows_the_same_scene():
 
 
 def test_pictures_of_this_version():
-    assert synthetic.VERSION == 1
+    assert scenes.VERSION == 1
     for scene, colour in VERSION_1.items():
         np.testing.assert_allclose(np.asarray(draw_scene(scene, 0), dtype=float).mean((0, 1)), colour, atol=1)
 
 
 def test_every_piece_can_be_drawn():
-    for recipe in RECIPES.values():
+    for recipe in COMPOSITIONS.values():
         for piece in [*recipe.grounds, *recipe.pieces]:
             for seed in range(5):
-                pen = synthetic_pieces.Pen(random.Random(seed), 64)
+                pen = pieces.Pen(random.Random(seed), 64)
                 recipe.backdrop(pen)
                 piece(pen)
 
 
 def test_most_pieces_belong_to_several_classes():
     owners = {}
-    for scene, recipe in RECIPES.items():
+    for scene, recipe in COMPOSITIONS.items():
         for piece, probability in {**recipe.grounds, **recipe.pieces}.items():
             owners.setdefault(piece, set()).add(scene)
         assert all(0 < probability < 1 for probability in recipe.pieces.values())
@@ -173,7 +173,7 @@ def test_written_pictures_are_those_of_their_seed(tmp_path):
 
 def test_second_call_does_not_draw(tmp_path, monkeypatch):
     root = write_synthetic_scenes(tmp_path / 'set', **SMALL)
-    monkeypatch.setitem(synthetic._KINDS, 'scenes', None)
+    monkeypatch.setitem(scenes._KINDS, 'scenes', None)
     assert write_synthetic_scenes(tmp_path / 'set', **SMALL) == root
 
 
@@ -195,28 +195,28 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw_scene_with_mask(*args)
 
-    monkeypatch.setitem(synthetic._KINDS, 'scenes', failing)
+    monkeypatch.setitem(scenes._KINDS, 'scenes', failing)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic_scenes(tmp_path / 'set', **SMALL)
     assert not list(tmp_path.iterdir())
 
 
 def test_another_run_finishing_first_wins(tmp_path, monkeypatch):
-    replace = synthetic.os.replace
+    replace = scenes.os.replace
 
     def overtaken(draft, root):
-        monkeypatch.setattr(synthetic.os, 'replace', replace)
+        monkeypatch.setattr(scenes.os, 'replace', replace)
         write_synthetic_scenes(root, **SMALL)
         replace(draft, root)
 
-    monkeypatch.setattr(synthetic.os, 'replace', overtaken)
+    monkeypatch.setattr(scenes.os, 'replace', overtaken)
     root = write_synthetic_scenes(tmp_path / 'set', **SMALL)
     assert len(list(root.rglob('*.png'))) == 24
     assert [p.name for p in tmp_path.iterdir()] == ['set']
 
 
 def test_concurrent_processes(tmp_path):
-    command = [sys.executable, '-c', WRITE_WHEN_TOLD, str(Path(synthetic.__file__).parent), str(tmp_path / 'set')]
+    command = [sys.executable, '-c', WRITE_WHEN_TOLD, str(Path(scenes.__file__).parent), str(tmp_path / 'set')]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
     assert [worker.stdout.readline() for worker in workers] == ['ready\n'] * 2
@@ -248,13 +248,13 @@ def test_an_empty_folder_is_filled_and_anything_else_is_refused(tmp_path):
 
 def test_cache_folder_names_all_parameters(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(synthetic, 'write_synthetic_scenes', lambda root, *args: asked.append(root) or root)
+    monkeypatch.setattr(scenes, 'write_synthetic_scenes', lambda root, *args: asked.append(root) or root)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
     synthetic_scenes()
     for change in ({'train_per_class': 3}, {'val_per_class': 3}, {'size': 33}, {'seed': 3}):
         synthetic_scenes(**change)
-    monkeypatch.setattr(synthetic, 'VERSION', synthetic.VERSION + 1)
+    monkeypatch.setattr(scenes, 'VERSION', scenes.VERSION + 1)
     synthetic_scenes()
     assert len(set(asked)) == 6
     assert {root.parent for root in asked} == {tmp_path / 'xdg' / 'timm_focus'}
@@ -266,7 +266,7 @@ def test_cache_folder_names_all_parameters(tmp_path, monkeypatch):
 def test_cache_is_rendered_once(tmp_path, monkeypatch):
     root = synthetic_scenes(tmp_path, **SMALL)
     assert len(list(root.rglob('*.png'))) == 24
-    monkeypatch.setitem(synthetic._KINDS, 'scenes', None)
+    monkeypatch.setitem(scenes._KINDS, 'scenes', None)
     assert synthetic_scenes(str(tmp_path), **SMALL) == root
 
 

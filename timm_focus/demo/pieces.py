@@ -1,7 +1,7 @@
 """The pieces of the drawn scenes, each a function that draws itself with a pen: backdrops, grounds and things.
 
 A piece takes every choice (place, size, colour, number) from the pen's random numbers. Which class has which pieces is
-said in synthetic_classes.py.
+said in classes.py.
 """
 from random import Random
 from typing import Callable, Optional, Sequence

@@ -1,6 +1,6 @@
 """Draws the synthetic pictures, each with the mask of the pixels that tell its class: scenes, and objects made of them.
 
-What tells a class is defined in synthetic_classes.py. A pixel belongs to the mask if any part of it shows a telling
+What tells a class is defined in classes.py. A pixel belongs to the mask if any part of it shows a telling
 ground or piece that nothing else covers.
 """
 from random import Random
@@ -8,8 +8,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from .synthetic_classes import RECIPES, SCENES, TELLING, Piece
-from .synthetic_pieces import Pen, blots
+from .classes import COMPOSITIONS, SCENES, TELLING, Piece
+from .pieces import Pen, blots
 
 # Drawn this many times larger and then averaged down, for smooth edges.
 OVERSAMPLING = 2
@@ -85,7 +85,7 @@ def draw_object_with_mask(scene: str, seed: int, size: int = 96) -> tuple[Image.
 
 
 def _check(scene: str, size: int) -> None:
-    if scene not in RECIPES:
+    if scene not in COMPOSITIONS:
         raise ValueError(f'Unknown scene {scene!r}; allowed are {", ".join(SCENES)}.')
     if size < 8:
         raise ValueError(f'size must be at least 8 pixels, got {size}.')
@@ -93,7 +93,7 @@ def _check(scene: str, size: int) -> None:
 
 def _paint(scene: str, rng: Random, pixels: int) -> Pen:
     """The scene before its light, on `pixels` x `pixels` pixels, with its mask."""
-    recipe = RECIPES[scene]
+    recipe = COMPOSITIONS[scene]
     pen = Pen(rng, pixels)
 
     def draw(piece: Piece) -> None:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_focus.data import synthetic_pictures
-from timm_focus.data.synthetic import (
+from timm_focus.demo import pictures
+from timm_focus.demo.scenes import (
     SCENES, VERSION, draw_object_with_mask, draw_scene, draw_scene_with_mask, picture_seed, synthetic_scenes,
     write_synthetic_scenes,
 )
-from timm_focus.data.synthetic_classes import RECIPES, TELLING
-from timm_focus.data.synthetic_pieces import Pen, bed, boats, clouds, palms, sand, sky, stove, wall, window
+from timm_focus.demo.classes import COMPOSITIONS, TELLING
+from timm_focus.demo.pieces import Pen, bed, boats, clouds, palms, sand, sky, stove, wall, window
 
 SMALL = dict(train_per_class=2, val_per_class=1, size=32)
 DRAW = pytest.mark.parametrize('draw', [draw_scene_with_mask, draw_object_with_mask])
@@ -53,17 +53,17 @@ def test_what_tells_a_class_is_what_one_would_say():
 @pytest.mark.parametrize('scene', SCENES)
 def test_what_tells_a_class_doubles_its_odds(scene):
     # Bayes' rule in fractions, for classes of one backdrop that are equally frequent.
-    peers = [peer for peer in SCENES if RECIPES[peer].backdrop is RECIPES[scene].backdrop]
+    peers = [peer for peer in SCENES if COMPOSITIONS[peer].backdrop is COMPOSITIONS[scene].backdrop]
     odds = Fraction(1, len(peers) - 1)
 
     def exact(peer, piece):
-        recipe = RECIPES[peer]
+        recipe = COMPOSITIONS[peer]
         if piece in recipe.grounds:
             return Fraction(str(recipe.grounds[piece])) / sum(Fraction(str(w)) for w in recipe.grounds.values())
         return Fraction(str(recipe.pieces.get(piece, 0)))
 
-    assert RECIPES[scene].backdrop not in TELLING[scene]
-    for piece in [*RECIPES[scene].grounds, *RECIPES[scene].pieces]:
+    assert COMPOSITIONS[scene].backdrop not in TELLING[scene]
+    for piece in [*COMPOSITIONS[scene].grounds, *COMPOSITIONS[scene].pieces]:
         others = sum(exact(peer, piece) for peer in peers if peer != scene)
         assert (piece in TELLING[scene]) == (not others or exact(scene, piece) / others >= 2 * odds)
 
@@ -77,12 +77,12 @@ def test_the_telling_pieces_settle_the_class_and_the_others_do_not(monkeypatch):
             return super().__contains__(piece)
 
     def chance_of_a_right_guess(scene, pieces):
-        peers = [peer for peer in SCENES if RECIPES[peer].backdrop is RECIPES[scene].backdrop]
-        likelihood = {peer: np.prod([RECIPES[peer].share(piece) for piece in pieces]) for peer in peers}
+        peers = [peer for peer in SCENES if COMPOSITIONS[peer].backdrop is COMPOSITIONS[scene].backdrop]
+        likelihood = {peer: np.prod([COMPOSITIONS[peer].share(piece) for piece in pieces]) for peer in peers}
         best = [peer for peer in peers if np.isclose(likelihood[peer], max(likelihood.values()), rtol=1e-9, atol=0)]
         return (scene in best) / len(best)
 
-    monkeypatch.setattr(synthetic_pictures, 'TELLING', {scene: Seen(TELLING[scene]) for scene in SCENES})
+    monkeypatch.setattr(pictures, 'TELLING', {scene: Seen(TELLING[scene]) for scene in SCENES})
     from_telling, from_others = [], []
     for scene in SCENES:
         for seed in range(100):
@@ -121,7 +121,7 @@ def test_another_size_shows_the_same(draw):
 def test_the_mask_changes_no_picture(monkeypatch):
     with_masks = [draw_scene_with_mask(scene, 3, 48) for scene in SCENES]
     assert [draw_scene(scene, 3, 48).tobytes() for scene in SCENES] == [image.tobytes() for image, _ in with_masks]
-    monkeypatch.setattr(synthetic_pictures, 'TELLING', {scene: frozenset() for scene in SCENES})
+    monkeypatch.setattr(pictures, 'TELLING', {scene: frozenset() for scene in SCENES})
     for scene, (image, _) in zip(SCENES, with_masks):
         without, mask = draw_scene_with_mask(scene, 3, 48)
         assert without.tobytes() == image.tobytes() and not mask.any()
@@ -133,10 +133,10 @@ def test_recolouring_what_tells_the_class_changes_the_pixels_of_the_mask_and_no_
         def _layers(self, fill):
             return super()._layers((255, 0, 255) if self.telling else fill)
 
-    monkeypatch.setattr(synthetic_pictures, '_light', lambda image, rng: image)  # it saturates colours
+    monkeypatch.setattr(pictures, '_light', lambda image, rng: image)  # it saturates colours
     seeds = [(scene, seed) for scene in SCENES for seed in range(8)]
     drawn = [draw(*seed, 64) for seed in seeds]
-    monkeypatch.setattr(synthetic_pictures, 'Pen', Recolouring)
+    monkeypatch.setattr(pictures, 'Pen', Recolouring)
     for seed, (image, mask) in zip(seeds, drawn):
         recoloured = draw(*seed, 64)[0]
         assert ((np.asarray(image) != np.asarray(recoloured)).any(-1) == mask).all()

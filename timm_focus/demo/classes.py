@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Callable
 
-from .synthetic_pieces import (
+from .pieces import (
     Pen, bed, birds, boats, buildings, bushes, cacti, cars, chairs, clouds, cranes, crates, crockery, cushions,
     dunes, earth, floor_tiles, grass, hills, hooks, huts, lamp, leafy_trees, low_cabinets, palms, parasols, paving,
     peaks, people, pictures, pines, planks, pot_plant, road, rocks, rug, sand, sea, shelf, sky, snow, stove,
@@ -34,7 +34,7 @@ class Recipe:
         return self.pieces.get(piece, 0.0)
 
 
-RECIPES = {
+COMPOSITIONS = {
     'beach': Recipe(
         sky,
         {sand: 9, earth: .5, grass: .5},
@@ -87,12 +87,12 @@ RECIPES = {
     ),
 }
 
-SCENES: tuple[str, ...] = tuple(sorted(RECIPES))
+SCENES: tuple[str, ...] = tuple(sorted(COMPOSITIONS))
 
 
 def _telling(scene: str) -> frozenset[Piece]:
-    recipe = RECIPES[scene]
-    others = [other for name, other in RECIPES.items() if name != scene and other.backdrop is recipe.backdrop]
+    recipe = COMPOSITIONS[scene]
+    others = [other for name, other in COMPOSITIONS.items() if name != scene and other.backdrop is recipe.backdrop]
     return frozenset(piece for piece in (*recipe.grounds, *recipe.pieces)
                      if recipe.share(piece) >= 2 * fmean(other.share(piece) for other in others))
 

@@ -32,8 +32,8 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .box_rules import Refused, Run, Traced, seen_by
 from .boxes import Number, Seen, blind, over, sees, thinned
+from .rules import Refused, Run, Traced, seen_by
 
 __all__ = ['ReceptiveField', 'receptive_field']
 

@@ -1,0 +1,40 @@
+"""The heads that exist only while a model trains ("See More for Scene", section 4)."""
+from typing import Optional
+
+from torch import Tensor, nn
+
+from .cam import class_activation_map, class_weights
+
+__all__ = ['CamHead', 'pre_logits_size']
+
+
+class CamHead(nn.Module):
+    """CAM module: 1x1 convolution, global average pool, linear classifier (section 4, "Modifying image").
+
+    The pool comes first: the order of linear operations is free, and on pooled features the convolution costs nothing.
+
+    Args:
+        in_chs: Channels of the tapped feature.
+        num_classes: Number of classes.
+        width: Channels of the convolution, as many as the feature has by default.
+    """
+
+    def __init__(self, in_chs: int, num_classes: int, width: Optional[int] = None, device=None, dtype=None):
+        super().__init__()
+        width = width or in_chs
+        self.conv = nn.Conv2d(in_chs, width, 1, device=device, dtype=dtype)
+        self.fc = nn.Linear(width, num_classes, device=device, dtype=dtype)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits `[B, K]` of a feature `[B, C, h, w]`."""
+        return self.fc(self.conv(feature.mean((2, 3), keepdim=True)).flatten(1))
+
+    def activation_map(self, feature: Tensor, target: Tensor) -> Tensor:
+        """Class activation map of Eq. 1, not normalised: `[B, h, w]` of features `[B, C, h, w]`, classes `[B]`."""
+        return class_activation_map(feature, class_weights(self.conv.weight, self.fc.weight, target))
+
+
+def pre_logits_size(backbone: nn.Module) -> int:
+    """Width of `forward_head(pre_logits=True)`; a pool that concatenates doubles it without a word to the model."""
+    classifier = backbone.get_classifier()
+    return classifier.in_features if isinstance(classifier, nn.Linear) else backbone.head_hidden_size
