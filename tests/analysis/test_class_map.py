@@ -8,7 +8,7 @@ import torchvision
 
 import timm_focus
 from timm_focus.analysis import classifier_map
-from timm_focus.analysis.class_map import _as_it_was, _gradient_map
+from timm_focus.analysis.class_map import _frozen, _gradient_map
 
 LINEAR = ['test_resnet', 'resnet10t', 'shufflenetv2_x0_5', 'densenet121', 'test_efficientnet', 'regnety_002',
           'swin_tiny_patch4_window7_224', 'mixer_s32_224']
@@ -70,7 +70,7 @@ def test_grad_cam_of_a_linear_pool_is_its_class_activation_map(name, photos):
     model, x, target = make(name, sized(name)), photos(3, sized(name)), torch.tensor([1, 3, 3])
     linear = classifier_map(model, x, target)
     like = torch.empty(3, model.num_features, *linear.map.shape[1:])
-    with _as_it_was(model):
+    with _frozen(model):
         gradient = _gradient_map(model, x, target, like)
     n = linear.map[0].numel()
     assert n > 1 and linear.map.std() > 1e-3

@@ -90,7 +90,7 @@ def test_a_run_is_explained_as_it_was_trained(command, run_folder, image_folder,
         with torch.no_grad():
             final, (tap,) = model.backbone.forward_intermediates(x, indices=[2], norm=False, output_fmt='NCHW')
             main_logits = model.backbone.forward_head(final)
-            keep = model.keep_mask(tap, main_logits, (64, 64))
+            keep = model.keep_mask(tap, main_logits.argmax(1), (64, 64))
             raw = model.cam_head.activation_map(tap, main_logits.argmax(1))[0]
             probabilities = {'before': main_logits.softmax(1)[0], 'after': model.backbone(x * keep).softmax(1)[0]}
         stored = np.load(folder / entry['files']['map'])

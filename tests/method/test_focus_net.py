@@ -12,6 +12,8 @@ from torch import nn
 import timm_focus
 from timm_focus import FocusNet, FocusOutput, export_backbone
 from timm_focus.method import default_stage, find_stage
+from timm_focus.method.cam import normalize_map
+from timm_focus.method.erase import keep_mask
 
 
 def make(name='resnet10t', num_classes=5, **kwargs):
@@ -84,7 +86,7 @@ def test_attention_mining_scores_by_the_main_classifier(photos):
             m.eval()  # so that a second look at the same images sees the same network
     output = model(x)
     final, (tap,) = model.backbone.forward_intermediates(x, indices=[model.stage], norm=False)
-    keep = model.keep_mask(tap, output.main, x.shape[-2:])
+    keep = model.keep_mask(tap, output.main.argmax(1), x.shape[-2:])
     torch.testing.assert_close(output.erased, model.backbone(x * keep))
     with pytest.raises(ValueError, match="erased_by is 'side'.*'erased_head', 'main'"):
         model.set_branches(erased_by='side')
@@ -100,21 +102,29 @@ def test_a_fraction_of_the_batch(fraction, n, photos):
 def test_the_map_is_of_the_predicted_class_without_gradient(photos):
     model, x = make(num_classes=3), photos(2)
     final, (tap,) = model.backbone.forward_intermediates(x, indices=[model.stage], norm=False)
-    logits = torch.tensor([[0., 9., 1.], [5., 1., 2.]])
-    keep = model.keep_mask(tap, logits, (64, 64))
+    target = torch.tensor([1, 0])
+    keep = model.keep_mask(tap, target, (64, 64))
     assert keep.dtype == torch.bool and not keep.requires_grad
-    other = model.keep_mask(tap, logits.roll(1, 1), (64, 64))
+    other = model.keep_mask(tap, target + 1, (64, 64))
     assert not torch.equal(keep, other)
-    assert torch.equal(keep[:1], model.keep_mask(tap[:1], logits[:1], (64, 64)))
+    assert torch.equal(keep[:1], model.keep_mask(tap[:1], target[:1], (64, 64)))
+    literal = model.cam_head.activation_map(tap, target).detach()
+    assert torch.equal(model.activation_map(tap, target), literal)
+    assert torch.equal(keep, keep_mask(normalize_map(literal), (64, 64), 0.7))
+    assert torch.equal(model.keep_mask(tap, target, (64, 64), 0.2), keep_mask(normalize_map(literal), (64, 64), 0.2))
+    model.eval()
+    with torch.no_grad():
+        main, _, mask = model._first_pass(x)
+    assert torch.equal(mask, model.keep_mask(model._main_and_tap(x)[1], main.argmax(1), (64, 64)))
 
 
 def test_mask_is_float32_under_autocast(photos):
     model, x = make(), photos(3)
     _, (tap,) = model.backbone.forward_intermediates(x, indices=[model.stage], norm=False)
-    logits = torch.randn(3, 5)
-    expected = model.keep_mask(tap, logits, (64, 64))
+    target = torch.tensor([4, 0, 2])
+    expected = model.keep_mask(tap, target, (64, 64))
     with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(model.keep_mask(tap, logits, (64, 64)), expected)
+        assert torch.equal(model.keep_mask(tap, target, (64, 64)), expected)
         output = model(x)
     assert all(torch.isfinite(o.float()).all() for o in output)
 
@@ -158,11 +168,11 @@ def test_maps(photos):
     assert shares['random'] == shares['cam'] != shares['mean']
     model = make(focus_map='random')
     _, (tap,) = model.backbone.forward_intermediates(x, indices=[model.stage], norm=False)
-    logits = torch.randn(4, 5)
-    random, again = (model.keep_mask(tap, logits, (64, 64)) for _ in range(2))
+    target = torch.tensor([0, 1, 2, 3])
+    random, again = (model.keep_mask(tap, target, (64, 64)) for _ in range(2))
     assert not torch.equal(random, again)
     model.map = 'cam'
-    cam = model.keep_mask(tap, logits, (64, 64))
+    cam = model.keep_mask(tap, target, (64, 64))
     assert torch.equal(random.flatten(1).sum(1), cam.flatten(1).sum(1)), 'share by share, image by image'
 
 

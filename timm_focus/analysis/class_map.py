@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_focus.method.cam import at_least_float32, class_activation_map
+from timm_focus.method import FocusNet
+from timm_focus.utils.modes import evaluating
 
 from .focus_area import _PooledMap
 
@@ -50,14 +52,14 @@ def classifier_map(model: nn.Module, x: Tensor, target: Optional[Tensor] = None)
         ValueError: The model has no classifier or no such feature, or a class is none of its.
         ImportError: The map takes Grad-CAM, and that is not installed.
     """
-    model = model.backbone if hasattr(model, 'cam_head') else model
-    with _as_it_was(model):
+    model = model.backbone if isinstance(model, FocusNet) else model
+    with evaluating(model), _frozen(model):
         with torch.no_grad():
             logits, features, like = _forward(model, x)
             if not torch.is_tensor(logits) or logits.ndim != 2 or getattr(model, 'num_classes', None) == 0:
                 raise ValueError(f'{type(model).__name__} gives no logits [B, K], so there is no class to map: take a '
                                  'model that classifies, with its pool.')
-            target = _targets(target, logits)
+            target = check_target(target, logits)
             for feature in features:
                 weight = _linear_weight(model, feature, logits)
                 if weight is not None:
@@ -68,7 +70,12 @@ def classifier_map(model: nn.Module, x: Tensor, target: Optional[Tensor] = None)
         return ClassMap(_gradient_map(model, x, target, like), logits, 'gradient')
 
 
-def _targets(target: Optional[Tensor], logits: Tensor) -> Tensor:
+def check_target(target: Optional[Tensor], logits: Tensor) -> Tensor:
+    """Class of each image, `[B]`: those given, or with the highest logit.
+
+    Raises:
+        ValueError: They are no classes of the model.
+    """
     n, classes = logits.shape
     if target is None:
         return logits.argmax(1)
@@ -81,16 +88,13 @@ def _targets(target: Optional[Tensor], logits: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation and none of its parameters asks for a gradient; Grad-CAM clears those."""
-    modes = [(m, m.training) for m in model.modules()]
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter asks for a gradient; afterwards each has its own, which Grad-CAM clears."""
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
         for p, required, grad in parameters:
             p.requires_grad_(required)
             p.grad = grad

@@ -5,25 +5,23 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_focus.utils.meta import meta_twin
+
 __all__ = ['multiply_adds']
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def multiply_adds(model: nn.Module, input_size: Sequence[int]) -> int:
     """Multiply-adds of one image through a model in evaluation: those of convolutions, linear layers and attention.
 
-    Counted by running it on an image of zeros. Half of what torch counts as floating-point operations.
+    Half of what torch counts as floating-point operations. Nothing is computed: a copy without numbers is run.
 
     Args:
-        model: Any model; its mode is left as it was.
+        model: Any model, on any device; it is left alone.
         input_size: Channels, height and width of the image.
     """
-    parameter = next(model.parameters())
-    was_training = model.training
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        model.train(was_training)
+    twin = meta_twin(model)
+    dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
+    with FlopCounterMode(display=False) as counter:
+        twin(torch.zeros(1, *input_size, device='meta', dtype=dtype))
     return counter.get_total_flops() // 2

@@ -7,12 +7,13 @@ from typing import NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from timm_focus.method.cam import mean_activation_map, normalize_map
+from timm_focus.method.cam import normalize_map
 from timm_focus.method.erase import erase, keep_mask, resize_map
+from timm_focus.method import FocusNet
+from timm_focus.utils.modes import evaluating
 
-from .class_map import classifier_map
+from .class_map import check_target, classifier_map
 from .focus_area import FocusArea, focus_area
 
 __all__ = ['Explanation', 'explain']
@@ -67,16 +68,14 @@ def explain(
         ValueError: The threshold or a class is none, or the model has no such map.
         ImportError: The map takes Grad-CAM, and that is not installed.
     """
-    focused = hasattr(model, 'cam_head')
+    focused = isinstance(model, FocusNet)
     if threshold is None:
         threshold = model.threshold if focused else 0.7
     if not 0 < threshold <= 1:
         raise ValueError(f'threshold is {threshold!r}: give a number above 0 and at most 1.')
     if target is not None:
         target = torch.as_tensor(target, device=x.device).expand(len(x))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         if focused:
             plain = model.backbone
             found, kind, heat, keep, target, logits = _of_focus_model(model, x, threshold, target)
@@ -90,35 +89,21 @@ def explain(
         with torch.no_grad():
             erased_logits = plain(erased)
         area = focus_area(plain, x)
-    finally:
-        model.train(was_training)
     return Explanation(found, kind, heat, keep, erased, area, target, logits, erased_logits, float(threshold))
 
 
 @torch.no_grad()
 def _of_focus_model(
-        model: nn.Module,
+        model: FocusNet,
         x: Tensor,
         threshold: float,
         target: Optional[Tensor],
 ) -> Tuple[Tensor, str, Tensor, Tensor, Tensor, Tensor]:
     final, (tap,) = model.backbone.forward_intermediates(
         x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW')
-    logits = chosen = model.backbone.forward_head(final)
-    if target is None:
-        target = logits.argmax(1)
-    else:
-        if not 0 <= target.min() <= target.max() < logits.shape[1]:
-            raise ValueError(f'target has classes {target.min()} to {target.max()}: the model knows 0 to '
-                             f'{logits.shape[1] - 1}.')
-        chosen = F.one_hot(target, logits.shape[1]).to(logits.dtype)  # the map is that of the highest
-    kind = 'mean' if model.map == 'mean' else 'cam_head'
-    found = mean_activation_map(tap) if kind == 'mean' else model.cam_head.activation_map(tap, target)
-    heat = resize_map(model.activation_map(tap, chosen), x.shape[-2:], model.interpolation)
-    trained = model.threshold
-    model.threshold = threshold
-    try:
-        keep = model.keep_mask(tap, chosen, x.shape[-2:])
-    finally:
-        model.threshold = trained
-    return found.float(), kind, heat, keep, target, logits
+    logits = model.backbone.forward_head(final)
+    target = check_target(target, logits)
+    found = model.activation_map(tap, target).float()
+    heat = resize_map(normalize_map(found), x.shape[-2:], model.interpolation)
+    keep = model.keep_mask(tap, target, x.shape[-2:], threshold)
+    return found, 'mean' if model.map == 'mean' else 'cam_head', heat, keep, target, logits

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_focus.method.erase import erase, resize_map
+from timm_focus.utils.modes import evaluating
 
-from .class_map import _as_it_was, classifier_map
+from .class_map import classifier_map
 
 __all__ = ['Faithfulness', 'erase_highest', 'faithfulness', 'pixel_rank', 'random_maps']
 
@@ -92,7 +93,7 @@ def faithfulness(
     found: List[Tuple[Tensor, ...]] = []
     size = kind = None
     n = 0
-    with _as_it_was(model):
+    with evaluating(model):
         for x, target in batches:
             x, target = x.to(device), target.to(device)
             erasing = []

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from timm_focus.method import FocusNet
+from timm_focus.utils.modes import evaluating
+
 __all__ = ['FocusArea', 'coverage_ratio', 'focus_area', 'last_map', 'threshold_map']
 
 Rule = Union[str, float]
@@ -65,11 +68,9 @@ def last_map(model: nn.Module, x: Tensor) -> Tuple[Tensor, bool]:
     Raises:
         ValueError: The model has no map that is pooled.
     """
-    model = model.backbone if hasattr(model, 'cam_head') else model
+    model = model.backbone if isinstance(model, FocusNet) else model
     attends = any(word in type(m).__name__.lower() for m in model.modules() for word in ('attention', 'attn'))
-    modes = [(m, m.training) for m in model.modules()]  # some may be frozen in evaluation
-    model.eval()
-    try:
+    with evaluating(model):
         if not hasattr(model, 'forward_intermediates'):
             return _pooled_map(model, x), not attends
         if not attends:
@@ -78,9 +79,6 @@ def last_map(model: nn.Module, x: Tensor) -> Tuple[Tensor, bool]:
                 return features, True
         return model.forward_intermediates(
             x, indices=1, norm=False, stop_early=False, output_fmt='NCHW', intermediates_only=True)[-1], False
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def threshold_map(heat: Tensor, rule: Rule = 'mean') -> Tensor:

@@ -221,7 +221,7 @@ class FocusNet(TimmInterface):
         if not self.erased_branch:
             return main, side, None
         n = max(1, round(self.fraction * x.shape[0]))
-        keep = self.keep_mask(tap[:n], main[:n], x.shape[-2:])
+        keep = self.keep_mask(tap[:n], main[:n].argmax(1), x.shape[-2:])
         self.erased_fraction = erased_share(keep)
         return main, side, keep
 
@@ -247,35 +247,40 @@ class FocusNet(TimmInterface):
             return self.erased_head(self.backbone.forward_head(final, pre_logits=True))
 
     @torch.no_grad()
-    def activation_map(self, tap: Tensor, main: Tensor) -> Tensor:
-        """Normalised map that decides what is erased (Eq. 1), in float32 or better, whatever the autocast.
+    def activation_map(self, tap: Tensor, target: Tensor) -> Tensor:
+        """Map that decides what is erased (Eq. 1), not normalised, in float32 or better, whatever the autocast.
 
         Args:
             tap: Feature at `stage`, `[B, C, h, w]`.
-            main: Main logits `[B, K]`, whose highest class chooses the map.
+            target: Class of each map, `[B]`; in training the predicted ones.
 
         Returns:
-            `[B, h, w]` in 0 to 1: the channel mean for `focus_map='mean'`, else the class activation map.
+            `[B, h, w]`: the channel mean for `focus_map='mean'`, else the class activation map.
         """
         with torch.autocast(tap.device.type, enabled=False):
-            if self.map == 'mean':
-                return normalize_map(mean_activation_map(tap))
-            return normalize_map(self.cam_head.activation_map(tap, main.argmax(1)))
+            return mean_activation_map(tap) if self.map == 'mean' else self.cam_head.activation_map(tap, target)
 
     @torch.no_grad()
-    def keep_mask(self, tap: Tensor, main: Tensor, size: Tuple[int, int]) -> Tensor:
+    def keep_mask(
+            self,
+            tap: Tensor,
+            target: Tensor,
+            size: Tuple[int, int],
+            threshold: Optional[float] = None,
+    ) -> Tensor:
         """What is kept of the images (Eq. 2).
 
         Args:
             tap: Feature at `stage`, `[B, C, h, w]`.
-            main: Main logits `[B, K]`.
+            target: Class of each map, `[B]`.
             size: Height and width of the images.
+            threshold: gamma; by default the model's.
 
         Returns:
             `[B, 1, H, W]` bool, True where the image is kept.
         """
-        activation = self.activation_map(tap, main)
-        keep = keep_mask(activation, size, self.threshold, self.interpolation)
+        activation = normalize_map(self.activation_map(tap, target))
+        keep = keep_mask(activation, size, self.threshold if threshold is None else threshold, self.interpolation)
         if self.map == 'random':
             keep = keep_mask_like(resize_map(torch.randn_like(activation), size), keep)
         return keep

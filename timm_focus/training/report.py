@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from timm_focus.analysis import focus_sheet, multiply_adds
 from timm_focus.baselines import ACoL, AcolNet, adl_modules, trace_maps
 from timm_focus.method import FocusNet
+from timm_focus.utils.modes import evaluating
 
 from .errors import explained
 
@@ -152,12 +153,10 @@ def describe_cost(model: nn.Module, input_size: Sequence[int]) -> None:
 def tap_size(model: FocusNet, input_size: Sequence[int]) -> List[int]:
     """Channels, height and width of the feature that the CAM head taps."""
     parameter = next(model.parameters())
-    was_training = model.training
-    model.eval()
     x = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-    features = model.backbone.forward_intermediates(
-        x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW', intermediates_only=True)
-    model.train(was_training)
+    with evaluating(model):
+        features = model.backbone.forward_intermediates(
+            x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW', intermediates_only=True)
     return list(features[0].shape[1:])
 
 
