@@ -70,7 +70,7 @@ def test_a_run_elsewhere(kind, code, tolerance, train, photo, photographs, tmp_p
     folder = run.folder / kind
     assert f'Exported to {folder}/model.{kind}' in capsys.readouterr().out
     main(['export', str(run.folder), '--format', kind])  # once more, in its place
-    assert sorted(os.listdir(folder)) == (['config.json'] if kind == 'safetensors' else []) + [f'model.{kind}']
+    assert sorted(os.listdir(folder)) == ['.timm_focus.json'] + (['config.json'] if kind == 'safetensors' else []) + [f'model.{kind}']
     done = subprocess.run([sys.executable, '-c', code, folder, tmp_path / 'out.json', *photographs],
                           env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from safetensors.torch import load, load_file
 import timm_focus
 import train_focus
 from timm_focus.commands.main import main
+from timm_focus.release.folder import RECORD
 from timm_focus.training import parse_args
 
 ABOUT = ('--license', 'cc-by-4.0', '--dataset', 'My Scenes')
@@ -46,7 +47,7 @@ def refused(capsys):
 
 
 def content(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != RECORD}
 
 
 def test_a_run_is_published_as_it_was_evaluated(hub, train, push, image_folder, monkeypatch):
@@ -129,7 +130,7 @@ def test_a_dry_run_sends_nothing(hub, finished_run, push, monkeypatch):
     monkeypatch.delenv('HF_TOKEN')
     text = push(finished_run, 'user/name', *ABOUT, '--dry-run', '--no-gallery', '--tag', 'mine')
     assert not hub.requests and (finished_run / 'hub/README.md').exists()
-    sizes = {p.name: p.stat().st_size for p in (finished_run / 'hub').iterdir()}
+    sizes = {p.name: p.stat().st_size for p in (finished_run / 'hub').iterdir() if p.name != RECORD}
     assert re.findall(r'([\d,]+)  ([\w.]+)\n', text) == [(f'{sizes[n]:,}', n) for n in sorted(sizes)]
     assert 'To user/name would go:' in text and 'focus.png' not in sizes
     assert json.loads((finished_run / 'hub/config.json').read_text())['pretrained_cfg']['tag'] == 'mine'
@@ -146,7 +147,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(hub, finished_run, refused
             ((tmp_path, 'user/name', *ABOUT), 'has neither model_best.pth.tar nor'),
             ((finished_run, 'user/name', *ABOUT, '--data', 'nowhere'), 'There is no folder nowhere'),
             ((finished_run, 'user/name', *ABOUT, '--class-map', 'nowhere'), 'nowhere'),
-            ((finished_run, 'user/name', *ABOUT, '--output', finished_run), 'is there and is no export')):
+            ((finished_run, 'user/name', *ABOUT, '--output', finished_run), 'holds something else')):
         assert re.search(words, refused(*argv))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     assert 'HF_HUB_OFFLINE is set' in refused(finished_run, 'user/name', *ABOUT)
@@ -161,7 +162,7 @@ def test_an_edited_card_is_kept(hub, finished_run, push, refused):
     card = finished_run / 'hub/README.md'
     card.write_text(card.read_text() + '\nBy hand.\n')
     line = refused(finished_run, 'user/name', *ABOUT)
-    assert re.search('was edited: `timm-focus push .*/hub user/name` sends it', line)
+    assert re.search('README.md was edited .*`timm-focus push .*/hub user/name` sends it', line)
     assert 'is an export already' in refused(finished_run / 'hub', 'user/name', *ABOUT)
     push(finished_run / 'hub', 'user/name')
     assert hub.content('user/name')['README.md'].endswith(b'By hand.\n')
@@ -232,7 +233,7 @@ def test_an_export_that_fails_after_training(hub, settings, monkeypatch, capsys,
         train_focus.cli()
     err = capsys.readouterr().err
     assert e.value.code == 1
-    assert re.search(r'run is whole in .*is there and is no export.*`timm-focus push \S+run user/name --license', err)
+    assert re.search(r'run is whole in .*is there and is no folder.*`timm-focus push \S+run user/name --license', err)
     assert (tmp_path / 'out/run/model_best.pth.tar').exists() and not hub.requests
 
 

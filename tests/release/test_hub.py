@@ -14,6 +14,7 @@ from loopback_hub import TOKEN
 
 import timm_focus
 from timm_focus.release import HubError, list_export, push_folder
+from timm_focus.release.folder import RECORD
 
 ABOUT = dict(license='cc-by-4.0', dataset='My Scenes')
 
@@ -29,7 +30,7 @@ def export(model, tmp_path):
 
 
 def content(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != RECORD}
 
 
 @pytest.fixture

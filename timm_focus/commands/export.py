@@ -8,6 +8,7 @@ from .load import check_plain, load_model
 __all__ = ['add_parser']
 
 FILES = {'safetensors': 'model.safetensors', 'onnx': 'model.onnx'}
+KINDS = {'safetensors': 'timm model', 'onnx': 'ONNX file'}
 
 
 def add_parser(commands: Any) -> None:
@@ -29,10 +30,7 @@ def run(args: argparse.Namespace) -> None:
     loaded = load_model(args.model, args.source)
     check_plain(loaded)
     folder = args.output or os.path.join(os.path.dirname(loaded.record['path']), args.format)
-    ours = {FILES[args.format], 'config.json', 'model.onnx.data'}  # the last of what is too large for one file
-    if os.path.exists(folder) and (not os.path.isdir(folder) or not set(os.listdir(folder)) <= ours):
-        raise ValueError(f'{folder} is there and holds something else: give another --output.')
-    with written_whole(folder) as draft:
+    with written_whole(folder, KINDS[args.format]) as draft:
         if args.format == 'safetensors':
             plain = save_plain(
                 loaded.model, draft, data_config=loaded.data_config, label_names=loaded.label_names)

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> None:
 
 def export_run(args: argparse.Namespace) -> str:
     """Write the export of a run; the flags are those of `timm-focus push`. Returns its folder."""
-    from timm_focus.release.export import check_about, check_free, save_for_hub
+    from timm_focus.release.export import KIND, check_about, save_for_hub, sent_as_it_is
+    from timm_focus.release.folder import check_free
 
     loaded = load_model(args.model, args.source, heads=True)
     check_plain(loaded)
@@ -98,7 +99,7 @@ def export_run(args: argparse.Namespace) -> str:
     if args.asks and sys.stdin is not None and sys.stdin.isatty():
         ask(about)
     check_about(about['license'], about['dataset'])
-    check_free(folder, args.repo_id)
+    check_free(folder, KIND, sent_as_it_is(folder, args.repo_id))
     summary = os.path.join(home, 'summary.csv')
     summary = summary if os.path.isfile(summary) else None
     label_names = _label_names(loaded, args.class_map, home)

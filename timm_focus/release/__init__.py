@@ -1,5 +1,6 @@
 """A trained model on its way out: as a folder, as a file for other runtimes, on the Hugging Face Hub."""
-from .export import save_for_hub, save_onnx, save_plain, written_whole
+from .export import save_for_hub, save_onnx, save_plain
+from .folder import check_free, written_whole
 from .hub import (
     HubError, check_publication, check_push, create_from_hub, list_export, push_folder, push_to_hub)
 from .settings import published_settings
