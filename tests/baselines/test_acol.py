@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import timm_focus  # registers shufflenetv2_*
 from timm_focus.baselines import ACoL, AcolNet, create_acol
 from timm_focus.baselines.acol import MapHead, erase_class
-from timm_focus.commands.load import load_model
+from timm_focus.runs import load_model
 from timm_focus.commands.main import main as timm_focus_command
 from timm_focus.training.task import AcolTask
 

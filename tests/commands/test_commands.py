@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from conftest import TINY
-from timm_focus.commands.load import load_model
+from timm_focus.runs import load_model
 from timm_focus.commands.main import main
 
 PAPER = {'shufflenetv2_x1_5': (2852749, 527), 'resnet18': (11363757, 435), 'resnet34': (21471917, 899),

@@ -17,7 +17,7 @@ from conftest import TINY
 from timm_focus import FocusNet
 from timm_focus.analysis import explain
 from timm_focus.commands.explain import erased_box, find_class
-from timm_focus.commands.load import load_model
+from timm_focus.runs import load_model
 from timm_focus.commands.main import main
 from timm_focus.commands.sources import Placement, place
 

@@ -10,7 +10,7 @@ import torch
 from conftest import ENVIRONMENT
 from timm.data import create_transform
 
-from timm_focus.commands.load import load_model
+from timm_focus.runs import load_model
 from timm_focus.commands.main import main
 from timm_focus.training import build_parser, parse_args
 

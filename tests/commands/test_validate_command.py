@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo, create_transform
 
 from conftest import TINY
 from timm_focus.analysis import faithfulness
-from timm_focus.commands.load import Loaded, load_model
+from timm_focus.runs import Loaded, load_model
 from timm_focus.commands.main import main
 from timm_focus.commands.validate import match_classes
 

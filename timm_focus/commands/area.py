@@ -5,7 +5,9 @@ import json
 import os
 from typing import Any, Dict, List
 
-from .load import Loaded, add_model_arguments, image_mode, load_models, open_images
+from timm_focus.runs import Loaded, image_mode
+
+from .load import add_model_arguments, load_models, open_images
 
 __all__ = ['add_parser']
 

@@ -7,7 +7,9 @@ import os
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from .load import Loaded, add_model_arguments, class_names, image_mode, load_models
+from timm_focus.runs import Loaded, class_names, image_mode
+
+from .load import add_model_arguments, load_models
 from .sources import Placement, Source, SourceImages, find_sources
 
 __all__ = ['Manifest', 'add_parser', 'find_class']

@@ -3,7 +3,7 @@ import argparse
 import os
 from typing import Any
 
-from .load import check_plain, load_model
+from timm_focus.runs import check_plain, load_model
 
 __all__ = ['add_parser']
 

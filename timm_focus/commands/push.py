@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import Any, Dict, List, Optional
 
-from .load import Loaded, check_plain, load_model
+from timm_focus.runs import Loaded, check_plain, load_model
 
 __all__ = ['add_parser', 'check_run_push', 'push_run']
 

@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print a line for each model."""
-    from .load import load_model
+    from timm_focus.runs import load_model
 
     feature = int(args.feature) if args.feature and args.feature.isdigit() else args.feature
     rows = []

@@ -8,7 +8,9 @@ import re
 import sys
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
-from .load import Loaded, add_model_arguments, image_mode, load_models
+from timm_focus.runs import Loaded, image_mode
+
+from .load import add_model_arguments, load_models
 from .table import add_format, write_table
 
 __all__ = ['add_parser', 'match_classes', 'open_labelled_images']

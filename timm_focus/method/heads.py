@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from .cam import class_activation_map, class_weights
 
-__all__ = ['CamHead', 'pre_logits_size']
+__all__ = ['HEADS', 'CamHead', 'pre_logits_size']
+
+HEADS = ('cam_head', 'erased_head')  # of a FocusNet, beside its backbone
 
 
 class CamHead(nn.Module):

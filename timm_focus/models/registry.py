@@ -10,7 +10,7 @@ from timm.models import DefaultCfg, PretrainedCfg, get_arch_pretrained_cfgs, lis
 
 from timm_focus.method import FocusNet
 
-__all__ = ['create_focus_net', 'register_focus_models']
+__all__ = ['FOCUS_ARGS', 'create_focus_net', 'register_focus_models']
 
 PREFIX = 'focus_'
 FOCUS_ARGS = tuple(p for p in inspect.signature(FocusNet).parameters if p.startswith(PREFIX))

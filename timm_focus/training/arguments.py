@@ -16,6 +16,7 @@ from timm_focus.data.places365 import SIZES, VERSIONS
 from timm_focus.demo import SYNTHETIC
 from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
+from timm_focus.models import FOCUS_ARGS
 
 from .checks import METHOD_FLAGS, check
 
@@ -38,7 +39,7 @@ SYNTHETIC_SETTINGS = dict(
     warmup_epochs=1, sched_on_updates=True, workers=2, log_interval=20,
 )
 METRICS = ('top1', 'top5', 'loss')
-FOCUS_MODEL_FLAGS = ('stage', 'threshold', 'width', 'interpolation', 'bn', 'map', 'fraction', 'recompute')
+FOCUS_MODEL_FLAGS = tuple(name.removeprefix('focus_') for name in FOCUS_ARGS)
 FOCUS_LOSS_FLAGS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_focus.baselines import ACoL, insert_adl
-from timm_focus.method import FocusLoss, FocusNet
+from timm_focus.method import HEADS, FocusLoss, FocusNet
 
 from .arguments import FOCUS_LOSS_FLAGS
 from .criterion import criterion_kwargs
@@ -114,7 +114,7 @@ class FocusTask(TaskWithHeads):
         verbose: Log what is trained.
     """
 
-    kind, network, heads, run = FocusNet, 'backbone', ('cam_head', 'erased_head'), 'a focus run'
+    kind, network, heads, run = FocusNet, 'backbone', HEADS, 'a focus run'
 
     def __init__(
             self,
