@@ -33,9 +33,10 @@ from timm_focus.release import HubError
 from timm_focus.training import (
     FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, build_parser, check_readable,
     conclude, create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet, explained, keep_lists,
-    parse_args, resume, seed_all, set_epoch, set_up_device, train_one_epoch, validate, write_whole)
+    parse_args, resume, seed_all, set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.task import classifiers
+from timm_focus.utils import write_whole
 
 _logger = logging.getLogger('train')
 

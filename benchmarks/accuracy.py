@@ -420,7 +420,7 @@ def keep(cell: Cell, args: argparse.Namespace, command: Sequence[str], seconds: 
 
 
 def _write(path: Path, text: str) -> None:
-    from timm_focus.training.files import write_whole
+    from timm_focus.utils import write_whole
 
     write_whole(str(path), text)
 

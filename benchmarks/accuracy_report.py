@@ -11,7 +11,7 @@ import numpy as np
 
 from accuracy_matrix import CLAIMS, MATRIX, METHODS
 from timm_focus.analysis.comparison import Images, contrast
-from timm_focus.training.files import write_whole
+from timm_focus.utils import write_whole
 
 __all__ = ['judge', 'load', 'report']
 

@@ -1,5 +1,4 @@
 """Pictures of what networks look at."""
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -7,6 +6,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from timm_focus.utils import open_whole
 
 from .explain import explain
 
@@ -239,13 +240,11 @@ def _cut(text: str, n: int, front: bool = False) -> str:
 
 def _save(figure: Any, path: Union[str, Path], dpi: int) -> None:
     """Save a figure whole or not at all."""
-    partial = f'{path}.tmp'
-    with warnings.catch_warnings():
+    with open_whole(path, 'wb') as f, warnings.catch_warnings():
         # a name in a script that the font lacks is drawn as boxes
         warnings.filterwarnings('ignore', 'Glyph .* missing from font', UserWarning)
         # as much time goes into the default's last tenth of compression as into all of the drawing
-        figure.savefig(partial, dpi=dpi, format='png', pil_kwargs=dict(compress_level=2))
-    os.replace(partial, path)
+        figure.savefig(f, dpi=dpi, format='png', pil_kwargs=dict(compress_level=2))
 
 
 def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[str, Path]) -> None:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from timm_focus.analysis import coverage_plot, threshold_map
-    from timm_focus.training.files import write_whole
+    from timm_focus.utils import write_whole
 
     threshold_map(torch.zeros(1, 1, 1), args.threshold)  # a rule that is none is told now
     models = load_models(args)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_settings(path: str, settings: Dict[str, Any]) -> None:
     """A folder holds one measurement: what is there goes on only with the same settings."""
-    from timm_focus.training.files import write_whole
+    from timm_focus.utils import write_whole
 
     if os.path.exists(path):
         with open(path) as f:

@@ -1,5 +1,6 @@
 """`timm-focus explain`: what a network relies on in images, and what it says of them without."""
 import argparse
+import contextlib
 import difflib
 import json
 import math
@@ -8,6 +9,7 @@ import sys
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from timm_focus.runs import Loaded, class_names, image_mode
+from timm_focus.utils import open_whole
 
 from .load import add_model_arguments, load_models
 from .sources import Placement, Source, SourceImages, find_sources
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from timm_focus.analysis.plots import explanation_plot, explanation_sheet
 
     _check(args)
-    sources = find_sources(args.images, args.output, tuple(ENDINGS.values()), (MANIFEST, f'{MANIFEST}.tmp', SHEET))
+    sources = find_sources(args.images, args.output, tuple(ENDINGS.values()), (MANIFEST, SHEET))
     loaded, = load_models(args, heads=True)
     device = next(loaded.model.parameters()).device
     names = class_names(loaded, _count_classes(loaded, device))
@@ -269,10 +271,8 @@ def _write_arrays(output: str, files: Dict[str, str], activation: Any, keep: Any
 
     for what, save in (('map', lambda f: np.save(f, activation.float().cpu().numpy())),
                        ('mask', lambda f: Image.fromarray(keep).save(f, 'png'))):
-        path = os.path.join(output, files[what])
-        with open(f'{path}.tmp', 'wb') as f:
+        with open_whole(os.path.join(output, files[what]), 'wb') as f:
             save(f)
-        os.replace(f'{path}.tmp', path)
 
 
 class Manifest:
@@ -289,7 +289,7 @@ class Manifest:
     def __init__(self, path: str):
         self.path, self.n, self.complete = path, 0, False
         self._left_out: List[Dict[str, str]] = []
-        self._file: Any = None
+        self._opened, self._file = contextlib.ExitStack(), None
 
     def __enter__(self) -> 'Manifest':
         return self
@@ -298,7 +298,7 @@ class Manifest:
         """Write what holds for all images; what an earlier run wrote is no longer true of the folder."""
         if os.path.exists(self.path):
             os.unlink(self.path)
-        self._file = open(f'{self.path}.tmp', 'w')
+        self._file = self._opened.enter_context(open_whole(self.path))
         self._file.write(json.dumps(settings, indent=2)[:-2] + ',\n  "images": [')
 
     def add(self, entry: Dict[str, Any]) -> None:
@@ -313,8 +313,7 @@ class Manifest:
             return
         left_out = ''.join((',' if i else '') + '\n    ' + json.dumps(e) for i, e in enumerate(self._left_out))
         self._file.write(f'\n  ],\n  "left_out": [{left_out}],\n  "complete": {json.dumps(self.complete)}\n}}\n')
-        self._file.close()
-        os.replace(f'{self.path}.tmp', self.path)
+        self._opened.close()
 
 
 def _shown(text: str) -> str:

@@ -259,7 +259,7 @@ def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
 
 
 def _write(folder: str, records: List[Dict], class_rows: List[Dict], image_rows: List[Dict]) -> None:
-    from timm_focus.training.files import write_whole
+    from timm_focus.utils import write_whole
 
     for name, rows in ((CLASSES, class_rows), (IMAGES, image_rows)):
         text = io.StringIO()

@@ -7,7 +7,6 @@ bytes of an array do not.
 Errors that a person can cure are `ValueError`s of one sentence with the first offenders and their number; what the
 system refuses (a file that is not there, a folder that may not be read) stays the `OSError` it is.
 """
-import contextlib
 import hashlib
 import itertools
 import logging
@@ -17,12 +16,13 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
-from uuid import uuid4
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from timm.data import get_img_extensions
 from timm.utils import natural_key
+
+from timm_focus.utils import open_whole
 
 __all__ = [
     'ImageIndex', 'cached_scan', 'folders', 'missing', 'read_list', 'scan_folder', 'subset', 'write_list',
@@ -166,7 +166,7 @@ def write_list(index: ImageIndex, path: Union[str, os.PathLike]) -> None:
         raise ValueError(
             f'{len(images)} of the {len(index)} paths have a line break, such as '
             f'{some(repr(index.relative(i)) for i in images[:4])}: rename these files.')
-    with _whole(path) as f:
+    with open_whole(path, 'wb') as f:
         f.writelines(b'%b %d\n' % (os.fsencode(index.relative(i)), index.targets[i]) for i in range(len(index)))
 
 
@@ -379,7 +379,7 @@ def _cache_file(root: str, nested: bool) -> Path:
 def _store(file: Path, index: ImageIndex, changes: Dict[str, int]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _whole(file) as f:
+        with open_whole(file, 'wb') as f:
             np.savez(
                 f, paths=index.paths, offsets=index.offsets, targets=index.targets,
                 class_names=_joined(index.class_names), folders=_joined(changes),
@@ -411,19 +411,6 @@ def _joined(names: Iterable[str]) -> np.ndarray:
 
 def _split(joined: np.ndarray) -> List[str]:
     return [os.fsdecode(name) for name in joined.tobytes().split(b'\0')]
-
-
-@contextlib.contextmanager
-def _whole(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
-    """A file to write that is there when it is complete, and not before."""
-    draft = f'{os.fspath(path)}.{uuid4().hex}.tmp'
-    try:
-        with open(draft, 'wb') as f:
-            yield f
-        os.replace(draft, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from .checkpoint import FocusCheckpointSaver, Progress, resume
 from .data import check_readable, create_datasets, create_loaders, keep_lists, set_epoch
 from .device import set_up_device
 from .errors import SettingsError, explained
-from .files import write_whole
 from .interrupt import Interrupted, Interruption
 from .loop import train_one_epoch, validate
 from .report import Journal, conclude, describe, describe_cost, draw_sheet

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from timm_focus.data import create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, PickedDataset, pick
 from timm_focus.demo import SYNTHETIC
+from timm_focus.utils import write_whole
 
 from .criterion import mixes
 from .errors import SettingsError, explained
-from .files import write_whole
 from .interrupt import shield_workers
 from .reproducible import ReproducibleLoader
 

@@ -1,0 +1,73 @@
+"""Files that are there whole or not at all."""
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import IO, Any, Iterator, Union
+from uuid import uuid4
+
+__all__ = ['FileError', 'is_scratch', 'open_whole', 'write_whole']
+
+_SCRATCH = re.compile(r'\..+\.[0-9a-f]{32}\.tmp', re.DOTALL)
+
+
+class FileError(OSError):
+    """A file could not be written: one sentence says which, why, and how much room there is."""
+
+
+@contextlib.contextmanager
+def open_whole(path: Union[str, Path], mode: str = 'w', **kwargs: Any) -> Iterator[IO]:
+    """A file to write, which takes its name when it is complete and on the disk; until then `path` is as it was.
+
+    It is written under a name that no one else has, in the same folder, and is gone if something fails; `is_scratch`
+    knows what a process that was killed has left.
+
+    Args:
+        path: Name of the file; through a link, that of what it leads to.
+        mode: 'w' or 'wb'.
+        **kwargs: As of `open`; text is UTF-8 unless they say otherwise.
+
+    Raises:
+        FileError: It cannot be written, as on a full disk.
+    """
+    target = os.path.realpath(path)
+    folder, name = os.path.split(target)
+    name = os.fsdecode(os.fsencode(name)[:200])  # file systems have room for 255 bytes
+    scratch = os.path.join(folder, f'.{name}.{uuid4().hex}.tmp')
+    try:
+        with open(scratch, mode, **({} if 'b' in mode else {'encoding': 'utf-8', **kwargs})) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())  # a name must not outlive its content in a power cut
+        os.replace(scratch, target)
+    except FileError:
+        raise
+    except OSError as e:
+        raise FileError(f'{path} cannot be written: {e.strerror or e}{_room(folder)}') from e
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
+
+
+def write_whole(path: Union[str, Path], content: Union[str, bytes]) -> None:
+    """Write a file of text or bytes whole or not at all.
+
+    Raises:
+        FileError: It cannot be written, as on a full disk.
+    """
+    with open_whole(path, 'wb' if isinstance(content, bytes) else 'w') as f:
+        f.write(content)
+
+
+def is_scratch(name: str) -> bool:
+    """Whether a file's name is one under which `open_whole` writes."""
+    return _SCRATCH.fullmatch(name) is not None
+
+
+def _room(folder: str) -> str:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return f'; the folder {folder} is not there.'
+    return f'; the disk of {folder} has {free / 2 ** 20:,.1f} MiB free.'
