@@ -1,7 +1,6 @@
 import gc
 import hashlib
 import io
-import itertools
 import os
 import pickle
 import random
@@ -9,16 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from timm.data import get_img_extensions, set_img_extensions
+from timm.data import add_img_extensions, get_img_extensions, set_img_extensions
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from timm_focus.data import index as indexing
 from timm_focus.data.index import (
-    ImageIndex, cached_scan, folders, missing, read_list, scan_folder, subset, write_list)
+    ImageIndex, cached_scan, folders, list_images, missing, read_list, scan_folder, subset, write_list)
 
 NAMES = ['beach', 'canyon', 'desert']
 
@@ -51,11 +52,11 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / 'cache' / 'timm_focus' / 'index'
 
 
-def settle(root, times=itertools.count(10 ** 18, 10 ** 9)):
-    """Make it long ago, and another time at each call, that all folders were last changed."""
-    now = next(times)
+def settle(root):
+    """Make it long ago that all folders were last modified, by their own account."""
+    time.sleep(0.02)  # more than a tick of the system's clock since they were
     for folder, *_ in os.walk(root):
-        os.utime(folder, ns=(now, now))
+        os.utime(folder, ns=(10 ** 18, 10 ** 18))
 
 
 def pairs(index):
@@ -270,8 +271,7 @@ def test_list_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 TREES = {
     'numbers': [f'class{k}/{i}.jpg' for k in (1, 2, 10, 100) for i in (1, 2, 10, 9, 11)],
     'upper case': ['Beach/B.JPG', 'Beach/a.jpg', 'Beach/C.Jpeg', 'canyon/x.PNG', 'Desert/y.jpg', 'abbey/Z9.jpg'],
-    'hidden': ['.hidden/1.jpg', 'a/.2.jpg', 'a/.jpg', '.git/objects/3.png', 'a/4.jpg'],
-    'no images': ['a/1.txt', 'a/2.jpg', 'b/3.gif', 'c/4.jpg.part', 'd/jpg', 'e.jpg/5.jpg'],
+    'no images': ['a/1.txt', 'a/2.jpg', 'b/3.mp4', 'c/4.jpg.part', 'd/jpg', 'e.jpg/5.jpg'],
     'deep': ['a/x/1.jpg', 'b/y/2.jpg', 'b/y/z/3.jpg', 'b/y/a.jpg', 'b/y/zz.jpg', 'b/0.jpg', 'b/y1.jpg', 'b/y/z-/1.jpg'],
     'signs': [f'{name}/1.jpg' for name in ('a', 'a-b', 'a b', 'a.b', 'a_b', 'a1', 'a1b', '1a', '1')],
     'one name': ['apartment/outdoor/2.jpg', 'hotel/outdoor/1.jpg', 'inn/indoor/3.jpg', 'inn/outdoor/0.jpg'],
@@ -328,27 +328,38 @@ def test_nested_classes_do_not_merge(tree, caplog):
         f'apartment/outdoor, hotel/outdoor, inn/outdoor.']
 
 
-def test_links_are_followed(tree, tmp_path):
+def test_linked_folders_are_followed_as_by_timm(tree, tmp_path):
     root = tree('a/1.jpg')
     tree('2.jpg', 'deep/3.jpg', root='elsewhere')
     os.symlink(tmp_path / 'elsewhere', root / 'b')
     os.symlink(tmp_path / 'elsewhere' / '2.jpg', root / 'a' / '4.jpg')
-    os.symlink(tmp_path / 'nowhere', root / 'a' / '5.jpg')
-    assert pairs(scan_folder(root)) == find_images_and_targets(str(root))[0]
+    expected = find_images_and_targets(str(root))[0]
+    assert pairs(scan_folder(root)) == expected and len(expected) == 4
     os.symlink(root, tmp_path / 'elsewhere' / 'round')
-    with pytest.raises(ValueError, match=f'{re.escape(str(root))}/b/round is a link to a folder that it lies in'):
-        scan_folder(root)
+    assert pairs(scan_folder(root)) == expected
 
 
-def test_extensions_are_those_of_timm(tree):
+def test_endings_added_to_timms_are_images(tree):
     before = get_img_extensions()
+    root = tree('a/1.jpg', 'a/2.scan')
+    assert len(scan_folder(root)) == 1
     try:
-        root = tree('a/1.jpg', 'a/2.webp')
-        assert len(scan_folder(root)) == 1
-        set_img_extensions(['.webp'])
-        assert pairs(scan_folder(root)) == [(f'{root}/a/2.webp', 0)]
+        add_img_extensions('.scan')
+        assert pairs(scan_folder(root)) == [(f'{root}/a/1.jpg', 0), (f'{root}/a/2.scan', 0)]
     finally:
         set_img_extensions(before)
+
+
+@pytest.mark.parametrize('name, bytes_', [(b'caf\xe9', r"'caf\xe9'"), (b'two\nlines', r"'two\nlines'")])
+def test_a_class_whose_name_no_list_can_hold(name, bytes_, tree, jpeg):
+    root = tree('a/1.jpg')
+    os.mkdir(os.path.join(os.fsencode(root), name))
+    with open(os.path.join(os.fsencode(root), name, b'2.jpg'), 'wb') as f:
+        f.write(jpeg)
+    with pytest.raises(ValueError) as e:
+        scan_folder(root)
+    assert '1 of the class folders in' in str(e.value) and f'{bytes_}. Rename' in str(e.value)
+    assert len(list_images(root)) == 2, 'where folders are no classes, their names matter not'
 
 
 @pytest.mark.parametrize('scan', [scan_folder, cached_scan])
@@ -372,7 +383,7 @@ def test_folders_that_are_none(scan, tree, tmp_path):
     root = tree()
     with pytest.raises(ValueError, match='There is no folder .*/other'):
         scan(tmp_path / 'other')
-    with pytest.raises(ValueError, match=f'There are no images in {root}: files .png, .jpg, .jpeg are looked for'):
+    with pytest.raises(ValueError, match=f'There are no images in {root}: regular files .jpg, .png, .webp and others'):
         scan(root)
     tree('a/1.jpg', 'x.jpg', 'y.jpg')
     with pytest.raises(ValueError, match=f'2 images lie in {root} outside its class folders, such as x.jpg, y.jpg'):
@@ -383,8 +394,9 @@ def test_folders_that_are_none(scan, tree, tmp_path):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """Roots that were scanned, with every tree large enough for the cache."""
+    """Roots that were scanned, with every tree large and old enough for the cache."""
     monkeypatch.setattr(indexing, 'CACHED_FROM', 1)
+    monkeypatch.setattr(indexing, '_SETTLED_NS', -10 ** 10)
     made, scan = [], indexing._scan
     monkeypatch.setattr(indexing, '_scan', lambda root, nested: made.append(root) or scan(root, nested))
     return made
@@ -431,14 +443,58 @@ def test_a_tree_that_changed_is_scanned_again(change, tree, scans):
     assert pairs(cached_scan(root, nested=True)) == after and not scans
 
 
-def test_a_tree_that_changed_just_now_is_not_trusted(tree, scans, cache):
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES.keys())
+def test_a_tree_that_changed_and_has_its_old_times_again(change, tree, scans):
+    """As an archive that was made reproducible, or rsync, leaves it."""
+    root = tree('a/1.jpg', 'a/2.jpg', 'b/1.jpg', 'c/deep/1.jpg', 'empty/none.txt')
+    cached_scan(root, nested=True)
+    times = {folder: os.stat(folder).st_mtime_ns for folder, *_ in os.walk(root)}
+    change(root)
+    for folder, time_ in times.items():
+        if os.path.exists(folder):
+            os.utime(folder, ns=(time_, time_))
+    assert pairs(cached_scan(root, nested=True)) == pairs(scan_folder(root, nested=True))
+
+
+def test_an_archive_unpacked_over_a_tree_is_seen(tree, scans, tmp_path):
+    """Every folder has the time of the archive before and after; a hundred images are new."""
+    root = tree('a/0.jpg', 'b/0.jpg')
+    assert len(cached_scan(root)) == 2
+    tree(*(f'{k}/{i}.jpg' for k in 'ab' for i in range(1, 51)), root='more')
+    with tarfile.open(tmp_path / 'more.tar', 'w') as tar:
+        tar.add(tmp_path / 'more', arcname='.')
+    with tarfile.open(tmp_path / 'more.tar') as tar:
+        tar.extractall(root, filter='data')
+    assert os.stat(root / 'a').st_mtime_ns == 10 ** 18
+    assert len(cached_scan(root)) == 102
+
+
+def test_a_link_that_leads_somewhere_again_is_seen(tree, scans, tmp_path):
+    root = tree('a/1.jpg')
+    os.symlink(tmp_path / 'later.jpg', root / 'a/2.jpg')
+    assert len(cached_scan(root)) == 1
+    shutil.copy(root / 'a/1.jpg', tmp_path / 'later.jpg')
+    assert len(cached_scan(root)) == 2
+
+
+def test_a_tree_that_changed_just_now_is_not_trusted(tree, cache, monkeypatch):
+    monkeypatch.setattr(indexing, 'CACHED_FROM', 1)
     root = tree('a/1.jpg', 'b/1.jpg')
-    os.utime(root / 'b')
     cached_scan(root)
-    assert not cache.exists()
-    settle(root)
+    assert not cache.exists(), 'whatever its time of modification says'
+    monkeypatch.setattr(indexing, '_SETTLED_NS', 10 ** 7)
+    time.sleep(0.05)
     cached_scan(root)
     assert len(os.listdir(cache)) == 1
+
+
+def test_what_is_left_out_is_told_of_a_kept_tree_too(tree, scans, caplog):
+    root = tree('a/1.jpg', '.trash/2.jpg')
+    caplog.set_level('INFO')
+    for _ in range(2):
+        cached_scan(root)
+    assert len(scans) == 1 and caplog.messages == [
+        f'Left out in {root}: 1 is hidden or left behind by a program, such as .trash.'] * 2
 
 
 def test_each_tree_and_each_way_has_its_own_cache(tree, scans, cache, tmp_path):
@@ -448,7 +504,7 @@ def test_each_tree_and_each_way_has_its_own_cache(tree, scans, cache, tmp_path):
         assert pairs(cached_scan(root)) == pairs(scan_folder(root))
     before = get_img_extensions()
     try:
-        set_img_extensions(['.webp', '.jpg'])
+        add_img_extensions('.scan')
         cached_scan(one)
     finally:
         set_img_extensions(before)
@@ -456,6 +512,7 @@ def test_each_tree_and_each_way_has_its_own_cache(tree, scans, cache, tmp_path):
 
 
 def test_small_trees_are_not_kept(tree, cache, monkeypatch):
+    monkeypatch.setattr(indexing, '_SETTLED_NS', -10 ** 10)
     assert indexing.CACHED_FROM == 10_000
     root = tree(*(f'a/{i}.jpg' for i in range(4)))
     monkeypatch.setattr(indexing, 'CACHED_FROM', 5)

@@ -191,9 +191,8 @@ def test_the_trap_that_the_nested_tree_is(copy):
 
 def test_a_large_tree_is_scanned_once(copy, monkeypatch):
     copy.nested('train')
-    for folder, *_ in os.walk(copy.root):
-        os.utime(folder, (1e9, 1e9))
     monkeypatch.setattr(index, 'CACHED_FROM', 365)
+    monkeypatch.setattr(index, '_SETTLED_NS', -10 ** 10)
     first = pairs(read_split(find_places365(copy.root), 'train'))
     monkeypatch.setattr(index, '_scan', None)
     assert pairs(read_split(find_places365(copy.root), 'train')) == first

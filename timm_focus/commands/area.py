@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 
 from timm_focus.runs import Loaded, image_mode
 
-from .load import add_model_arguments, load_models, open_images
+from .load import add_model_arguments, load_models
 
 __all__ = ['add_parser']
 
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from timm_focus.analysis import coverage_plot, threshold_map
+    from timm_focus.data import open_images
     from timm_focus.utils import write_whole
 
     threshold_map(torch.zeros(1, 1, 1), args.threshold)  # a rule that is none is told now

@@ -1,14 +1,10 @@
-"""Models and images that a command line names."""
+"""Models that a command line names."""
 import argparse
-import os
-from typing import Any, List, Optional
+from typing import Any, List
 
 from timm_focus.runs import Loaded, load_model
 
-__all__ = ['add_model_arguments', 'load_models', 'open_images', 'positive']
-
-# beside timm's: what Pillow reads everywhere and pictures are kept in
-EXTENSIONS = {'.bmp', '.gif', '.tif', '.tiff', '.webp'}
+__all__ = ['add_model_arguments', 'load_models', 'positive']
 
 
 def positive(text: str) -> int:
@@ -57,56 +53,3 @@ def load_models(args: argparse.Namespace, heads: bool = False) -> List[Loaded]:
         except RuntimeError as e:
             raise ValueError(f'--device is {device}, which cannot be used: {e}') from e
     return loaded
-
-
-def open_images(path: str, leave_out: Optional[str] = None) -> Any:
-    """The images of a folder as a data set: its validation split if it has splits, else all that are in it.
-
-    Args:
-        path: The folder.
-        leave_out: A folder in it that is passed over.
-
-    Raises:
-        ValueError: There are none.
-    """
-    import numpy as np
-
-    from timm_focus.data import ImageIndex, SceneDataset, create_dataset
-    from timm_focus.data.places365 import find_places365
-
-    if not os.path.isdir(path):
-        raise ValueError(f'There is no folder {path}.')
-    splits = ('validation', 'val', 'valid', 'eval', 'evaluation')
-    if any(os.path.isdir(os.path.join(path, split)) for split in splits) or find_places365(path):
-        return create_dataset('', path, 'validation')
-    names = _list_images(path, leave_out)
-    encoded = [os.fsencode(name) for name in names]
-    offsets = np.cumsum([0, *map(len, encoded)])
-    index = ImageIndex(os.path.abspath(path), np.frombuffer(b''.join(encoded), np.uint8), offsets,
-                       np.zeros(len(names), np.int32), ['image'])
-    return SceneDataset(index, f'images in {path}')
-
-
-def _list_images(path: str, leave_out: Optional[str] = None) -> List[str]:
-    """Paths of the images in a folder and the folders in it, from there, in order.
-
-    Args:
-        path: The folder.
-        leave_out: A folder in it that is passed over.
-
-    Raises:
-        ValueError: There are none.
-    """
-    from timm.data import get_img_extensions
-
-    extensions = get_img_extensions(as_set=True) | EXTENSIONS
-    apart = leave_out and os.path.realpath(leave_out)
-    names = []
-    for folder, folders, files in os.walk(path):
-        if apart:
-            folders[:] = [f for f in folders if os.path.realpath(os.path.join(folder, f)) != apart]
-        names.extend(os.path.relpath(os.path.join(folder, name), path) for name in files
-                     if os.path.splitext(name)[1].lower() in extensions)
-    if not names:
-        raise ValueError(f'There are no images in {path}: files {", ".join(sorted(extensions))} are looked for.')
-    return sorted(names)

@@ -164,9 +164,8 @@ def _settings(settings: Dict[str, Any], home: str) -> Dict[str, Any]:
 
 def _images(data: Optional[str], settings: Dict[str, Any], data_config: Dict[str, Any]) -> List[Any]:
     """Validation images, spread over the data set, none if they are no longer there."""
+    from timm_focus.data import open_images
     from timm_focus.demo import SYNTHETIC
-
-    from .load import open_images
 
     channels = data_config['input_size'][0]
     path = data or settings.get('data_dir') or ''

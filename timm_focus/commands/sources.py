@@ -3,8 +3,6 @@ import math
 import os
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-from .load import open_images
-
 __all__ = ['Placement', 'Source', 'SourceImages', 'find_sources', 'place']
 
 LONGEST_STEM = 200  # bytes; file systems allow 255 with the ending
@@ -49,10 +47,12 @@ def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], rese
     Raises:
         ValueError: Something is not there, or what is made would come to lie among the images.
     """
+    from timm_focus.data import open_images
+
     found, prefixes = [], set()
     for path in paths:
         if os.path.isdir(path):
-            index = open_images(path, leave_out=output).reader.index
+            index = open_images(path, output).reader.index
             prefix = ''
             if len(paths) > 1:
                 prefix = _unused(os.path.basename(os.path.realpath(path)) or 'images', lambda p: p.lower() in prefixes)

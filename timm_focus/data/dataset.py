@@ -9,11 +9,15 @@ from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 from torch.utils.data import Subset
 
-from .images import read_image
-from .index import ImageIndex, cached_scan, folders, missing, read_list, some, subset
+from timm_focus.utils import shown, some
+
+from .folders import is_debris
+from .images import open_regular, read_image
+from .index import ImageIndex, cached_scan, folders, list_images, missing, read_list, subset
 from .places365 import find_places365, read_split
 
-__all__ = ['FOLDER', 'PLACES365', 'IndexReader', 'PickedDataset', 'SceneDataset', 'create_dataset', 'pick']
+__all__ = [
+    'FOLDER', 'PLACES365', 'IndexReader', 'PickedDataset', 'SceneDataset', 'create_dataset', 'open_images', 'pick']
 
 PLACES365, FOLDER = 'places365', 'folder'
 # names of splits that mean the same, as in timm
@@ -36,7 +40,7 @@ class IndexReader(Reader):
         self.class_to_idx: Dict[str, int] = {name: i for i, name in enumerate(index.class_names)}
 
     def __getitem__(self, i: int) -> Tuple[Any, int]:
-        return open(self.index.path(i), 'rb'), self.index.target(i)
+        return open_regular(self.index.path(i)), self.index.target(i)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -88,7 +92,7 @@ class SceneDataset(ImageDataset):
             except OSError as e:
                 if not self.bad[i]:
                     self.bad[i] = 1
-                    _logger.warning(f'Skipped {self.filename(i, absolute=True)}, which cannot be read: {e}')
+                    _logger.warning(f'Skipped {shown(self.filename(i, absolute=True))}, which cannot be read: {e}')
                 i = (i + 1) % len(self)
         else:
             raise RuntimeError(f'Not one of the {len(self):,} images in {self.reader.root} can be read.')
@@ -165,6 +169,24 @@ def create_dataset(
     return SceneDataset(index, found, input_img_mode)
 
 
+def open_images(path: Union[str, os.PathLike], apart: Optional[Union[str, os.PathLike]] = None) -> SceneDataset:
+    """The images of a folder: its validation split if it has splits, else all that are in it, as one class.
+
+    Args:
+        path: The folder.
+        apart: A folder in it that is passed over.
+
+    Raises:
+        ValueError: There is no such folder, or there are no images in it.
+        OSError: A folder cannot be read.
+    """
+    if not os.path.isdir(path):
+        raise ValueError(f'There is no folder {shown(os.fspath(path))}.')
+    if any(os.path.isdir(os.path.join(path, split)) for split in EVAL) or find_places365(path):
+        return create_dataset('', path, 'validation')
+    return SceneDataset(list_images(path, apart), f'images in {os.fspath(path)}')
+
+
 def split_folder(root: Union[str, os.PathLike], split: str) -> str:
     """The folder of a split, by its name or one of its synonyms.
 
@@ -183,7 +205,7 @@ def _check_class_folders(index: ImageIndex) -> None:
     """Look for class folders without an image, which would be left out without a word."""
     filled = {folder.split('/')[0] for folder in folders(index)[0]}
     with os.scandir(index.root) as entries:
-        empty = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.') and e.name not in filled)
+        empty = sorted(e.name for e in entries if e.is_dir() and not is_debris(e.name) and e.name not in filled)
     if empty:
         raise ValueError(
             f'{len(empty)} of the class folders in {index.root} have no images: {some(empty)}. Fill or remove them.')

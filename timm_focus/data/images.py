@@ -1,14 +1,54 @@
-"""An image file as the picture that it shows, whatever it keeps it as."""
+"""An image file as the picture that it shows, whatever it keeps it as; and which files are taken for images."""
+import errno
 import logging
 import os
+import stat
 import warnings
-from typing import BinaryIO, Union
+from typing import BinaryIO, FrozenSet, List, Union
 
 from PIL import Image, ImageOps
+from timm.data import get_img_extensions
 
-__all__ = ['read_image']
+from timm_focus.utils import shown
+
+__all__ = ['FORMATS', 'image_endings', 'image_formats', 'open_regular', 'read_image']
 
 _logger = logging.getLogger(__name__)
+
+# Pillow tells a format by what is in a file, whatever its ending is. These it reads by itself, where it starts
+# Ghostscript for EPS, draws WMF by Windows, and knows of HDF5, GRIB, BUFR and MPEG no more than their names. HEIF and
+# JXL are of packages that add them to Pillow.
+FORMATS = (
+    'JPEG', 'PNG', 'WEBP', 'AVIF', 'GIF', 'BMP', 'TIFF', 'JPEG2000', 'HEIF', 'JXL', 'MPO', 'PPM', 'TGA', 'DIB', 'DDS',
+    'ICO', 'ICNS', 'PCX', 'PSD', 'QOI', 'SGI', 'SUN', 'XBM', 'XPM')
+
+
+def image_formats() -> List[str]:
+    """Pillow's names of the formats that are read: those of `FORMATS` that this Pillow has."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def image_endings() -> FrozenSet[str]:
+    """Endings of image files, in lower case with the dot: of the formats that are read, and those added to timm's."""
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    return frozenset(endings | get_img_extensions(as_set=True))
+
+
+def open_regular(path: Union[str, os.PathLike]) -> BinaryIO:
+    """Open a regular file for reading; others, such as a pipe, which would have to be waited for, are refused.
+
+    Raises:
+        OSError: It is none, or cannot be opened.
+    """
+    def opener(path: str, flags: int) -> int:
+        descriptor = os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError('it is no regular file')
+        return descriptor
+
+    return open(path, 'rb', opener=opener)
 
 
 def read_image(file: Union[str, os.PathLike, BinaryIO], mode: str = 'RGB', upright: bool = False) -> Image.Image:
@@ -20,28 +60,38 @@ def read_image(file: Union[str, os.PathLike, BinaryIO], mode: str = 'RGB', uprig
         upright: Turn it as its EXIF orientation says. timm does not, in training and in evaluation.
 
     Raises:
-        OSError: It is not there, is no image, is damaged or too large: a sentence that says which.
+        OSError: It is not there, is no image, is damaged or too large: a sentence that says which. What the system says
+            has its `errno`; what the image says has none.
     """
+    if isinstance(file, (str, os.PathLike)):
+        with open_regular(file) as opened:
+            return read_image(opened, mode, upright)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # said below, in words
-            image = Image.open(file)
+            image = Image.open(file, formats=image_formats())
         with image:
             width, height = image.size
             if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-                _logger.warning(
-                    f'{getattr(file, "name", file)} is read, though its {width:,} x {height:,} pixels are more than '
-                    f'the {Image.MAX_IMAGE_PIXELS:,} that Pillow calls safe.')
+                name = shown(str(getattr(file, 'name', 'An image')))
+                _logger.warning(f'{name} is read, though its {width:,} x {height:,} pixels are more than the '
+                                f'{Image.MAX_IMAGE_PIXELS:,} that Pillow calls safe.')
             return _convert(ImageOps.exif_transpose(image) if upright else image, mode)
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
     except Image.DecompressionBombError as e:
         most = 2 * Image.MAX_IMAGE_PIXELS
         raise OSError(f'it has more than {most:,} pixels, which Pillow refuses: make it smaller') from e
     except Image.UnidentifiedImageError as e:
-        raise OSError('it is no image that Pillow knows') from e
+        raise OSError('it is no image of a format that is read') from e
+    except OSError as e:
+        if e.errno not in (None, errno.EINVAL):  # damaged files have readers look before their beginning
+            raise
+        raise OSError(f'it is damaged ({_sentence(e)})') from e
     except Exception as e:  # whatever damaged files make Pillow's many readers say
-        raise OSError(f'it is damaged ({" ".join(str(e).split()) or type(e).__name__})') from e
+        raise OSError(f'it is damaged ({_sentence(e)})') from e
+
+
+def _sentence(e: Exception) -> str:
+    return shown(' '.join(str(e).split())) or type(e).__name__
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -9,23 +9,27 @@ system refuses (a file that is not there, a folder that may not be read) stays t
 """
 import hashlib
 import itertools
+import json
 import logging
 import os
 import posixpath
 import time
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from timm.data import get_img_extensions
 from timm.utils import natural_key
 
-from timm_focus.utils import open_whole
+from timm_focus.utils import open_whole, shown, some
+
+from .folders import LeftOut, folder_state, walk
+from .images import image_endings
 
 __all__ = [
-    'ImageIndex', 'cached_scan', 'folders', 'missing', 'read_list', 'scan_folder', 'subset', 'write_list',
+    'ImageIndex', 'cached_scan', 'folders', 'list_images', 'missing', 'read_list', 'scan_folder', 'subset', 'write_list',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +40,7 @@ CACHED_FROM = 10_000  # images; smaller trees are scanned in no time
 # a tree that changed this short a time ago is not trusted to show the next change. FAT counts in steps of 2 s.
 _SETTLED_NS = 2 * 10 ** 9
 
-_CACHE_FORMAT = 1  # part of the cache file's name: raise it whenever its content or the order of images changes
+_CACHE_FORMAT = 2  # part of the cache file's name: raise it whenever its content or the order of images changes
 
 _NEWLINE, _RETURN, _SPACE, _MINUS, _SLASH, _ZERO = b'\n\r -/0'
 _MAX_DIGITS = 9  # of a label: what int32 surely holds
@@ -92,12 +96,6 @@ class ImageIndex:
     def counts(self) -> np.ndarray:
         """Number of images of each class, `[K]`."""
         return np.bincount(self.targets, minlength=len(self.class_names))
-
-
-def some(items: Iterable[str], n: int = 3) -> str:
-    """The first few of the items, for a message."""
-    items = list(items)
-    return ', '.join(items[:n]) + (', ...' if len(items) > n else '')
 
 
 # lists
@@ -230,7 +228,7 @@ def scan_folder(
     """The images in the class folders of a tree, with timm's classes in timm's order, images in timm's order.
 
     Names that differ in nothing that timm sorts by (`A` and `a`, `1` and `01`), which timm leaves in the order that
-    the file system gives, are in alphabetical order.
+    the file system gives, are in alphabetical order. What is no image (see `folders`) is counted in the log.
 
     Args:
         root: The folder that holds the class folders.
@@ -240,10 +238,12 @@ def scan_folder(
 
     Raises:
         ValueError: No such folder, no images in it, images outside the class folders, a class that `class_names` does
-            not have, a link to a folder above.
+            not have or whose name is no text.
         OSError: A folder that cannot be read.
     """
-    return _with_classes(_scan(os.path.abspath(root), nested)[0], class_names)
+    index, _, left_out = _scan(os.path.abspath(root), nested)
+    left_out.tell()
+    return _with_classes(index, class_names)
 
 
 def cached_scan(
@@ -253,8 +253,9 @@ def cached_scan(
 ) -> ImageIndex:
     """`scan_folder`, that keeps what it found of a large tree in a cache file until the tree changes.
 
-    The file lies in `timm_focus/index` in `$XDG_CACHE_HOME`, or in `~/.cache` if that is not set. It holds the time of
-    the last change of every folder, which a file or folder added, removed or renamed alters.
+    The file lies in `timm_focus/index` in `$XDG_CACHE_HOME`, or in `~/.cache` if that is not set. It holds of every
+    folder what changes when a file or folder in it is added, removed or renamed, whatever times are set back afterwards.
+    A tree with links that lead nowhere is not kept, since no folder changes when they lead somewhere again.
 
     Args:
         root, nested, class_names: As in `scan_folder`.
@@ -264,31 +265,73 @@ def cached_scan(
     """
     root = os.path.abspath(root)
     file = _cache_file(root, nested)
-    index = _load(file, root)
-    if index is None:
+    kept = _load(file, root)
+    if kept is None:
         began = time.time_ns()
-        index, changes = _scan(root, nested)
-        if len(index) >= CACHED_FROM and max(changes.values()) < began - _SETTLED_NS:
-            _store(file, index, changes)
+        index, states, left_out = _scan(root, nested)
+        settled = max(max(state[:2]) for state in states.values()) < began - _SETTLED_NS
+        if len(index) >= CACHED_FROM and settled and 'broken' not in left_out.counts:
+            _store(file, index, states, left_out)
+    else:
+        index, left_out = kept
+    left_out.tell()
     return _with_classes(index, class_names)
 
 
-def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, int]]:
-    """The images of a tree, and when each of its folders was last changed (nanoseconds)."""
+def list_images(root: Union[str, os.PathLike], apart: Optional[Union[str, os.PathLike]] = None) -> ImageIndex:
+    """All images in a folder and the folders in it, in alphabetical order, as one class.
+
+    Args:
+        root: The folder.
+        apart: A folder in it that is passed over.
+
+    Raises:
+        ValueError: No such folder, or no images in it.
+        OSError: A folder that cannot be read.
+    """
+    root = os.path.abspath(root)
     if not os.path.isdir(root):
-        raise ValueError(f'There is no folder {root}.')
-    images, changes = {}, {}
-    for folder, changed, names in _walk(root):
-        changes[folder] = changed
-        if names:
-            images[folder] = names
+        raise ValueError(f'There is no folder {shown(root)}.')
+    left_out = LeftOut(root)
+    names = sorted(posixpath.join(folder.path, name)
+                   for folder in walk(root, left_out, apart) for name in folder.images)
+    if not names:
+        raise ValueError(_no_images(left_out))
+    left_out.tell()
+    encoded = [os.fsencode(name) for name in names]
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    return ImageIndex(
+        root, np.frombuffer(b''.join(encoded), np.uint8), _offsets(lengths), np.zeros(len(names), np.int32), ['image'])
+
+
+def _no_images(left_out: LeftOut) -> str:
+    what = f' Left out: {left_out}.' if left_out else ''
+    return (f'There are no images in {shown(left_out.root)}: regular files .jpg, .png, .webp and others that Pillow reads '
+            f'are looked for.{what}')
+
+
+def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int, int]], LeftOut]:
+    """The images of a tree, the state of each of its folders, and what is passed over."""
+    if not os.path.isdir(root):
+        raise ValueError(f'There is no folder {shown(root)}.')
+    images, states, left_out = {}, {}, LeftOut(root)
+    for folder in walk(root, left_out):
+        states[folder.path] = folder.state
+        if folder.images:
+            images[folder.path] = folder.images
     if '' in images:
         raise ValueError(
-            f'{len(images[""])} images lie in {root} outside its class folders, such as {some(sorted(images[""]))}: '
-            f'move them into the folder of their class.')
+            f'{len(images[""])} images lie in {shown(root)} outside its class folders, such as '
+            f'{some(sorted(images[""]))}: move them into the folder of their class.')
     if not images:
-        raise ValueError(f'There are no images in {root}: files {", ".join(get_img_extensions())} are looked for.')
+        raise ValueError(_no_images(left_out))
     labels = {folder: folder if nested else posixpath.basename(folder) for folder in images}
+    odd = sorted(label for label in set(labels.values()) if any(unicodedata.category(c) in ('Cc', 'Cs') for c in label))
+    if odd:
+        raise ValueError(
+            f'{len(odd)} of the class folders in {shown(root)} have names that are no UTF-8 or have control characters, '
+            f'which no list of classes can hold: {", ".join(repr(os.fsencode(name))[1:] for name in odd[:3])}. Rename '
+            f'them.')
     class_names = sorted(set(labels.values()), key=lambda name: (natural_key(name), name))
     if len(class_names) < len(images):
         seen = defaultdict(list)
@@ -296,8 +339,8 @@ def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, int]]:
             seen[labels[folder]].append(folder)
         shared = [folder for same in seen.values() if len(same) > 1 for folder in same]
         _logger.warning(
-            f'{len(shared)} of the {len(images)} class folders in {root} share their names with others and make one '
-            f'class with them, such as {some(shared)}.')
+            f'{len(shared)} of the {len(images)} class folders in {shown(root)} share their names with others and make '
+            f'one class with them, such as {some(shared)}.')
     numbers = {name: i for i, name in enumerate(class_names)}
     paths, lengths, targets = [], [], []
     for block in _blocks(images):
@@ -311,28 +354,7 @@ def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, int]]:
     index = ImageIndex(
         root, np.frombuffer(b''.join(paths), np.uint8), _offsets(np.concatenate(lengths)), np.concatenate(targets),
         class_names)
-    return index, changes
-
-
-def _walk(root: str) -> Iterator[Tuple[str, int, List[str]]]:
-    """Every folder of a tree: relative path, time of the last change, names of the images in it."""
-    extensions = get_img_extensions(as_set=True)
-    pending = [('', ())]
-    while pending:
-        folder, above = pending.pop()
-        place = os.path.join(root, folder)
-        status = os.stat(place)  # before the listing: a change during it must show afterwards
-        this = (status.st_dev, status.st_ino)
-        if this in above:
-            raise ValueError(f'{place} is a link to a folder that it lies in: remove the link.')
-        names = []
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    pending.append((posixpath.join(folder, entry.name), (*above, this)))
-                elif os.path.splitext(entry.name)[1].lower() in extensions:
-                    names.append(entry.name)
-        yield folder, status.st_mtime_ns, names
+    return index, states, left_out
 
 
 def _blocks(images: Dict[str, List[str]]) -> List[List[str]]:
@@ -372,32 +394,33 @@ def _with_classes(index: ImageIndex, class_names: Optional[Sequence[str]]) -> Im
 
 def _cache_file(root: str, nested: bool) -> Path:
     cache = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'timm_focus' / 'index'
-    key = repr((_CACHE_FORMAT, os.path.realpath(root), nested, sorted(get_img_extensions())))
+    key = repr((_CACHE_FORMAT, os.path.realpath(root), nested, sorted(image_endings())))
     return cache / f'{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npz'
 
 
-def _store(file: Path, index: ImageIndex, changes: Dict[str, int]) -> None:
+def _store(file: Path, index: ImageIndex, states: Dict[str, Tuple[int, int, int]], left_out: LeftOut) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open_whole(file, 'wb') as f:
             np.savez(
                 f, paths=index.paths, offsets=index.offsets, targets=index.targets,
-                class_names=_joined(index.class_names), folders=_joined(changes),
-                changes=np.array(list(changes.values()), np.int64))
+                class_names=_joined(index.class_names), states=_joined([json.dumps(states)]),
+                left_out=_joined([left_out.dumps()]))
     except OSError as e:
         _logger.warning(f'The index of {index.root} cannot be kept, so it will be made anew each time: {e}')
 
 
-def _load(file: Path, root: str) -> Optional[ImageIndex]:
+def _load(file: Path, root: str) -> Optional[Tuple[ImageIndex, LeftOut]]:
     """What the cache file holds, None if there is none or the tree has changed."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             kept = dict(arrays)
-        for folder, changed in zip(_split(kept['folders']), kept['changes'].tolist()):
-            if os.stat(os.path.join(root, folder)).st_mtime_ns != changed:
+        for folder, state in json.loads(_split(kept['states'])[0]).items():
+            if folder_state(os.path.join(root, folder)) != tuple(state):
                 return None
-        return ImageIndex(
-            root, kept['paths'], kept['offsets'], kept['targets'], _split(kept['class_names']))
+        left_out = LeftOut.loads(_split(kept['left_out'])[0])
+        index = ImageIndex(root, kept['paths'], kept['offsets'], kept['targets'], _split(kept['class_names']))
+        return index, left_out
     except (FileNotFoundError, NotADirectoryError):  # the cache file, or a folder that was in the tree
         return None
     except Exception as e:  # damage shows in any way; whatever the file is, the tree itself tells more

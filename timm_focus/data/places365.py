@@ -18,7 +18,10 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
-from .index import ImageIndex, cached_scan, folders, missing, read_list, some
+from timm_focus.utils import some
+
+from .folders import is_debris
+from .index import ImageIndex, cached_scan, folders, missing, read_list
 
 __all__ = ['CATEGORIES', 'SIZES', 'VERSIONS', 'Layout', 'find_places365', 'read_split']
 
@@ -98,7 +101,7 @@ def find_places365(
     # a folder with a train folder is a data set itself, whatever else is kept in it
     if not found and os.path.isdir(root) and not os.path.isdir(os.path.join(root, 'train')):
         with os.scandir(root) as entries:
-            inner = sorted(entry.path for entry in entries if entry.is_dir())
+            inner = sorted(entry.path for entry in entries if not is_debris(entry.name) and entry.is_dir())
         found = [layout for folder in inner for layout in _layouts(folder)]
     if not found:
         return None
