@@ -1,6 +1,6 @@
 """Models that a command line names."""
 import argparse
-from typing import Any, List
+from typing import List
 
 from timm_focus.runs import Loaded, load_model
 

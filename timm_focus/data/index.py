@@ -29,7 +29,8 @@ from .folders import LeftOut, folder_state, walk
 from .images import image_endings
 
 __all__ = [
-    'ImageIndex', 'cached_scan', 'folders', 'list_images', 'missing', 'read_list', 'scan_folder', 'subset', 'write_list',
+    'ImageIndex', 'cached_scan', 'folders', 'list_images', 'missing', 'read_list', 'scan_folder', 'subset',
+    'write_list',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -254,8 +255,8 @@ def cached_scan(
     """`scan_folder`, that keeps what it found of a large tree in a cache file until the tree changes.
 
     The file lies in `timm_focus/index` in `$XDG_CACHE_HOME`, or in `~/.cache` if that is not set. It holds of every
-    folder what changes when a file or folder in it is added, removed or renamed, whatever times are set back afterwards.
-    A tree with links that lead nowhere is not kept, since no folder changes when they lead somewhere again.
+    folder what changes when a file or folder in it is added, removed or renamed, whatever times are set back
+    afterwards. A tree with links that lead nowhere is not kept, since no folder changes when they lead somewhere again.
 
     Args:
         root, nested, class_names: As in `scan_folder`.
@@ -306,8 +307,8 @@ def list_images(root: Union[str, os.PathLike], apart: Optional[Union[str, os.Pat
 
 def _no_images(left_out: LeftOut) -> str:
     what = f' Left out: {left_out}.' if left_out else ''
-    return (f'There are no images in {shown(left_out.root)}: regular files .jpg, .png, .webp and others that Pillow reads '
-            f'are looked for.{what}')
+    return (f'There are no images in {shown(left_out.root)}: regular files .jpg, .png, .webp and others that Pillow '
+            f'reads are looked for.{what}')
 
 
 def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int, int]], LeftOut]:
@@ -329,8 +330,8 @@ def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int
     odd = sorted(label for label in set(labels.values()) if any(unicodedata.category(c) in ('Cc', 'Cs') for c in label))
     if odd:
         raise ValueError(
-            f'{len(odd)} of the class folders in {shown(root)} have names that are no UTF-8 or have control characters, '
-            f'which no list of classes can hold: {", ".join(repr(os.fsencode(name))[1:] for name in odd[:3])}. Rename '
+            f'{len(odd)} of the class folders in {shown(root)} have names that are no UTF-8 or have control '
+            f'characters, which no list of classes can hold: {", ".join(repr(os.fsencode(name))[1:] for name in odd[:3])}. Rename '
             f'them.')
     class_names = sorted(set(labels.values()), key=lambda name: (natural_key(name), name))
     if len(class_names) < len(images):
