@@ -169,7 +169,7 @@ class ACoL(nn.Module):
         if not 0 < threshold <= 1:
             raise ValueError(f'threshold must lie above 0 and be at most 1, got {threshold!r}.')
         self.network = network
-        head = network.head
+        head: Any = network.head
         self.head_b = MapHead(
             head[0].in_channels, network.num_classes, head[0].out_channels,
             device=head[0].weight.device, dtype=head[0].weight.dtype)

@@ -179,7 +179,8 @@ def _default_modules(model: nn.Module, final: Tensor, outputs: Dict[str, Any]) -
 
 
 def _blocks(model: nn.Module, stage: str, outputs: Dict[str, Any]) -> List[str]:
-    module, prefix = model.get_submodule(stage), stage
+    module: Any = model.get_submodule(stage)
+    prefix = stage
     if isinstance(getattr(module, 'blocks', None), nn.Module):
         module, prefix = module.blocks, f'{stage}.blocks'
     names = [f'{prefix}.{child}' for child, _ in module.named_children()]

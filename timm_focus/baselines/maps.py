@@ -27,7 +27,7 @@ def trace_maps(
         ValueError: The model has no such map, like a vision transformer.
     """
     # by the memo, deepcopy takes these for the tensors' copies, and none is held twice
-    memo = {id(p): nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=p.is_floating_point())
+    memo: Dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=p.is_floating_point())
             for p in model.parameters()}
     memo.update({id(b): torch.empty_like(b, device='meta') for b in model.buffers()})
     twin = copy.deepcopy(model, memo).eval()

@@ -35,7 +35,8 @@ class Pen:
     def shade(self, colour: Colour, spread: int = 22) -> Colour:
         """The colour, made a little lighter or darker and a little different in hue."""
         light = self.rng.randint(-spread, spread)
-        return tuple(min(255, max(0, c + light + self.rng.randint(-spread // 3, spread // 3))) for c in colour)
+        red, green, blue = (min(255, max(0, c + light + self.rng.randint(-spread // 3, spread // 3))) for c in colour)
+        return red, green, blue
 
     def pick(self, *colours: Colour) -> Colour:
         return self.shade(self.rng.choice(colours))
@@ -84,8 +85,8 @@ def sky(pen: Pen) -> None:
     bands = 24
     for band in range(bands):
         mix = band / (bands - 1)
-        colour = tuple(round(a + (b - a) * mix) for a, b in zip(high, low))
-        pen.rect(0, pen.horizon * mix * 0.97, 1, pen.horizon, colour)
+        red, green, blue = (round(a + (b - a) * mix) for a, b in zip(high, low))
+        pen.rect(0, pen.horizon * mix * 0.97, 1, pen.horizon, (red, green, blue))
     if pen.rng.random() < 0.35:
         radius = pen.rng.uniform(0.03, 0.07)
         pen.oval(pen.rng.uniform(0, 1), pen.rng.uniform(0.04, 0.3), radius, radius, pen.pick((255, 244, 190)))
@@ -123,7 +124,8 @@ def wallpaper(pen: Pen) -> None:
 def blots(pen: Pen) -> None:
     """What objects lie on: shapes of all colours and sizes, of no class."""
     def colour() -> Colour:
-        return tuple(pen.rng.randint(50, 235) for _ in range(3))
+        red, green, blue = (pen.rng.randint(50, 235) for _ in range(3))
+        return red, green, blue
 
     pen.rect(0, 0, 1, 1, colour())
     for _ in range(pen.rng.randint(30, 60)):
@@ -408,7 +410,8 @@ def birds(pen: Pen) -> None:
 def _doors(pen: Pen, x: float, y: float, width: float, height: float, columns: int, rows: int, colour: Colour) -> None:
     """A piece of furniture seen from the front: a box of equal doors or drawers with knobs."""
     pen.rect(x, y, width, height, colour)
-    edge, knob = pen.shade(tuple(c * 4 // 5 for c in colour), 8), pen.pick((64, 60, 58), (210, 204, 190))
+    red, green, blue = (c * 4 // 5 for c in colour)
+    edge, knob = pen.shade((red, green, blue), 8), pen.pick((64, 60, 58), (210, 204, 190))
     for column in range(columns):
         for row in range(rows):
             left, top = x + width * column / columns, y + height * row / rows

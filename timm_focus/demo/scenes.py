@@ -24,7 +24,7 @@ import os
 import shutil
 from pathlib import Path
 from random import Random
-from typing import Union
+from typing import Any, Dict, Union
 from uuid import uuid4
 
 from PIL import Image
@@ -98,7 +98,7 @@ def write_synthetic_scenes(
     if kind not in _KINDS:
         raise ValueError(f'Unknown kind {kind!r}; allowed are {", ".join(_KINDS)}.')
     root = Path(root)
-    record = {'version': VERSION, **counts, 'size': size, 'seed': seed}
+    record: Dict[str, Any] = {'version': VERSION, **counts, 'size': size, 'seed': seed}
     # Plain scenes are recorded without these, as they were before there were others.
     if kind != 'scenes':
         record['kind'] = kind

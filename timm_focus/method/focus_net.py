@@ -113,9 +113,9 @@ class FocusNet(TimmInterface):
         if any(isinstance(m, (PatchDropout, PatchDropoutWithIndices)) and m.prob > 0 for m in backbone.modules()):
             raise ValueError(
                 f'{name} drops patches (patch_drop_rate), which leaves no map of the image: set patch_drop_rate=0.')
-        for key, value in (('focus_threshold', focus_threshold), ('focus_fraction', focus_fraction)):
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
-                raise ValueError(f'{key} is {value!r}: give a number above 0 and at most 1.')
+        for key, share in (('focus_threshold', focus_threshold), ('focus_fraction', focus_fraction)):
+            if isinstance(share, bool) or not isinstance(share, numbers.Real) or not 0 < share <= 1:
+                raise ValueError(f'{key} is {share!r}: give a number above 0 and at most 1.')
         if focus_width is not None and (
                 isinstance(focus_width, bool) or not isinstance(focus_width, numbers.Integral) or focus_width < 1):
             raise ValueError(f'focus_width is {focus_width!r}: give a number of channels, 1 or more, or None.')
@@ -138,10 +138,10 @@ class FocusNet(TimmInterface):
         self.erased_fraction = torch.zeros(())
 
         like = next(p for p in backbone.parameters() if p.is_floating_point())
-        factory = dict(device=like.device, dtype=like.dtype)
+        device, dtype = like.device, like.dtype
         self.backbone = backbone
-        self.cam_head = CamHead(info[self.stage]['num_chs'], backbone.num_classes, focus_width, **factory)
-        self.erased_head = nn.Linear(pre_logits_size(backbone), backbone.num_classes, **factory)
+        self.cam_head = CamHead(info[self.stage]['num_chs'], self.num_classes, focus_width, device, dtype)
+        self.erased_head = nn.Linear(pre_logits_size(backbone), self.num_classes, device=device, dtype=dtype)
         self._focus_training = True
         self._paused: Set[str] = set()  # parameters whose gradients a branch that does not run turned off
         self.set_branches(side=True, erased=True)
@@ -221,7 +221,7 @@ class FocusNet(TimmInterface):
         if not self.erased_branch:
             return main, side, None
         n = max(1, round(self.fraction * x.shape[0]))
-        keep = self.keep_mask(tap[:n], main[:n].argmax(1), x.shape[-2:])
+        keep = self.keep_mask(tap[:n], main[:n].argmax(1), (x.shape[2], x.shape[3]))
         self.erased_fraction = erased_share(keep)
         return main, side, keep
 
@@ -233,10 +233,11 @@ class FocusNet(TimmInterface):
 
     def _recomputed(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """`_main_and_tap` without its activations, which the backward pass computes once it has spent the others'."""
-        contexts = {}
-        if not torch.compiler.is_compiling():  # a compiled graph recomputes without its side effects
-            contexts['context_fn'] = lambda: (contextlib.nullcontext(), frozen_statistics(self.backbone))
-        return checkpoint(self._main_and_tap, x, use_reentrant=False, **contexts)
+        if torch.compiler.is_compiling():  # a compiled graph recomputes without its side effects
+            return checkpoint(self._main_and_tap, x, use_reentrant=False)
+        return checkpoint(
+            self._main_and_tap, x, use_reentrant=False,
+            context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(self.backbone)))
 
     def _second_pass(self, x: Tensor, keep: Tensor) -> Tensor:
         """Logits `[n, K]` of the erased images."""

@@ -1,5 +1,5 @@
 """The heads that exist only while a model trains ("See More for Scene", section 4)."""
-from typing import Optional
+from typing import Any, Optional
 
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ class CamHead(nn.Module):
         return class_activation_map(feature, class_weights(self.conv.weight, self.fc.weight, target))
 
 
-def pre_logits_size(backbone: nn.Module) -> int:
+def pre_logits_size(backbone: Any) -> int:
     """Width of `forward_head(pre_logits=True)`; a pool that concatenates doubles it without a word to the model."""
     classifier = backbone.get_classifier()
     return classifier.in_features if isinstance(classifier, nn.Linear) else backbone.head_hidden_size

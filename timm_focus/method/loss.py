@@ -13,6 +13,7 @@
 Eq. 3 prints the KL term as -q log(q / p), which would push the two predictions apart; section 4 asks for the same
 prediction of both images, so its sign is turned.
 """
+import functools
 import math
 import warnings
 from typing import Callable, Dict, Optional
@@ -55,9 +56,10 @@ def kl_consistency(
     log_q = F.log_softmax(at_least_float32(erased), dim=1)
     log_p = log_p.detach() if detach == 'main' else log_p
     log_q = log_q.detach() if detach == 'erased' else log_q
-    q_p = F.kl_div(log_p, log_q, reduction='batchmean', log_target=True) if direction != 'main_erased' else 0.
-    p_q = F.kl_div(log_q, log_p, reduction='batchmean', log_target=True) if direction != 'erased_main' else 0.
-    return (q_p + p_q) / 2 if direction == 'symmetric' else q_p + p_q
+    kl = functools.partial(F.kl_div, reduction='batchmean', log_target=True)  # kl(log_p, log_q) is KL(q || p)
+    if direction == 'symmetric':
+        return (kl(log_p, log_q) + kl(log_q, log_p)) / 2
+    return kl(log_p, log_q) if direction == 'erased_main' else kl(log_q, log_p)
 
 
 def attention_mining(erased: Tensor, target: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ __all__ = ['default_stage', 'feature_info', 'find_stage']
 
 def feature_info(backbone: nn.Module) -> List[Dict[str, Any]]:
     """timm's description of the features of a model, a dict for each."""
-    info = backbone.feature_info
+    info: Any = backbone.feature_info
     return list(getattr(info, 'info', info))
 
 

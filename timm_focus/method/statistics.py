@@ -1,6 +1,6 @@
 """What BatchNorm layers do with their running statistics in a pass that is not the first."""
 import contextlib
-from typing import Iterator
+from typing import Any, Iterator, List
 
 from torch import nn
 
@@ -25,7 +25,7 @@ def clean_statistics(module: nn.Module) -> Iterator[None]:
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Inside, running statistics stay bit for bit what they are, and autograd saves the same tensors as outside."""
     # momentum 0 and not clean_statistics, under which a layer saves other tensors, which a recomputation must not
-    tracking = [m for m in module.modules() if getattr(m, 'running_var', None) is not None]
+    tracking: List[Any] = [m for m in module.modules() if getattr(m, 'running_var', None) is not None]
     before = [(m, m.momentum, m._buffers.get('num_batches_tracked')) for m in tracking]
     for m, _, counter in before:
         m.momentum = 0.

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Set, Union
 from timm.optim import auto_group_layers
 from torch import Tensor, nn
 
-from .heads import pre_logits_size
+from .heads import CamHead, pre_logits_size
 
 __all__ = ['DISTILLED', 'TimmInterface']
 
@@ -19,6 +19,10 @@ def _of_backbone(name: str) -> property:
 
 class TimmInterface(nn.Module):
     """timm's model interface: attributes and methods of `self.backbone`, with the heads taken care of."""
+
+    backbone: Any  # a timm model
+    cam_head: CamHead
+    erased_head: nn.Linear
 
     num_classes = _of_backbone('num_classes')
     num_features = _of_backbone('num_features')
@@ -52,9 +56,9 @@ class TimmInterface(nn.Module):
         self.backbone.reset_classifier(num_classes, *args, **kwargs)
         if num_classes:
             old = self.cam_head.fc
-            factory = dict(device=old.weight.device, dtype=old.weight.dtype)
-            self.cam_head.fc = nn.Linear(old.in_features, num_classes, **factory)
-            self.erased_head = nn.Linear(pre_logits_size(self.backbone), num_classes, **factory)
+            device, dtype = old.weight.device, old.weight.dtype
+            self.cam_head.fc = nn.Linear(old.in_features, num_classes, device=device, dtype=dtype)
+            self.erased_head = nn.Linear(pre_logits_size(self.backbone), num_classes, device=device, dtype=dtype)
             self.set_branches(self.side_branch, self.erased_branch, self.erased_by)
 
     def group_matcher(self, coarse: bool = False) -> Union[Dict[str, Any], Callable[[str], Any]]:

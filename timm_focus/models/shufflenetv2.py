@@ -42,6 +42,9 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
     Raises:
         ValueError: If the stages are not three repeats and five widths, or a number is out of its range.
     """
+    fc: nn.Module
+    global_pool: Any
+    head_hidden_size: int
     _taps = ('conv1', 'maxpool', 'stage2', 'stage3', 'stage4')  # the modules whose outputs are the features
 
     def __init__(
@@ -127,7 +130,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
     def forward_intermediates(
             self,
             x: torch.Tensor,
-            indices: int | Sequence[int] | None = None,
+            indices: int | list[int] | None = None,
             norm: bool = False,
             stop_early: bool = False,
             output_fmt: str = 'NCHW',
@@ -168,7 +171,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
 
     def prune_intermediate_layers(
             self,
-            indices: int | Sequence[int] = 1,
+            indices: int | list[int] = 1,
             prune_norm: bool = False,
             prune_head: bool = True,
     ) -> list[int]:

@@ -65,7 +65,7 @@ def over(edge: Tensor, dims: Sequence[int]) -> Tensor:
     """Around all that lies along some dimensions, of which size 1 remains."""
     if not dims:
         return edge
-    return thinned(edge).amin(dims, keepdim=True).expand([1 if d in dims else n for d, n in enumerate(edge.shape)])
+    return thinned(edge).amin(tuple(dims), keepdim=True).expand([1 if d in dims else n for d, n in enumerate(edge.shape)])
 
 
 def slide(edge: Tensor, shape: Sequence[int], tables: Dict[int, Tensor]) -> Tensor:
@@ -87,7 +87,8 @@ def slide(edge: Tensor, shape: Sequence[int], tables: Dict[int, Tensor]) -> Tens
     return edge.expand(shape)
 
 
-def kernel_taps(n: int, kernel: int, stride: int, padding: int, dilation: int, transposed: bool = False) -> Tensor:
+def kernel_taps(
+        n: int, kernel: int, stride: int, padding: int, dilation: int, transposed: bool = False) -> Tensor:
     """Positions `[n, kernel]` under a sliding kernel, -1 for those that a transposed one skips."""
     results, offsets = torch.arange(n)[:, None], torch.arange(kernel) * dilation
     if not transposed:
@@ -99,7 +100,8 @@ def kernel_taps(n: int, kernel: int, stride: int, padding: int, dilation: int, t
 def reshaped(edge: Tensor, shape: Sequence[int]) -> Tensor:
     """The elements in another shape, still expanded where whole groups of dimensions that merge or split are."""
     old, new = list(edge.shape), list(shape)
-    thin, target = [], []
+    thin: List[slice] = []
+    target: List[int] = []
     while old or new:
         a, b = 1, 1  # so many of the old dimensions become so many of the new ones
         while math.prod(old[:a]) != math.prod(new[:b]):

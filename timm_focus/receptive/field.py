@@ -25,7 +25,7 @@ import difflib
 import functools
 import math
 import numbers
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from timm.models import get_model_input_config
@@ -89,7 +89,7 @@ def receptive_field(
     """
     name, before = _find_feature(model, feature)
     what = f'the last feature of {type(model).__name__}' if name is None else f'the feature {name!r}'
-    tried = []
+    tried: List[Tuple[int, int, int]] = []
     for image in _images(model, input_size):
         try:
             seen, through = _trace(model, image, name, before)
@@ -136,7 +136,7 @@ def _find_feature(model: nn.Module, feature: Union[None, int, str]) -> Tuple[Opt
                 f'{type(model).__name__} has no feature {feature}: '
                 + (f'choose one of {known}.' if known else 'it has no feature_info, so give the name of a submodule.'))
         entry = info[feature]
-    wanted, before = entry['module'], entry.get('hook_type') == 'forward_pre'
+    wanted, before = str(entry['module']), entry.get('hook_type') == 'forward_pre'
     names = [name for name, _ in model.named_modules() if name]
     if wanted in names:
         return wanted, before
@@ -153,7 +153,8 @@ def _images(model: nn.Module, input_size: Optional[Sequence[int]]) -> List[Tuple
     if input_size is not None:
         if len(input_size) != 3 or not all(isinstance(n, numbers.Integral) and n > 0 for n in input_size):
             raise ValueError(f'input_size is {input_size!r}: give the channels, height and width of an image.')
-        return [tuple(input_size)]
+        channels, height, width = map(int, input_size)
+        return [(channels, height, width)]
     if getattr(model, 'pretrained_cfg', None):  # a timm model
         channels, height, width = get_model_input_config(model)['input_size']
     else:
@@ -164,7 +165,7 @@ def _images(model: nn.Module, input_size: Optional[Sequence[int]]) -> List[Tuple
 
 def _skeleton(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares the parameters, to be hooked and run without a trace on the model."""
-    memo = {}
+    memo: Dict[int, Any] = {}
     for module in model.modules():
         memo.update((id(p), p) for p in module.parameters(recurse=False))
         # results of autograd, as the weight that torch.nn.utils.weight_norm leaves, cannot be copied as they are
@@ -230,6 +231,8 @@ def _trace(
             f'({type(e).__name__}: {e}): give an input_size that the model takes, or a feature before it.') from e
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+    if run.last is None:
+        raise Refused(f'{type(model).__name__} has no feature that sees places of the image: name a module that has.')
     number = thinned(run.last[4]).min()
     return run.last, run.globals[int(number)] if number.isfinite() else None
 
@@ -287,5 +290,6 @@ def _law(first: Tensor, last: Tensor) -> Optional[Tuple[Number, Number, Number]]
             stride = steps[0].item() / period
             i = -inner.start % period  # whole periods from position 0
             size, start = (last - first).max().item() + 1, first[i].item() - inner[i] * stride
-            return tuple(int(n) if n == int(n) else n for n in (size, stride, start))
+            whole = [int(n) if n == int(n) else n for n in (size, stride, start)]
+            return whole[0], whole[1], whole[2]
     return None

@@ -4,7 +4,7 @@ See `receptive_field`, for which this is.
 """
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class Run:
         through = at_most(mixed[4], self.new_global())
         return [*blind(through.shape)[:4], through]
 
-    def refuse(self, func: Any, why: str = 'which mixes positions in a way that is not known here') -> None:
+    def refuse(self, func: Any, why: str = 'which mixes positions in a way that is not known here') -> NoReturn:
         raise Refused(f'{self.path[-1]} uses {func}, {why}: name a feature before it.')
 
 
@@ -73,7 +73,12 @@ class Traced(Tensor):
         base: The tensor whose memory it shares, if it is a view of one.
         changes: How often operations in place changed what its memory sees.
     """
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    run: Run
+    meta: Tensor
+    seen: Seen
+    base: Optional['Traced']
+    changes: int
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, run: Run, meta: Tensor, device: torch.device, seen: Seen, base: Optional['Traced'] = None):
@@ -84,7 +89,8 @@ class Traced(Tensor):
         return t
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+            cls, func: Any, types: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
         kwargs = {name: 'meta' if name == 'device' else value for name, value in (kwargs or {}).items()}
         schema = func._schema
         arguments = {a.name: a.default_value for a in schema.arguments}
@@ -137,6 +143,14 @@ def seen_by(t: Any) -> Optional[Seen]:
     return t.seen
 
 
+def _seen(t: Traced) -> Seen:
+    """What the elements of a tensor see that depends on the image."""
+    seen = seen_by(t)
+    if seen is None:
+        raise TypeError(f'A constant of shape {tuple(t.shape)} sees nothing of the image.')
+    return seen
+
+
 def _change(t: Traced, seen: Seen) -> None:
     """Note what a tensor sees after an operation in place, which others that share its memory see, too."""
     if seen is t.seen:
@@ -174,7 +188,7 @@ def _pointwise(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
 
 @_rule('clone', '_to_copy')
 def _same(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    return seen_by(a['self'])
+    return _seen(a['self'])
 
 
 @_rule('copy', 'fill', 'zero')
@@ -192,7 +206,7 @@ def _constant(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> None:
 def _view(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
     if not result.numel() or result.numel() != a['self'].numel():
         run.refuse(func)
-    return [reshaped(edge, result.shape) for edge in seen_by(a['self'])]
+    return [reshaped(edge, result.shape) for edge in _seen(a['self'])]
 
 
 @_rule('as_strided')
@@ -208,7 +222,7 @@ def _move(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, Li
     if any(isinstance(t, Traced) for t in tree_leaves(others)):
         run.refuse(func, 'which takes elements that depend on the data')
     others = tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, others)
-    edges = [func(edge, **others) for edge in seen_by(a['self'])]
+    edges = [func(edge, **others) for edge in _seen(a['self'])]
     return edges if isinstance(result, Tensor) else [list(edge) for edge in zip(*edges)]
 
 
@@ -227,7 +241,7 @@ _PADS = {
 
 @_rule(*_PADS)
 def _pad(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    seen, ends = seen_by(a['self']), a.get('pad', a.get('padding'))
+    seen, ends = _seen(a['self']), a.get('pad') or a['padding']
     mode, tables = _PADS[_name(func)], {}
     for i in range(len(ends) // 2):
         dim = result.dim() - 1 - i
@@ -265,12 +279,12 @@ def _pool(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
     kernels = [kernels[i % len(kernels)] for i in range(int(_name(func).split('pool')[1][0]))]
     spatial = range(result.dim() - len(kernels), result.dim())
     if all(result.shape[d] == 1 for d in spatial):  # over all positions
-        return [edge.expand(result.shape) for edge in run.mix(seen_by(a['self']), spatial)]
+        return [edge.expand(result.shape) for edge in run.mix(_seen(a['self']), spatial)]
     tables = _tables(result, kernels, a['stride'] or kernels, a['padding'], a.get('dilation', [1]), [False])
-    return [slide(edge, result.shape, tables) for edge in seen_by(a['self'])]
+    return [slide(edge, result.shape, tables) for edge in _seen(a['self'])]
 
 
-def _tables(result: Tensor, kernels: Sequence[int], *settings: Sequence[int]) -> Dict[int, Tensor]:
+def _tables(result: Tensor, kernels: Sequence[int], *settings: Sequence[Any]) -> Dict[int, Tensor]:
     """For `slide`: `kernel_taps` along the last dimensions, of a setting for each of them, or of one for all."""
     first = result.dim() - len(kernels)
     return {first + i: kernel_taps(result.shape[first + i], kernel, *(setting[i % len(setting)] for setting in settings))
@@ -293,16 +307,16 @@ def _unfold(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
     return [reshaped(joined([
         slide(edge, shape, {2: rows[:, i:i + 1], 3: columns[:, j:j + 1]}).unsqueeze(2)
         for i in range(h) for j in range(w)
-    ], 2), result.shape) for edge in seen_by(a['self'])]
+    ], 2), result.shape) for edge in _seen(a['self'])]
 
 
 @_rule('col2im')
 def _fold(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
     """The reverse: each element from the taps that lie on it."""
     (h, w), shape = a['kernel_size'], result.shape
-    rows, columns = (kernel_taps(n, *setting, True) for n, *setting in zip(
+    rows, columns = (kernel_taps(n, kernel, stride, padding, dilation, True) for n, kernel, stride, padding, dilation in zip(
         shape[2:], a['kernel_size'], a['stride'], a['padding'], a['dilation']))
-    taps = [reshaped(edge, [*shape[:2], h, w, *_windows(a, shape[2:])]) for edge in seen_by(a['self'])]
+    taps = [reshaped(edge, [*shape[:2], h, w, *_windows(a, shape[2:])]) for edge in _seen(a['self'])]
     return union([
         [slide(edge[:, :, i, j], shape, {2: rows[:, i:i + 1], 3: columns[:, j:j + 1]}) for edge in taps]
         for i in range(h) for j in range(w)], shape)
@@ -323,13 +337,13 @@ def _upsample(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
         used = func(*one_axis.values()).view(n, -1).T != 0
         taps = used.float().topk(int(used.sum(1).max())).indices
         tables[dim] = taps.where(used.gather(1, taps), -1)
-    return [slide(edge, result.shape, tables) for edge in seen_by(a['self'])]
+    return [slide(edge, result.shape, tables) for edge in _seen(a['self'])]
 
 
 @_rule('_adaptive_avg_pool2d', '_adaptive_avg_pool3d', 'adaptive_max_pool2d', 'adaptive_max_pool3d')
 def _adaptive_pool(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
     """Nothing where the size is as it should be; else a global operation, whose windows grow with the image."""
-    seen, shape = seen_by(a['self']), (result if isinstance(result, Tensor) else result[0]).shape
+    seen, shape = _seen(a['self']), (result if isinstance(result, Tensor) else result[0]).shape
     if seen[0].shape == shape:
         return seen
     return blind(shape, min(run.new_global() if sees(seen) else math.inf, thinned(seen[4]).min().item()))
@@ -339,7 +353,7 @@ def _adaptive_pool(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
        'linalg_vector_norm', 'norm', 'any', 'all', 'argmax', 'argmin')
 def _reduce(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, List[Seen]]:
     dims = a.get('dim')
-    mixed = run.mix(seen_by(a['self']), [dims] if isinstance(dims, int) else dims)
+    mixed = run.mix(_seen(a['self']), [dims] if isinstance(dims, int) else dims)
     if isinstance(result, Tensor):
         return [reshaped(edge, result.shape) for edge in mixed]
     return [[reshaped(edge, r.shape) for edge in mixed] for r in result]
@@ -349,7 +363,7 @@ def _reduce(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, 
        'native_batch_norm')
 def _normalize(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
     """Each element by all along some dimensions: if that is a global operation, it keeps its own box."""
-    seen, name = seen_by(a.get('self', a.get('input'))), _name(func)
+    seen, name = _seen(a['self'] if 'self' in a else a['input']), _name(func)
     dims = list(range(seen[0].dim()))
     if name == 'native_batch_norm':
         dims = [d for d in dims if d != 1] if a['training'] else []
@@ -370,8 +384,8 @@ def _matmul(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
     Without global operations such a product sees what its queries see: the factor whose boxes the sum widens less.
     """
     *bias, left, right = [t for t in a.values() if isinstance(t, Tensor)]
-    factors = [(seen_by(left), -1), (seen_by(right), -2)]
-    factors = [(seen, run.mix(seen, [dim])) for seen, dim in factors if seen is not None]
+    sides = [(seen_by(left), -1), (seen_by(right), -2)]
+    factors = [(seen, run.mix(seen, [dim])) for seen, dim in sides if seen is not None]
     terms = [seen for seen in map(seen_by, bias) if seen is not None] + [mixed for _, mixed in factors]
     if len(factors) == 2 and all(sees(seen) for seen, _ in factors):
         (_, query), (_, other) = sorted(factors, key=lambda factor: breadth(factor[1]) - breadth(factor[0]))
