@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-def pytest_addoption(parser):  # those with a value are in timm_focus_pytest.py
+def pytest_addoption(parser):
     parser.addoption('--all-models', action='store_true', help='check every model class of timm, not small ones alone')
     parser.addoption('--slow', action='store_true', help='run the checks that take minutes, too')
 

@@ -1,4 +1,4 @@
-"""On real scene images, where they are: `pytest --scenes DIR` with train/<class>/ and val/<class>/."""
+"""On real scene images, where they are: $TIMM_FOCUS_SCENES names a folder with train/<class>/ and val/<class>/."""
 import csv
 import os
 import shutil
@@ -17,10 +17,10 @@ from timm_focus.data.places365 import CATEGORIES
 
 
 @pytest.fixture
-def scenes(request):
-    path = request.config.getoption('--scenes')
+def scenes():
+    path = os.environ.get('TIMM_FOCUS_SCENES')
     if not path:
-        pytest.skip('real scene images are not here: give --scenes DIR or set TIMM_FOCUS_SCENES')
+        pytest.skip('real scene images are not here: name their folder in TIMM_FOCUS_SCENES')
     return os.path.abspath(path)
 
 

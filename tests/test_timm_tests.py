@@ -1,4 +1,5 @@
-"""timm's own tests, those of its sdist, on what stands in for timm's: `pytest --timm-tests PATH` (not copied here)."""
+"""timm's own tests, those of its sdist, on what stands in for timm's: $TIMM_FOCUS_TIMM_TESTS names it (not copied here)."""
+import os
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,11 @@ import pytest
 
 
 @pytest.fixture
-def timm_tests(request, tmp_path):
+def timm_tests(tmp_path):
     """A copy of the sdist's tests, where the installed timm is found and `import train` gives train_focus."""
-    path = request.config.getoption('--timm-tests')
-    if path is None:
-        pytest.skip("timm's own tests are not here: give --timm-tests PATH of its unpacked sdist")
+    path = os.environ.get('TIMM_FOCUS_TIMM_TESTS')
+    if not path:
+        pytest.skip("timm's own tests are not here: name the unpacked sdist in TIMM_FOCUS_TIMM_TESTS")
     shutil.copytree(Path(path) / 'tests', tmp_path / 'tests')
     (tmp_path / 'train.py').write_text("import sys\nimport train_focus\nsys.modules['train'] = train_focus\n")
 
