@@ -12,6 +12,7 @@ import difflib
 import functools
 import logging
 import os
+import signal
 import sys
 from datetime import datetime
 
@@ -302,6 +303,11 @@ def cli():
         if dist.is_initialized():
             dist.destroy_process_group()
         sys.exit(128 + e.signal)  # as shells expect
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # some press it more than once
+        print('train_focus.py: ended by Ctrl-C at once: --resume auto, or its path, goes on with the last checkpoint '
+              'of the run, if there is one.', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import os
 from typing import Any, Dict, List
 
 from timm_focus.runs import Loaded, image_mode
+from timm_focus.utils.processes import shield_workers
 
 from .load import add_model_arguments, load_models
 
@@ -122,7 +123,8 @@ def _measure(loaded: Loaded, name: str, dataset: Any, done: set, path: str, args
     probe = torch.zeros(1, *config['input_size'], device=device)
     convolutional = last_map(loaded.model, probe)[1]
     left = [i for i in range(len(dataset)) if dataset.filename(i) not in done] if done else range(len(dataset))
-    loader = DataLoader(Subset(dataset, left), batch_size=args.batch_size, num_workers=args.workers)
+    loader = shield_workers(
+        DataLoader(Subset(dataset, left), batch_size=args.batch_size, num_workers=args.workers))
     is_new = not os.path.exists(path) or not os.path.getsize(path)
     at = 0
     with open(path, 'a', newline='') as f, tqdm(

@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from timm_focus.runs import Loaded, class_names, image_mode
 from timm_focus.utils import open_whole
+from timm_focus.utils.processes import shield_workers
 
 from .load import add_model_arguments, load_models
 from .sources import Placement, Source, SourceImages, find_sources
@@ -64,8 +65,8 @@ def run(args: argparse.Namespace) -> None:
     dataset = SourceImages(
         sources, create_transform(**loaded.data_config, is_training=False), image_mode(loaded), LONGEST)
     batches = -(-len(dataset) // args.batch_size)
-    loader = DataLoader(
-        dataset, args.batch_size, num_workers=args.workers if batches > 1 else 0, collate_fn=list)
+    loader = shield_workers(DataLoader(
+        dataset, args.batch_size, num_workers=args.workers if batches > 1 else 0, collate_fn=list))
 
     os.makedirs(args.output, exist_ok=True)
     n_kept, sheet, unread = 0, [], ''

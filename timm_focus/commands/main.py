@@ -1,8 +1,11 @@
 """`timm-focus`: what networks look at, and their way out, from the command line."""
 import argparse
 import logging
+import signal
 import sys
 from typing import Optional, Sequence
+
+from timm_focus.utils.processes import end_workers
 
 from . import area, explain, export, models, push, rf, validate
 
@@ -26,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Run a subcommand; a mistake ends it with one line and exit code 2."""
+    """Run a subcommand; a mistake ends it with one line and exit code 2, Ctrl-C with one line and 130."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     for name in ('httpx', 'httpx2', 'matplotlib', 'onnx_ir', 'onnxscript', 'timm'):
@@ -38,6 +41,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except (ValueError, OSError, ImportError) as e:
         print(f'timm-focus {args.command}: error: {" ".join(str(e).split())}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # some press it more than once
+        print(f'timm-focus {args.command}: ended by Ctrl-C', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)  # as shells expect
+    finally:
+        end_workers()
 
 
 if __name__ == '__main__':

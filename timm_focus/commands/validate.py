@@ -9,6 +9,7 @@ import sys
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from timm_focus.runs import Loaded, image_mode
+from timm_focus.utils.processes import shield_workers
 
 from .load import add_model_arguments, load_models
 from .table import add_format, write_table
@@ -194,7 +195,7 @@ def _measure(
 
     numbers, names = match
     _prepare(loaded, dataset, _Numbers(numbers))
-    loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.workers)
+    loader = shield_workers(DataLoader(dataset, batch_size=args.batch_size, num_workers=args.workers))
     with tqdm(total=len(dataset), desc=loaded.name, unit='image', disable=None) as bar:
         def batches() -> Iterator[Any]:
             for x, target in loader:

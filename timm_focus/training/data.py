@@ -16,10 +16,10 @@ from timm_focus.data import create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, PickedDataset, pick
 from timm_focus.demo import SYNTHETIC
 from timm_focus.utils import write_whole
+from timm_focus.utils.processes import shield_workers
 
 from .criterion import mixes
 from .errors import SettingsError, explained
-from .interrupt import shield_workers
 from .reproducible import ReproducibleLoader
 
 __all__ = ['check_readable', 'create_datasets', 'create_loaders', 'keep_lists', 'set_epoch']

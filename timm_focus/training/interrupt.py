@@ -1,17 +1,15 @@
-"""SIGINT and SIGTERM end a run after the step under way, on all processes at the same step."""
-import functools
+"""What a terminal or a scheduler signals ends a run after the step under way, on all processes at the same step."""
 import signal
 import threading
 from types import FrameType
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 
-__all__ = ['Interrupted', 'Interruption', 'shield_workers']
+from timm_focus.utils.processes import SIGNALS, end_with_parent, end_workers
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+__all__ = ['Interrupted', 'Interruption']
 
 
 class Interrupted(Exception):
@@ -27,14 +25,18 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Takes note of a first SIGINT or SIGTERM; a second one has its usual effect.
+    """Takes note of SIGINT, SIGTERM, SIGHUP and SIGUSR1; after any of them, SIGINT (Ctrl-C) has its usual effect.
 
-    Use it as a context. Processes that train together are not signalled at the same step, and one that left alone
-    would leave the others waiting. So they exchange what each has noted, without waiting for it: `noted` is about one
-    call back. It has a process group of its own, on the CPU, so no GPU is waited for either.
+    The others may come more than once and are noted again: under Slurm a process hears them from the scheduler and from
+    torchrun. One that the process was started to ignore, as by nohup, stays ignored.
+
+    Use it as a context; the loaders' workers end with it. Processes that train together are not signalled at the same
+    step, and one that left alone would leave the others waiting. So they exchange what each has noted, without waiting
+    for it: `noted` is about one call back. It has a process group of its own, on the CPU, so no GPU is waited for
+    either.
 
     Args:
-        distributed: Several processes train together.
+        distributed: Several processes train together. Those of torchrun are signalled, by SIGTERM, when it is gone.
     """
 
     def __init__(self, distributed: bool = False):
@@ -45,19 +47,27 @@ class Interruption:
 
     def __enter__(self) -> 'Interruption':
         if threading.current_thread() is threading.main_thread():  # others may not handle signals
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {
+                number: signal.signal(number, self._note) for number in SIGNALS
+                if signal.getsignal(number) is not signal.SIG_IGN}
+        if dist.is_torchelastic_launched():
+            end_with_parent(signal.SIGTERM)
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        try:
+            # what comes next, an error's text or the end of a run, has no use for workers, and some wait for them
+            end_workers()
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
         if self._exchange is not None and (not exception[0] or issubclass(exception[0], Interrupted)):
             self._exchange[1].wait()  # the last one; after another exception the others may be gone
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
-        self._signal = number
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+        self._signal = self._signal or number
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
     def noted(self) -> int:
         """The signal that was noted, the same on all processes, or 0. All must call it equally often."""
@@ -77,15 +87,3 @@ class Interruption:
         number = self.noted()
         if number:
             raise Interrupted(number)
-
-
-def _prepare(prepare: Optional[Callable[[int], None]], worker_id: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if prepare is not None:
-        prepare(worker_id)
-
-
-def shield_workers(loader: DataLoader) -> None:
-    """Keep the workers of a loader alive when a terminal or a scheduler signals all processes of a run at once."""
-    loader.worker_init_fn = functools.partial(_prepare, loader.worker_init_fn)

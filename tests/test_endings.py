@@ -1,0 +1,136 @@
+"""Whatever ends a run of the script ends it: at once, with a word, and no process is left."""
+import os
+import subprocess
+import sys
+import time
+import uuid
+from types import SimpleNamespace
+
+import pytest
+from conftest import ENVIRONMENT
+
+# something happens before a step of a process; where it is signalled, SIGINT is not ignored, as in a background job
+STRUCK = """
+import errno, multiprocessing, os, signal, sys, time
+what, rank, count = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import train_focus
+from timm_focus.training import FocusCheckpointSaver, FocusTask
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'recovery-0-3.pth.tar')
+
+def strike():
+    if what == 'exception':
+        raise KeyError('lost')
+    if what == 'memory':
+        raise MemoryError
+    if what == 'worker':
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        time.sleep(10)
+    if what == 'launcher':
+        os.kill(os.getppid(), signal.SIGKILL)
+    if what == 'disk':
+        FocusCheckpointSaver.save_recovery = full
+        os.kill(os.getpid(), signal.SIGTERM)
+    if what == 'ctrl-c twice':
+        os.killpg(0, signal.SIGINT)
+        os.killpg(0, signal.SIGINT)
+    if hasattr(signal, what):
+        os.killpg(0, getattr(signal, what))
+
+forward = FocusTask.forward
+def counting(self, *args):
+    global count
+    count -= os.environ.get('RANK', '0') == rank
+    if not count:
+        strike()
+    return forward(self, *args)
+FocusTask.forward = counting
+train_focus.cli()
+"""
+TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable)
+RUN = '-j 2 -b 4 --epochs 2'
+
+
+def _processes(mark):
+    found = []
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            with open(f'/proc/{pid}/environ', 'rb') as f:
+                if mark in f.read():
+                    found.append(int(pid))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.fixture
+def strike(settings, tmp_path):
+    """`strike(what, flags, processes)` is a run in which that happens, and what it left."""
+    def run(what, flags=RUN, processes=1, rank=0, environment=()):
+        mark = uuid.uuid4().hex
+        command = [*(TORCHRUN if processes > 1 else ()), '-c', STRUCK, what, str(rank), '4', *settings(flags)]
+        log = tmp_path / 'log'
+        with open(log, 'w') as f:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=f, stderr=f, start_new_session=True,
+                env={**ENVIRONMENT, **dict(environment), 'TIMM_FOCUS_MARK': mark})
+            code = process.wait(300)
+        began = time.monotonic()
+        while _processes(mark.encode()) and time.monotonic() - began < 60:
+            time.sleep(0.1)
+        return SimpleNamespace(
+            code=code, log=log.read_text(), left=_processes(mark.encode()))
+    return run
+
+
+def test_an_exception_ends_a_run(strike):
+    ended = strike('exception')
+    assert ended.code == 1 and not ended.left
+    assert ended.log.rstrip().endswith("KeyError: 'lost'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('what, code, words', [
+    ('memory', 1, 'MemoryError'),
+    ('worker', 1, 'Error: '),
+    ('disk', 1, 'No space left on device'),
+    ('ctrl-c twice', 130, 'train_focus.py: ended by Ctrl-C at once'),
+    ('SIGINT', 130, 'Ended by SIGINT, with a recovery checkpoint'),
+    ('SIGHUP', 129, 'Ended by SIGHUP, with a recovery checkpoint'),
+    ('SIGUSR1', 138, 'Ended by SIGUSR1, with a recovery checkpoint'),
+    ('SIGKILL', -9, ''),
+])
+def test_what_else_ends_a_run(strike, what, code, words):
+    """The signals go to the whole process group, the workers of the loaders among it."""
+    ended = strike(what)
+    assert ended.code == code and words in ended.log and not ended.left, ended
+    assert ('Traceback' in ended.log) == (code == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags', ['', '--workers 0', '--use-multi-epochs-loader', '--mixup 0.2 --mixup-off-epoch 1'])
+def test_a_dashboard_waits_for_nobody(strike, flags):
+    pytest.importorskip('wandb')
+    offline = dict(WANDB_MODE='offline', WANDB_SILENT='true')
+    for what, code in (('nothing', 0), ('exception', 1)):
+        ended = strike(what, f'{RUN} --log-wandb --experiment {what} {flags}', environment=offline)
+        assert ended.code == code and not ended.left, ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('what, rank, words', [
+    ('exception', 0, "KeyError: 'lost'"),
+    ('exception', 1, "KeyError: 'lost'"),
+    ('worker', 1, 'Error: '),
+    ('disk', 0, 'No space left on device'),
+    ('SIGKILL', 0, 'Signal 9'),
+    ('SIGKILL', 1, 'Signal 9'),
+    ('SIGTERM', 1, 'Ended by SIGTERM'),
+    ('launcher', 0, 'Ended by SIGTERM'),
+])
+def test_what_ends_one_process_ends_all(strike, what, rank, words):
+    ended = strike(what, processes=2, rank=rank)
+    assert ended.code and words in ended.log and not ended.left, ended
+    assert 'forcefully' not in ended.log  # torchrun lost patience, after 30 seconds
