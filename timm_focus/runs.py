@@ -7,11 +7,11 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.models import clean_state_dict
-from timm.utils import load_checkpoint_metadata
 
 from timm_focus.baselines import create_acol
 from timm_focus.method import HEADS, FocusNet
 from timm_focus.models import FOCUS_ARGS
+from timm_focus.utils.weight_files import read_weight_file
 
 __all__ = ['Loaded', 'check_plain', 'class_names', 'image_mode', 'load_model']
 
@@ -60,16 +60,7 @@ def load_model(
     state, settings, head_state, record = None, {}, {}, {}
     if checkpoint is not None:
         path = _checkpoint_file(checkpoint)
-        try:
-            if path.endswith('.safetensors'):
-                from safetensors.torch import load_file
-                state = load_file(path)
-            else:
-                state = load_checkpoint_metadata(path)
-        except Exception as e:  # whatever a damaged file makes a reader say
-            raise ValueError(f'The checkpoint {path} cannot be read: {type(e).__name__}: {e}') from e
-        if not isinstance(state, dict):
-            raise ValueError(f'The checkpoint {path} holds a {type(state).__name__}, no weights by name.')
+        state = read_weight_file(path)
         settings = vars(state['args']) if isinstance(state.get('args'), argparse.Namespace) else {}
         name = name or state.get('arch')
         record = dict(path=path, settings=settings, epoch=state.get('epoch'), metric=state.get('metric'))

@@ -21,6 +21,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_focus.method import FocusNet, export_backbone
+from timm_focus.utils.weight_files import CHECKSUM, digest
 
 from .card import write_card
 from .folder import written_whole
@@ -47,7 +48,7 @@ def _save_tensors(state: Dict[str, Tensor], path: Path) -> None:
     whole = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
     path.touch()  # with the mode of other files; safetensors would let nobody else read it
     mode = path.stat().st_mode
-    save_file(whole, str(path), metadata={'format': 'pt'})
+    save_file(whole, str(path), metadata={'format': 'pt', CHECKSUM: digest(whole)})
     path.chmod(mode)
 
 
