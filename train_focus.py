@@ -33,8 +33,8 @@ from timm_focus.commands.push import check_run_push, push_run
 from timm_focus.release import HubError
 from timm_focus.training import (
     FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, build_parser, check_readable,
-    conclude, create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet, explained, keep_lists,
-    parse_args, resume, seed_all, set_epoch, set_up_device, train_one_epoch, validate)
+    check_smallest_batch, conclude, create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet,
+    explained, keep_lists, parse_args, resume, seed_all, set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.task import classifiers
 from timm_focus.utils import write_whole
@@ -45,7 +45,10 @@ parser = build_parser()
 
 
 def _parse_args():
-    return parse_args(parser, sys.argv[1:])
+    try:
+        return parse_args(parser, sys.argv[1:])
+    except SettingsError as e:
+        parser.error(str(e))
 
 
 def main():
@@ -70,6 +73,7 @@ def main():
     note_data(model, args, data_config)
     with explained('The augmentation or interpolation cannot be made'):
         loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
+    check_smallest_batch(model, args, data_config['input_size'])
     model.to(device, getattr(torch, args.model_dtype or 'float32'))
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -293,11 +297,9 @@ def cli():
     try:
         main()
     except SettingsError as e:
-        print(f'train_focus.py: error: {e}', file=sys.stderr)
-        sys.exit(2)
+        parser.error(str(e))
     except (FloatingPointError, HubError) as e:  # the run diverged, or is done and kept, but not published
-        print(f'train_focus.py: error: {e}', file=sys.stderr)
-        sys.exit(1)
+        parser.exit(1, f'{parser.prog}: error: {e}\n')
     except Interrupted as e:
         _logger.info(f'Ended by {e}, with a recovery checkpoint: --resume auto, or its path, goes on with it.')
         if dist.is_initialized():
@@ -305,9 +307,8 @@ def cli():
         sys.exit(128 + e.signal)  # as shells expect
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # some press it more than once
-        print('train_focus.py: ended by Ctrl-C at once: --resume auto, or its path, goes on with the last checkpoint '
-              'of the run, if there is one.', file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        parser.exit(128 + signal.SIGINT, f'{parser.prog}: ended by Ctrl-C at once: --resume auto, or its path, goes on '
+                    'with the last checkpoint of the run, if there is one.\n')
 
 
 if __name__ == '__main__':

@@ -212,7 +212,7 @@ def _data(args: argparse.Namespace, path: Path, method: str) -> Tuple[str, Path,
     from timm_focus.training import build_parser, parse_args
 
     name, path, parser = path.resolve().name, path.resolve(), build_parser()
-    flags = shlex.split(METHODS[method].flags.format(args.model or parser.get_default('model')))
+    flags = shlex.split(METHODS[method].flags.format(args.model or parser.get_default('model').removeprefix('focus_')))
     given, _ = parse_args(parser, [str(path), *flags, *args.more])
     version = dict(version=given.places_version, size=given.places_size)
     if args.held_back:

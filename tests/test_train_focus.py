@@ -62,9 +62,13 @@ def test_a_focus_run(launch, settings, image_folder, tmp_path):
     assert written == yaml.safe_load(parse_args(build_parser(), settings('--epochs 2 -j 2 --log-interval 1'))[1])
     assert (run.folder / 'focus.png').read_bytes().startswith(b'\x89PNG')
 
-    lines = re.findall(r'Train: (\d) \[ *(\d)/3\]  loss .* main .* side .* erased .* consistency .* erased .*%  lr .* '
-                       r'img/s  waiting \d+%  left \d:\d\d:\d\d', run.err)
+    number = r'\d+\.\d+'
+    lines = re.findall(rf'Train: (\d) \[ *(\d)/3\]  loss {number} \(main {number}, side {number}, erased {number}, '
+                       rf'consistency {number}\)  erased area {number}%  lr .* img/s  waiting \d+%  '
+                       r'left \d:\d\d:\d\d', run.err)
     assert lines == [(e, b) for e in '01' for b in '123']
+    assert run.err.startswith(f'Training focus_{TINY} by focus training\n')  # the first line
+    assert '3 batches of 8 images, momentum at' in run.err and 'checkpoint-0' not in run.err
     best = max(run.column('eval_top1'))
     assert f'Best top1: {best:.4f}' in run.err and 'Traceback' not in run.err
     expression = re.search(r'Load it with timm: (.*)', run.err)[1]

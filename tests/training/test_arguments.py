@@ -3,6 +3,7 @@ import argparse
 import inspect
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ import yaml
 from timm.optim import optimizer_kwargs
 from timm.scheduler import scheduler_kwargs
 
-from timm_focus.training import build_parser, parse_args
+import train_focus
+from timm_focus.commands.main import main as timm_focus_command
+from timm_focus.training import SettingsError, build_parser, parse_args
 from timm_focus.training.arguments import FOCUS_LOSS_FLAGS, FOCUS_MODEL_FLAGS
-from timm_focus.training.checks import REFUSED
+from timm_focus.training.refused import REFUSED
+from timm_focus.training.settings import ALIASES
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,11 +38,12 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def refusal(capsys):
-    """`refusal(*argv)` is the one line on stderr with which the settings are refused."""
+def refusal(capsys, monkeypatch):
+    """`refusal(*argv)` is the one line on stderr with which the script refuses the settings."""
     def refuse(*argv):
+        monkeypatch.setattr(sys, 'argv', ['train_focus.py', *argv])
         with pytest.raises(SystemExit) as e:
-            parse(*argv)
+            train_focus._parse_args()
         assert e.value.code == 2
         out, err = capsys.readouterr()
         assert not out
@@ -57,7 +62,7 @@ def test_no_argument_means_the_drawn_scenes():
 def test_a_folder_is_trained_on_by_the_papers_recipe():
     args = parse('/data')
     assert args.data_dir == '/data' and parse('--data-dir', '/data').data_dir == '/data'
-    assert (args.model, args.method, args.epochs, args.batch_size) == ('resnet50', 'none', 40, 256)
+    assert (args.model, args.method, args.epochs, args.batch_size) == ('focus_resnet50', 'focus', 40, 256)
     assert (args.lr, args.lr_base, args.lr_base_size, args.weight_decay, args.opt) == (None, 0.1, 256, 2e-4, 'momentum')
     assert (args.smoothing, args.warmup_epochs, args.min_lr, args.crop_pct) == (0, 0, 0, 0.875)
 
@@ -145,7 +150,7 @@ def test_of_several_files_the_later_wins_and_the_command_line_over_all(configs):
 
 def test_a_later_file_wins_by_another_name_and_by_the_scheme(configs):
     assert parse(*configs('data: /a', 'data_dir: /b')).data_dir == '/b'
-    args = parse('d', *configs('loss: bce', 'jsd_loss: true\naug_splits: 2'))
+    args = parse('d', *configs('model: resnet18\nloss: bce', 'jsd_loss: true\naug_splits: 2'))
     assert args.loss == 'jsd'
     args = parse('d', *configs(parse_args(build_parser(), ['d', '--scheme', 'complex'])[1], 'scheme: simple'))
     assert (args.scheme, args.scale, args.color_jitter) == ('simple', None, 0)
@@ -228,7 +233,7 @@ def test_a_missing_yaml_file_is_one_line(refusal, tmp_path):
     (['d', '--dataset', 'synthetic'], 'draws its own images'),
     (['d', '--resume', 'auto'], '--resume auto needs --experiment'),
     (['d', '--model', 'resnet18', '--focus-alpha', '2'], '--focus-alpha belongs to focus training.*focus_resnet18'),
-    (['d', '--focus-bn', 'clean', '--focus-stage', '1'], '--focus-bn, --focus-stage belongs'),
+    (['d', '--focus-bn', 'clean', '--focus-stage', '1', '--method', 'none'], '--focus-bn, --focus-stage belongs'),
     (['d', '--model', 'focus_resnet18', '--method', 'none'], 'give --model resnet18'),
     (['d', '--method', 'acul'], 'invalid choice'),
     (['d', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
@@ -239,6 +244,18 @@ def test_a_missing_yaml_file_is_one_line(refusal, tmp_path):
 ])
 def test_a_mistake_is_one_line(refusal, argv, words):
     assert re.search(words, refusal(*argv))
+
+
+def test_a_mistake_is_raised_as_a_sentence():
+    with pytest.raises(SettingsError, match='No data is given'):
+        parse('--epochs', '3')
+
+
+@pytest.mark.parametrize('typed, meant', [
+    ('--epohcs', '--epochs'), ('--focus-treshold', '--focus-threshold'), ('--model-emma-x', '--model-ema'),
+    ('--drop_path', '--drop-path'), ('--epohcs=3', '--epochs')])
+def test_a_typing_mistake_in_a_flag_gets_the_nearest_one(refusal, typed, meant):
+    assert f'unrecognized arguments: {typed} (did you mean {meant}?)' in refusal('d', typed)
 
 
 def test_focus_flags_at_their_defaults_do_not_disturb_a_plain_model():
@@ -293,18 +310,33 @@ def _names_read_by_timm():
 def test_every_flag_is_read_by_the_script_or_by_timm():
     files = [ROOT / 'train_focus.py', *sorted((ROOT / 'timm_focus/training').glob('*.py')),
              ROOT / 'timm_focus/commands/push.py']
-    text = '\n'.join(p.read_text() for p in files if p.name not in ('arguments.py', 'checks.py'))  # which obey none
+    text = '\n'.join(p.read_text() for p in files if p.name not in ('arguments.py', 'checks.py', 'settings.py'))
     read = set(re.findall(r'\bargs\.(\w+)\b(?!\s*=[^=])', text)) | _names_read_by_timm()
     read |= {f'focus_{name}' for name in (*FOCUS_MODEL_FLAGS, *FOCUS_LOSS_FLAGS)}  # by getattr, from these lists
-    read |= {'config', 'data', 'help', 'recipe'}  # by the parser
-    read |= {'bce_loss', 'jsd_loss', 'bce_pos_weight', 'drop_connect', *REFUSED}  # by the checks
+    read |= {'config', 'help', 'recipe'}  # by the parser
+    read |= {*ALIASES, *REFUSED}  # said by another name, or refused
     assert {'opt_eps', 'lr_noise', 'decay_rate', 'mean', 'interpolation', 'clip_mode', 'has'} <= read
     assert not {a.dest for a in build_parser()._actions} - read
 
 
-def test_every_flag_has_a_help_text():
-    assert not [a.dest for a in build_parser()._actions if not a.help]
-    assert isinstance(build_parser(), argparse.ArgumentParser) and '--focus-threshold' in build_parser().format_help()
+def test_every_flag_has_a_help_text_and_shows_its_default():
+    parser = build_parser()
+    assert not [a.dest for a in parser._actions if not a.help]
+    text = ' '.join(parser.format_help().split())
+    for action in parser._actions:
+        if action.dest in ('help', 'data') or action.dest in REFUSED:
+            continue
+        shown = text.split(f' {action.option_strings[-1]}', 2)[-1]
+        shown = shown[:shown.index('default: ') + 60]
+        assert re.search(r'[(;] ?default: \S', shown), action.dest
+    for words in ('--batch-size BATCH_SIZE images a step and process (default: 256)', 'EPOCH epoch from which images are '
+                  'erased: those before cost one pass (default: 0)', 'automatic mixed precision (default: off)',
+                  'channels_last memory format (default: on)', 'weight decay (default: 0.0002)',
+                  'epochs of multistep (default: 90 180 270)', 'feature the CAM head taps, by name or index (default: the '
+                  'last before the last down-sampling)', "clip gradients at this (default: none)"):
+        assert words in text, words
+    for dest in REFUSED:
+        assert f'--{dest.replace("_", "-")} ' not in text, 'what is refused is not offered'
 
 
 def test_args_yaml_of_a_run_serves_another_model_and_scheme(tmp_path):
@@ -321,6 +353,66 @@ def test_args_yaml_of_a_run_serves_another_model_and_scheme(tmp_path):
     assert (back.color_jitter, back.scale, back.ratio) == (0.2, None, None), 'what was not the scheme stays'
     path.write_text(parse_args(build_parser(), [])[1])
     assert parse('--config', str(path), '/data').dataset == ''
+
+
+OLD = ROOT / 'benchmarks/results/miniplaces40/shufflenetv2_x1_5-focus-0/args.yaml'
+
+
+def test_an_args_yaml_without_what_was_given_serves_as_well():
+    """Those of before list all settings: what their recipe and scheme do not lead to was given."""
+    written = yaml.safe_load(OLD.read_text())
+    assert 'given' not in written and len(written) > 150
+    args = parse('/data', '--config', str(OLD))
+    for name in set(written) - {'data_dir', 'method', 'dataset'}:
+        assert getattr(args, name) == written[name], name
+    assert args.method == 'focus' and args.model == written['model']
+    other = parse('/data', '--config', str(OLD), '--scheme', 'complex', '--model', 'resnet18')
+    assert (other.color_jitter, other.scale, other.method) == (0.4, [0.08, 1.], 'none')
+    assert other.epochs == written['epochs']
+
+
+def test_args_yaml_lists_what_was_given(tmp_path):
+    path = tmp_path / 'args.yaml'
+    args, text = parse_args(build_parser(), ['/data', '--bce-loss', '--scheme', 'complex', '--lr', '0.3'])
+    written = yaml.safe_load(text)
+    assert written['given'] == args.given == ['data_dir', 'loss', 'lr', 'scheme']
+    assert (written['scale'], written['model'], written['epochs']) == ([0.08, 1.], 'focus_resnet50', 40)
+    path.write_text(text.replace('epochs: 40', 'epochs: 50'))  # it followed from nothing given: it follows anew
+    again = parse('--config', str(path))
+    assert again.epochs == 40 and again.given == args.given
+    assert parse('--config', str(path), '--method', 'none').model == 'resnet50', 'nobody named the focus twin'
+
+
+@pytest.mark.parametrize('argv, model, method', [
+    ([], 'focus_resnet50', 'focus'), (['--method', 'focus'], 'focus_resnet50', 'focus'),
+    (['--method', 'none'], 'resnet50', 'none'), (['--method', 'adl'], 'resnet50', 'adl'),
+    (['--method', 'acol'], 'resnet50', 'acol'), (['--has'], 'focus_resnet50', 'focus'),
+    (['--model', 'resnet50'], 'resnet50', 'none')])
+def test_who_names_no_model_trains_the_focus_twin(argv, model, method):
+    args = parse('d', *argv)
+    assert (args.model, args.method) == (model, method)
+
+
+def test_the_script_is_a_subcommand_too(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['timm-focus', 'train', '/nowhere', '--epohcs'])
+    for argv in (None, ['train', '/nowhere', '--epohcs']):
+        with pytest.raises(SystemExit) as e:
+            timm_focus_command(argv)
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and err == (
+            'timm-focus train: error: unrecognized arguments: --epohcs (did you mean --epochs?)\n')
+    with pytest.raises(SystemExit) as e:
+        timm_focus_command(['train', '--help'])
+    assert e.value.code == 0 and '--focus-threshold' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        timm_focus_command(['--help'])
+    assert 'train_focus.py, with the same flags' in ' '.join(capsys.readouterr().out.split())
+    assert train_focus.parser.prog == 'train_focus.py'
+
+
+def test_a_file_that_names_a_model_keeps_it(config):
+    assert parse('d', '--config', config('model: resnet18')).model == 'resnet18'
+    assert parse('--dataset', 'synthetic', '--method', 'none').model == 'test_resnet'
 
 
 @pytest.mark.parametrize('argv, words', [

@@ -1,35 +1,32 @@
-"""`timm-focus`: what networks look at, and their way out, from the command line."""
+"""`timm-focus`: train networks, see what they look at, and publish them, from the command line."""
 import argparse
 import logging
 import signal
 import sys
 from typing import Optional, Sequence
 
+from timm_focus.utils.parser import Parser
 from timm_focus.utils.processes import end_workers
 
-from . import area, explain, export, models, push, rf, validate
+from . import area, explain, export, models, push, rf, train, validate
 
 __all__ = ['main']
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one line, not with its whole usage."""
-
-    def error(self, message: str):
-        self.exit(2, f'{self.prog}: error: {message}\n')
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `timm-focus`."""
-    parser = _Parser(prog='timm-focus', description='See what a network looks at and what it costs, and publish it.')
-    commands = parser.add_subparsers(title='commands', dest='command', required=True, parser_class=_Parser)
-    for module in (area, explain, export, models, push, rf, validate):
+    parser = Parser(prog='timm-focus', description='Train a network, see what it looks at and what it costs, and publish it.')
+    commands = parser.add_subparsers(title='commands', dest='command', required=True, parser_class=Parser)
+    for module in (area, explain, export, models, push, rf, train, validate):
         module.add_parser(commands)
     return parser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a subcommand; a mistake ends it with one line and exit code 2, Ctrl-C with one line and 130."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ['train']:
+        return train.train(argv[1:])
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     for name in ('httpx', 'httpx2', 'matplotlib', 'onnx_ir', 'onnxscript', 'timm'):

@@ -143,6 +143,8 @@ class FocusNet(TimmInterface):
         self.cam_head = CamHead(info[self.stage]['num_chs'], self.num_classes, focus_width, device, dtype)
         self.erased_head = nn.Linear(pre_logits_size(backbone), self.num_classes, device=device, dtype=dtype)
         self._focus_training = True
+        # BatchNorm has nothing to normalise in one image whose map is one place
+        self._least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules()) else 1
         self._paused: Set[str] = set()  # parameters whose gradients a branch that does not run turned off
         self.set_branches(side=True, erased=True)
         self._model_args = dict(getattr(backbone, '_model_args', {}), **self.focus_args)
@@ -220,7 +222,7 @@ class FocusNet(TimmInterface):
         side = self.cam_head(tap) if self.side_branch else None
         if not self.erased_branch:
             return main, side, None
-        n = max(1, round(self.fraction * x.shape[0]))
+        n = min(max(self._least, round(self.fraction * x.shape[0])), x.shape[0])
         keep = self.keep_mask(tap[:n], main[:n].argmax(1), (x.shape[2], x.shape[3]))
         self.erased_fraction = erased_share(keep)
         return main, side, keep

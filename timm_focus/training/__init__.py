@@ -1,5 +1,6 @@
 """What train_focus.py is made of."""
-from .arguments import build_parser, parse_args
+from .arguments import build_parser
+from .batches import check_smallest_batch
 from .checkpoint import FocusCheckpointSaver, Progress, resume
 from .data import check_readable, create_datasets, create_loaders, keep_lists, set_epoch
 from .device import set_up_device
@@ -8,4 +9,5 @@ from .interrupt import Interrupted, Interruption
 from .loop import train_one_epoch, validate
 from .report import Journal, conclude, describe, describe_cost, draw_sheet
 from .reproducible import ReproducibleLoader, seed_all
+from .settings import parse_args
 from .task import FocusTask, create_task

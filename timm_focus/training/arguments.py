@@ -1,14 +1,7 @@
-"""The command line of train_focus.py: timm's names and meanings, the paper's recipe as defaults.
-
-From weak to strong: the parser's defaults, the settings of `--recipe`, of `--scheme` and of the synthetic demo, the
-YAML files of `--config` in their order, the command line.
-"""
+"""The command line of train_focus.py: timm's names and meanings, the paper's recipe as defaults."""
 import argparse
-import difflib
-import logging
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Union
 
-import yaml
 from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
 
@@ -17,55 +10,39 @@ from timm_focus.demo import SYNTHETIC
 from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
 from timm_focus.models import FOCUS_ARGS
+from timm_focus.utils.parser import Parser
 
-from .checks import METHOD_FLAGS, check
+from .checks import METHOD_FLAGS
+from .refused import add_refused
 
-__all__ = ['build_parser', 'parse_args']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['build_parser']
 
 SCHEMES = {
     'simple': dict(color_jitter=0., train_interpolation='bilinear'),
     'complex': dict(color_jitter=0.4, train_interpolation='bilinear', scale=[0.08, 1.], ratio=[3. / 4., 4. / 3.]),
 }
-RECIPES = {
+RECIPE_SETTINGS = {
     'paper': {},  # the parser's defaults
     'timm': dict(
         batch_size=128, epochs=300, opt='sgd', weight_decay=2e-5, no_decay_1d=True, warmup_epochs=5, smoothing=0.1,
         scheme='complex', train_interpolation='random', crop_pct=None, interpolation='', channels_last=False),
 }
-SYNTHETIC_SETTINGS = dict(
-    model='focus_test_resnet', img_size=64, batch_size=32, epochs=12, opt='adamw', lr=2e-3, weight_decay=0.05,
-    warmup_epochs=1, sched_on_updates=True, workers=2, log_interval=20,
-)
 METRICS = ('top1', 'top5', 'loss')
 FOCUS_MODEL_FLAGS = tuple(name.removeprefix('focus_') for name in FOCUS_ARGS)
 FOCUS_LOSS_FLAGS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
 
 
-def _stage(text: str):
+def stage(text: str) -> Union[int, str]:
+    """A stage's index or name."""
     try:
         return int(text)
     except ValueError:
         return text
 
 
-# names of one thing: what the command line says of it by one replaces what a file says by any
-SAME = (('data', 'data_dir'), ('loss', 'bce_loss', 'jsd_loss'), ('loss_pos_weight', 'bce_pos_weight'),
-        ('drop_path', 'drop_connect'))
-WANTED = {int: 'a whole number', float: 'a number', str: 'text', _stage: 'a name or an index'}
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one line, not with its whole usage."""
-
-    def error(self, message: str):
-        self.exit(2, f'{self.prog}: error: {message}\n')
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of train_focus.py."""
-    parser = _Parser(
+    parser = Parser(
         prog='train_focus.py',
         description='Train timm models that look at more of the picture, or any timm model for comparison.')
     flag = argparse.BooleanOptionalAction
@@ -73,29 +50,36 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('Data')
     g.add_argument('data', nargs='?', metavar='DIR', help='folder with train and val (or validation)')
     g.add_argument('--data-dir', metavar='DIR', help='the same, as a flag')
-    g.add_argument('--dataset', default='', help="timm data set type and name; '' is what the folder holds, "
-                   f"'places365' or 'folder' force one, '{SYNTHETIC}' is the built-in drawn scenes")
-    g.add_argument('--train-split', default='train', help='split to train on (default: train)')
-    g.add_argument('--val-split', default='validation', help="split to validate on, '' for none (default: validation)")
-    g.add_argument('--train-num-samples', type=int, help='samples of the training split, for iterable data sets')
-    g.add_argument('--val-num-samples', type=int, help='samples of the validation split, for iterable data sets')
+    g.add_argument('--dataset', default='', help="timm data set type and name; 'places365' or 'folder' force one, "
+                   f"'{SYNTHETIC}' is the built-in drawn scenes (default: what the folder holds)")
+    g.add_argument('--train-split', default='train', help='split to train on')
+    g.add_argument('--val-split', default='validation', help="split to validate on, '' for none")
+    g.add_argument('--train-num-samples', type=int, help='samples of the training split, for iterable data sets '
+                   '(default: as the data set says)')
+    g.add_argument('--val-num-samples', type=int, help='samples of the validation split, for iterable data sets '
+                   '(default: as the data set says)')
     g.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
-    g.add_argument('--class-map', default='', help='file with one class name a line, in the order of their indices')
-    g.add_argument('--places-version', choices=VERSIONS, help='Places365-Standard or -Challenge, where both are there')
-    g.add_argument('--places-size', choices=SIZES, help='its 256 px or its large images, where both are there')
+    g.add_argument('--class-map', default='', help="file with one class name a line, in the order of their indices "
+                   "(default: the names of the folders, in timm's order)")
+    g.add_argument('--places-version', choices=VERSIONS, help='Places365-Standard or -Challenge, where both are there '
+                   '(default: whichever is there)')
+    g.add_argument('--places-size', choices=SIZES, help='its 256 px or its large images, where both are there '
+                   '(default: whichever is there)')
     g.add_argument('--train-list', metavar='FILE', help="train on these images alone: lines '<path> <label>', "
-                   "paths from the training folder")
-    g.add_argument('--images-per-class', type=int, metavar='N', help='train on N random images of each class')
-    g.add_argument('--subset-seed', type=int, default=0, help='seed of that choice (default: 0)')
+                   "paths from the training folder (default: all)")
+    g.add_argument('--images-per-class', type=int, metavar='N', help='train on N random images of each class '
+                   '(default: all)')
+    g.add_argument('--subset-seed', type=int, default=0, help='seed of that choice')
     g.add_argument('--max-bad-images', type=float, default=0.001, metavar='SHARE', help='end the run if more than this '
-                   'share of the images cannot be read (default: 0.001)')
+                   'share of the images cannot be read')
     g.add_argument('--input-img-mode', help='image mode to convert to (default: RGB, or L with one channel)')
-    g.add_argument('--input-key', help='key of the images in hfds/ and wds/ data sets')
-    g.add_argument('--target-key', help='key of the labels in hfds/ and wds/ data sets')
+    g.add_argument('--input-key', help="key of the images in hfds/ and wds/ data sets (default: timm's guess)")
+    g.add_argument('--target-key', help="key of the labels in hfds/ and wds/ data sets (default: timm's guess)")
     g.add_argument('--dataset-trust-remote-code', action='store_true', help="let a hfds/ data set run its own code")
 
     g = parser.add_argument_group('Model')
-    g.add_argument('--model', default='resnet50', help="timm model; 'focus_<name>' is trained by focus training")
+    g.add_argument('--model', default='focus_resnet50', help="timm model; 'focus_<name>' is trained by focus training "
+                   '(default: focus_resnet50, or resnet50 by another --method)')
     g.add_argument('--method', choices=('focus', 'none', *METHOD_FLAGS),
                    help="focus wraps any model, 'hf-hub:...' too; adl and acol are its rivals (default: by the model's "
                    'name)')
@@ -107,32 +91,37 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--resume', default='', help="continue this checkpoint, or 'auto' for the last one of --experiment")
     g.add_argument('--no-resume-opt', action='store_true', help='resume the weights only')
     g.add_argument('--num-classes', type=int, help='number of classes (default: as many as the data has)')
-    g.add_argument('--gp', help="global pool of the model ('avg', 'max', 'avgmax', 'catavgmax')")
-    g.add_argument('--img-size', type=int, help='height and width of the input')
-    g.add_argument('--in-chans', type=int, help='channels of the input')
-    g.add_argument('--input-size', nargs=3, type=int, metavar='N', help='channels, height and width of the input')
+    g.add_argument('--gp', help="global pool of the model ('avg', 'max', 'avgmax', 'catavgmax'; default: the model's)")
+    g.add_argument('--img-size', type=int, help="height and width of the input (default: the model's)")
+    g.add_argument('--in-chans', type=int, help="channels of the input (default: the model's)")
+    g.add_argument('--input-size', nargs=3, type=int, metavar='N', help="channels, height and width of the input "
+                   "(default: the model's)")
     g.add_argument('--crop-pct', type=float, default=0.875, help='share of the image that evaluation crops')
-    g.add_argument('--mean', type=float, nargs='+', help='mean of the normalisation, a number a channel')
-    g.add_argument('--std', type=float, nargs='+', help='standard deviation of the normalisation')
-    g.add_argument('--interpolation', default='bilinear', help='resizing in evaluation (default: bilinear)')
+    g.add_argument('--mean', type=float, nargs='+', help="mean of the normalisation, a number a channel (default: the "
+                   "model's)")
+    g.add_argument('--std', type=float, nargs='+', help="standard deviation of the normalisation (default: the "
+                   "model's)")
+    g.add_argument('--interpolation', default='bilinear', help='resizing in evaluation')
     g.add_argument('--channels-last', action=flag, default=True, help='channels_last memory format')
     g.add_argument('--grad-checkpointing', action='store_true', help='recompute activations to save memory')
     g.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='more model arguments, key=value')
-    g.add_argument('--head-init-scale', type=float, help="scale the new classifier's weights")
-    g.add_argument('--head-init-bias', type=float, help="set the new classifier's bias")
+    g.add_argument('--head-init-scale', type=float, help="scale the new classifier's weights (default: as the model "
+                   "starts it)")
+    g.add_argument('--head-init-bias', type=float, help="set the new classifier's bias (default: as the model starts "
+                   "it)")
     g.add_argument('--drop', type=float, default=0., help='dropout rate')
-    g.add_argument('--drop-path', type=float, help='stochastic depth rate')
+    g.add_argument('--drop-path', type=float, help="stochastic depth rate (default: the model's)")
     g.add_argument('--drop-connect', type=float, help='the same, by its old name')
-    g.add_argument('--drop-block', type=float, help='drop block rate')
-    g.add_argument('--bn-momentum', type=float, help='momentum of BatchNorm')
-    g.add_argument('--bn-eps', type=float, help='epsilon of BatchNorm')
+    g.add_argument('--drop-block', type=float, help="drop block rate (default: the model's)")
+    g.add_argument('--bn-momentum', type=float, help="momentum of BatchNorm (default: the model's)")
+    g.add_argument('--bn-eps', type=float, help="epsilon of BatchNorm (default: the model's)")
     g.add_argument('--split-bn', action='store_true', help='BatchNorm of its own for each augmentation split')
     g.add_argument('--sync-bn', action='store_true', help='share BatchNorm statistics between processes')
     g.add_argument('--dist-bn', default='reduce', choices=('reduce', 'broadcast', ''),
                    help='spread BatchNorm statistics between processes after each epoch')
 
     g = parser.add_argument_group('Focus training')
-    g.add_argument('--focus-stage', type=_stage, help='feature the CAM head taps, by name or index '
+    g.add_argument('--focus-stage', type=stage, help='feature the CAM head taps, by name or index '
                    '(default: the last before the last down-sampling)')
     g.add_argument('--focus-threshold', type=float, default=0.7, help='gamma: erase where the map reaches it')
     g.add_argument('--focus-width', type=int, help="width of the CAM head (default: the feature's)")
@@ -141,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-map', default='cam', choices=MAPS, help='what erases')
     g.add_argument('--focus-fraction', type=float, default=1., help='share of each batch that is erased (cost: 1 + f)')
     g.add_argument('--focus-start', type=int, default=0, metavar='EPOCH', help='epoch from which images are erased: '
-                   'those before cost one pass (default: 0)')
+                   'those before cost one pass')
     g.add_argument('--focus-recompute', action='store_true', help='keep the activations of one pass, not of two, for '
                    'one more forward in time')
     g.add_argument('--focus-alpha', type=float, default=1., help='weight of the erased loss')
@@ -154,12 +143,11 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('What the paper compares with')
     g.add_argument('--has', action='store_true', help='Hide-and-Seek on the images, with any model')
     g.add_argument('--adl-gamma', type=float, default=0.9, help='drop where the attention reaches this share of its '
-                   'maximum (default: 0.9)')
-    g.add_argument('--adl-drop-rate', type=float, default=0.75, help='chance of that, against weighing (default: 0.75)')
+                   'maximum')
+    g.add_argument('--adl-drop-rate', type=float, default=0.75, help='chance of that, against weighing')
     g.add_argument('--adl-modules', nargs='+', metavar='NAME', help='modules after which ADL comes (default: the first '
                    'block of each of the last two stages, and the last block)')
-    g.add_argument('--acol-threshold', type=float, default=0.6, help="erase where the true class's map reaches it "
-                   '(default: 0.6)')
+    g.add_argument('--acol-threshold', type=float, default=0.6, help="erase where the true class's map reaches it")
 
     g = parser.add_argument_group('Distillation (of plain models)')
     g.add_argument('--kd-model-name', help='timm model that teaches, with its pretrained weights')
@@ -175,12 +163,12 @@ def build_parser() -> argparse.ArgumentParser:
                    'distillation')
 
     g = parser.add_argument_group('Optimizer')
-    g.add_argument('-b', '--batch-size', type=int, default=256, help='images a step and process (default: 256)')
+    g.add_argument('-b', '--batch-size', type=int, default=256, help='images a step and process')
     g.add_argument('-vb', '--validation-batch-size', type=int, help='the same in validation (default: as in training)')
     g.add_argument('--grad-accum-steps', type=int, default=1, help='batches whose gradients make one update')
-    g.add_argument('--opt', default='momentum', help="timm optimizer; timm's sgd is Nesterov (default: momentum)")
-    g.add_argument('--opt-eps', type=float, help='epsilon of the optimizer')
-    g.add_argument('--opt-betas', type=float, nargs='+', help='betas of the optimizer')
+    g.add_argument('--opt', default='momentum', help="timm optimizer; timm's sgd is Nesterov")
+    g.add_argument('--opt-eps', type=float, help="epsilon of the optimizer (default: the optimizer's)")
+    g.add_argument('--opt-betas', type=float, nargs='+', help="betas of the optimizer (default: the optimizer's)")
     g.add_argument('--momentum', type=float, default=0.9, help='momentum of the optimizer')
     g.add_argument('--weight-decay', type=float, default=2e-4, help='weight decay')
     g.add_argument('--no-decay-1d', action='store_true', help="timm's habit: no weight decay on norms and biases")
@@ -193,12 +181,13 @@ def build_parser() -> argparse.ArgumentParser:
                    help='more optimizer arguments as key=value')
 
     g = parser.add_argument_group('Schedule')
-    g.add_argument('--sched', default='cosine', help="timm scheduler, 'none' for none (default: cosine)")
+    g.add_argument('--sched', default='cosine', help="timm scheduler, 'none' for none")
     g.add_argument('--sched-on-updates', action='store_true', help='step it by update, not by epoch')
     g.add_argument('--lr', type=float, help='learning rate (default: of --lr-base)')
     g.add_argument('--lr-base', type=float, default=0.1, help='learning rate = lr base * (global batch / base size)')
     g.add_argument('--lr-base-size', type=int, default=256, help='base size')
-    g.add_argument('--lr-base-scale', default='', choices=('', 'linear', 'sqrt'), help="'' goes by the optimizer")
+    g.add_argument('--lr-base-scale', default='', choices=('', 'linear', 'sqrt'), help='how the rate grows with the '
+                   'batch (default: sqrt for adaptive optimizers, else linear)')
     g.add_argument('--lr-noise', type=float, nargs='+', help='epochs between which to add noise')
     g.add_argument('--lr-noise-pct', type=float, default=0.67, help='its limit')
     g.add_argument('--lr-noise-std', type=float, default=1., help='its deviation')
@@ -210,14 +199,14 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--lr-stable-timescale', type=float, help='timescale of rsqrt')
     g.add_argument('--warmup-lr', type=float, default=1e-5, help='learning rate at the start of the warm-up')
     g.add_argument('--min-lr', type=float, default=0., help='learning rate at the end')
-    g.add_argument('--epochs', type=int, default=40, help='epochs (default: 40)')
+    g.add_argument('--epochs', type=int, default=40, help='passes over the training images')
     g.add_argument('--epoch-repeats', type=float, default=0., help='repeat the data this often an epoch')
-    g.add_argument('--start-epoch', type=int, help='number of the first epoch')
-    g.add_argument('--stop-epoch', type=int, help='end after this many epochs of the schedule')
+    g.add_argument('--start-epoch', type=int, help="number of the first epoch (default: 0, or the checkpoint's)")
+    g.add_argument('--stop-epoch', type=int, help='end after this many epochs of the schedule (default: after all)')
     g.add_argument('--save-epochs', type=int, nargs='+', help='keep a milestone after these numbers of epochs')
     g.add_argument('--decay-milestones', type=int, nargs='+', default=[90, 180, 270], help='epochs of multistep')
     g.add_argument('--decay-epochs', type=float, default=90., help='interval of step')
-    g.add_argument('--warmup-epochs', type=int, default=0, help='epochs of warm-up (default: 0)')
+    g.add_argument('--warmup-epochs', type=int, default=0, help='epochs of warm-up')
     g.add_argument('--warmup-prefix', action='store_true', help='warm-up comes on top of the epochs')
     g.add_argument('--cooldown-epochs', type=int, default=0, help='epochs at the last learning rate')
     g.add_argument('--patience-epochs', type=int, default=10, help='patience of plateau')
@@ -227,9 +216,11 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--scheme', default='simple', choices=tuple(SCHEMES), help="the paper's: simple is a random crop "
                    'of 7/8 and a flip; complex a random resized crop, a flip and colour jitter')
     g.add_argument('--no-aug', action='store_true', help='centre crop, nothing else')
-    g.add_argument('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr'), help="timm's crop in place of the scheme's")
-    g.add_argument('--scale', type=float, nargs='+', metavar='PCT', help="area of timm's crop")
-    g.add_argument('--ratio', type=float, nargs='+', metavar='RATIO', help="aspect of timm's crop")
+    g.add_argument('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr'), help="timm's crop in place of the scheme's "
+                   "(default: the scheme's crop)")
+    g.add_argument('--scale', type=float, nargs='+', metavar='PCT', help="area of timm's crop (default: the scheme's)")
+    g.add_argument('--ratio', type=float, nargs='+', metavar='RATIO', help="aspect of timm's crop (default: the "
+                   "scheme's)")
     g.add_argument('--hflip', type=float, default=0.5, help='probability of a horizontal flip')
     g.add_argument('--vflip', type=float, default=0., help='probability of a vertical flip')
     g.add_argument('--color-jitter', type=float, default=0., help='colour jitter (default: by the scheme)')
@@ -251,7 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix, with both')
     g.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='what they are drawn for')
     g.add_argument('--mixup-off-epoch', type=int, default=0, help='epoch from which they are off (0: never)')
-    g.add_argument('--train-interpolation', default='bilinear', help='resizing in training (default: bilinear)')
+    g.add_argument('--train-interpolation', default='bilinear', help='resizing in training')
 
     g = parser.add_argument_group('Loss')
     g.add_argument('--smoothing', type=float, default=0., help='label smoothing')
@@ -301,7 +292,6 @@ def build_parser() -> argparse.ArgumentParser:
                    'and validation')
     g.add_argument('--torchcompile-mode', metavar='MODE', help="torch.compile's mode")
     g.add_argument('--fast-norm', action='store_true', help="timm's faster, less exact norms under --amp")
-    g.add_argument('--fuser', default='', choices=('', 'te', 'old', 'nvfuser'), help='fuser of TorchScript functions')
     g.add_argument('--device-modules', nargs='+', metavar='MODULE', help='modules to import for other devices')
     g.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     g.add_argument('--synchronize-step', action='store_true', help='wait for the device after each step')
@@ -317,7 +307,7 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('Run')
     g.add_argument('-c', '--config', action='append', metavar='FILE', help='YAML file of settings; of several, later '
                    'ones override earlier ones')
-    g.add_argument('--recipe', default='paper', choices=tuple(RECIPES), help="timm sets timm's defaults")
+    g.add_argument('--recipe', default='paper', choices=tuple(RECIPE_SETTINGS), help="timm sets timm's defaults")
     g.add_argument('--dry-run', action='store_true', help='say what would be trained on what, train one step, keep '
                    'nothing')
     g.add_argument('--seed', type=int, default=42, help='seed of everything random')
@@ -326,11 +316,12 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--recovery-interval', type=int, default=0, help='batches between recovery checkpoints (0: none)')
     g.add_argument('--checkpoint-hist', type=int, default=10, help='how many epoch checkpoints to keep')
     g.add_argument('--output', default='', metavar='DIR', help='where runs are kept (default: ./output/train)')
-    g.add_argument('--experiment', default='', metavar='NAME', help='folder of this run in there')
+    g.add_argument('--experiment', default='', metavar='NAME', help='folder of this run in there (default: the time '
+                   'and the model)')
     g.add_argument('--eval-metric', default='top1', choices=METRICS, help='metric that ranks checkpoints')
     g.add_argument('--tensorboard', action='store_true', help='log to TensorBoard, in the folder of the run')
     g.add_argument('--log-wandb', action='store_true', help='log to Weights & Biases')
-    g.add_argument('--wandb-project', metavar='NAME', help='its project')
+    g.add_argument('--wandb-project', metavar='NAME', help="its project (default: W&B's own)")
     g.add_argument('--wandb-tags', nargs='+', default=[], metavar='TAG', help="the run's tags there")
     g.add_argument('--wandb-resume-id', default='', metavar='ID', help='run there that goes on, with --resume')
     g.add_argument('--save-images', action='store_true', help='keep a batch as it is trained on, every log interval')
@@ -344,152 +335,5 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--hub-dataset-terms', metavar='TEXT', help='its terms of use, or where they are')
     g.add_argument('--hub-private', action='store_true', help='make the repository private')
 
-    g = parser.add_argument_group("Understood and refused, for timm's command lines")
-    g.add_argument('--task', default='classification', choices=('classification', 'multilabel'), help='one label an '
-                   'image is trained on')
-    g.add_argument('--target-format', help='format of several labels')
-    g.add_argument('--multilabel-threshold', type=float, default=0.5, help='threshold of several labels')
-    g.add_argument('--torchscript', action='store_true', help='give --torchcompile')
-    g.add_argument('--tta', type=int, default=0, help='oversampling in validation')
-    g.add_argument('--naflex-loader', action='store_true', help='NaFlex')
-    g.add_argument('--naflex-patchify-channels-first', action='store_true', help='NaFlex')
-    g.add_argument('--naflex-train-seq-lens', type=int, nargs='+', default=[128, 256, 576, 784, 1024], help='NaFlex')
-    g.add_argument('--naflex-max-seq-len', type=int, default=576, help='NaFlex')
-    g.add_argument('--naflex-patch-sizes', type=int, nargs='+', help='NaFlex')
-    g.add_argument('--naflex-patch-size-probs', type=float, nargs='+', help='NaFlex')
-    g.add_argument('--naflex-loss-scale', default='linear', choices=('none', 'sqrt', 'linear'), help='NaFlex')
+    add_refused(parser)
     return parser
-
-
-def _convert(action: argparse.Action, value: Any) -> Any:
-    """A YAML value as the action's type, converting like the command line would; ValueError says what is wanted."""
-    if value is None:
-        if action.default is not None and all(r.get(action.dest, '') is not None for r in RECIPES.values()):
-            raise ValueError('a value, or leave the line out')
-        return None
-    if isinstance(action, (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
-        if not isinstance(value, bool):
-            raise ValueError('true or false')
-        return value
-    if isinstance(action, ParseKwargs):
-        if not isinstance(value, dict):
-            raise ValueError('a mapping')
-        return value
-    several = action.nargs in ('*', '+') or isinstance(action.nargs, int)
-    if several:
-        if not isinstance(value, list) or (isinstance(action.nargs, int) and len(value) != action.nargs):
-            raise ValueError(f'a list of {action.nargs} values' if isinstance(action.nargs, int) else 'a list')
-    elif isinstance(value, (list, dict)):
-        raise ValueError('a single value')
-
-    def one(v: Any) -> Any:
-        kind = action.type or str
-        if isinstance(v, bool) or (kind is int and isinstance(v, float) and not v.is_integer()):
-            raise ValueError(WANTED[kind])
-        try:
-            v = kind(str(v) if kind is _stage else v)
-        except (TypeError, ValueError):
-            raise ValueError(WANTED[kind]) from None
-        if action.choices is not None and v not in action.choices:
-            raise ValueError('one of ' + ', '.join(map(repr, action.choices)))
-        return v
-
-    return [one(v) for v in value] if several else one(value)
-
-
-def load_config(parser: argparse.ArgumentParser, path: str) -> Dict[str, Any]:
-    """Settings of a YAML file, checked against the parser. Unknown keys are warned about and left out.
-
-    A file that cannot be read or a value of the wrong type ends the program with one sentence and exit code 2.
-    """
-    try:
-        with open(path) as f:
-            config = yaml.safe_load(f) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        parser.error(f'Cannot read --config {path}: {" ".join(str(e).split())}')
-    if not isinstance(config, dict):
-        parser.error(f'--config {path} is no mapping of names to values.')
-    if config.pop('config', None):
-        parser.error(f'config in --config {path} names another file: give --config for each, the stronger one last.')
-    actions = {a.dest: a for a in parser._actions if a.dest not in ('help', 'config')}
-    settings = {}
-    for key, value in config.items():
-        dest = str(key).replace('-', '_')
-        if dest not in actions:
-            near = difflib.get_close_matches(dest, actions, 1)
-            hint = f': did you mean {near[0]}?' if near else '.'
-            _logger.warning(f'--config {path} has an unknown key {key}, which is ignored{hint}')
-            continue
-        try:
-            settings[dest] = _convert(actions[dest], value)
-        except ValueError as e:
-            parser.error(f'{key} in --config {path} is {value!r}: give {e}.')
-    return settings
-
-
-def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str, Any]:
-    """What the command line itself sets."""
-    unset = object()
-    blank = argparse.Namespace(**{a.dest: unset for a in parser._actions if a.dest not in ('help', 'config')})
-    try:
-        parsed = parser.parse_args(argv, blank)
-    except ValueError:  # of timm's ParseKwargs
-        names = ', '.join(a.option_strings[0] for a in parser._actions if isinstance(a, ParseKwargs))
-        parser.error(f'What follows {names} is written key=value.')
-    given = {k: v for k, v in vars(parsed).items() if v is not unset}
-    for name in ('data', 'config'):  # argparse sets an optional positional, given or not, and a list needs its default
-        if given[name] is None:
-            del given[name]
-    return given
-
-
-def _scheme_of(parser: argparse.ArgumentParser, recipe: str) -> str:
-    return RECIPES[recipe].get('scheme', parser.get_default('scheme'))
-
-
-def _layer(parser: argparse.ArgumentParser, recipe: str, scheme: Optional[str]) -> Dict[str, Any]:
-    """Settings of a recipe and of a scheme, or of the recipe's own scheme, over which the recipe has the last word."""
-    if scheme is None:
-        return {**SCHEMES[_scheme_of(parser, recipe)], **RECIPES[recipe]}
-    return {**RECIPES[recipe], **SCHEMES[scheme]}
-
-
-def _give_way(parser: argparse.ArgumentParser, config: Dict[str, Any], given: Dict[str, Any]) -> Dict[str, Any]:
-    """A file's settings without those that the command line, or a later file, overrides by another name."""
-    dropped = {k for names in SAME if set(names) & set(given) for k in names}
-    if {'data', 'data_dir'} & set(given) and config.get('dataset') == SYNTHETIC:
-        dropped.add('dataset')
-    if {'recipe', 'scheme'} & set(given):  # an args.yaml has the settings of the old ones, too
-        recipe, scheme = config.get('recipe', parser.get_default('recipe')), config.get('scheme')
-        old = _layer(parser, recipe, scheme if scheme != _scheme_of(parser, recipe) else None)
-        tables = (RECIPES, SCHEMES) if 'recipe' in given else (SCHEMES,)
-        names = {name for table in tables for settings in table.values() for name in settings}
-        dropped |= {k for k in names & set(config) if config[k] == old.get(k, parser.get_default(k))}
-    return {k: v for k, v in config.items() if k not in dropped}
-
-
-def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[argparse.Namespace, str]:
-    """Settings of a run, and the same as YAML text.
-
-    Raises:
-        SystemExit: With exit code 2 and one line, when the settings make no sense.
-    """
-    given = _explicit(parser, argv)
-    config: Dict[str, Any] = {}
-    for path in given.get('config', ()):
-        stronger = load_config(parser, path)
-        config = {**_give_way(parser, config, stronger), **stronger}
-    given = {**_give_way(parser, config, given), **given}
-    if not argv:
-        given['dataset'] = SYNTHETIC
-    layers = [_layer(parser, given.get('recipe', parser.get_default('recipe')), given.get('scheme'))]
-    if given.get('dataset') == SYNTHETIC:
-        layers.append(SYNTHETIC_SETTINGS)
-    settings = {a.dest: a.default for a in parser._actions if a.dest != 'help'}
-    for layer in (*layers, given):
-        settings.update(layer)
-    args = argparse.Namespace(**settings)
-    check(parser, args, given)
-    # the method as it was given, so that the file serves as --config of another model, and needs no other file
-    written = {name: value for name, value in vars(args).items() if name != 'config'}
-    return args, yaml.safe_dump({**written, 'method': settings['method']}, default_flow_style=False)

@@ -45,6 +45,10 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
         load = _scene_datasets if source in (PLACES365, FOLDER, '') else _timm_datasets
         train, val = load(args, source)
     args.label_names = label_names(train)
+    if len(args.label_names) == 1 or args.num_classes == 1:
+        one = args.label_names[0] if args.label_names else 'by --num-classes 1'
+        raise SettingsError(
+            f'There is one class, {one}, and a classifier tells classes apart: give images of two or more.')
     info = getattr(getattr(train, 'reader', None), 'info', None) or {}  # of WebDataset shards
     n_classes = len(args.label_names) or info.get('num_classes')
     if args.num_classes is None:
@@ -55,6 +59,9 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
     elif n_classes is not None and args.num_classes < n_classes:
         raise SettingsError(
             f'--num-classes is {args.num_classes}, but the data has {n_classes} classes: leave the flag out.')
+    elif n_classes is not None and args.num_classes > n_classes and args.rank == 0:
+        _logger.warning(f'--num-classes is {args.num_classes}, but the data has {n_classes} classes: '
+                        f'{args.num_classes - n_classes} outputs learn nothing. Leave the flag out.')
     return train, val
 
 

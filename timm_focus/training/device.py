@@ -9,7 +9,7 @@ from typing import Any, Callable, Tuple
 
 import torch
 from timm.layers import set_fast_norm
-from timm.utils import NativeScaler, init_distributed_device, set_jit_fuser
+from timm.utils import NativeScaler, init_distributed_device
 
 from .errors import SettingsError, explained
 
@@ -32,6 +32,11 @@ def keep_freed_memory() -> None:
     mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
 
 
+def _lists_no_checkpoints(record: logging.LogRecord) -> bool:
+    """False of the list of all checkpoints, which timm logs after each epoch."""
+    return not str(record.msg).startswith('Current checkpoints:')
+
+
 def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any]:
     """Choose and prepare the device; adds rank and world size to the settings.
 
@@ -51,9 +56,6 @@ def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    if args.fuser:
-        with explained(f'--fuser {args.fuser} is not in this torch'):
-            set_jit_fuser(args.fuser)
     if args.fast_norm:
         set_fast_norm()
     if args.sync_bn and not args.device.startswith('cuda'):
@@ -64,6 +66,7 @@ def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any
         keep_freed_memory()
     logging.getLogger().setLevel(logging.INFO if args.rank == 0 else logging.WARNING)
     logging.getLogger('matplotlib').setLevel(logging.WARNING)
+    logging.getLogger('timm.utils.checkpoint_saver').addFilter(_lists_no_checkpoints)
     autocast, loss_scaler = contextlib.nullcontext, None
     if args.amp:
         dtype = args.amp_dtype or ('float16' if device.type == 'cuda' else 'bfloat16')

@@ -100,13 +100,11 @@ def _means(totals: Dict[str, float]) -> Dict[str, float]:
 
 
 def _describe(means: Dict[str, float]) -> str:
-    parts = []
-    for name, value in means.items():
-        if name == 'erased_fraction':
-            parts.append(f'erased {100 * value:.1f}%')
-        else:
-            parts.append(f'{name.removesuffix("_loss")} {value:.4f}')
-    return '  '.join(parts)
+    """The loss with its terms, and how much of the images is erased."""
+    terms = ', '.join(f'{name.removesuffix("_loss")} {value:.4f}' for name, value in means.items()
+                      if name not in ('loss', 'erased_fraction'))
+    text = f'loss {means["loss"]:.4f}' + (f' ({terms})' if terms else '')
+    return text + (f'  erased area {100 * means["erased_fraction"]:.1f}%' if 'erased_fraction' in means else '')
 
 
 def _duration(seconds: float) -> str:

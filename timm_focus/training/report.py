@@ -19,6 +19,7 @@ from timm_focus.baselines import ACoL, AcolNet, adl_modules, trace_maps
 from timm_focus.method import FocusNet
 from timm_focus.utils.modes import evaluating
 
+from .batches import advice_on_batches
 from .errors import explained
 
 __all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']
@@ -91,6 +92,17 @@ class Journal:
             self.wandb.finish()
 
 
+def _headline(args: argparse.Namespace) -> str:
+    """Which model is trained by what, and that nobody named it."""
+    how = {'focus': 'by focus training', 'none': 'by its classifier alone', 'adl': 'by ADL', 'acol': 'by ACoL'}
+    text = f'Training {args.model} {how[args.method]}'
+    if 'model' in args.given:
+        return text
+    plain = args.model.removeprefix('focus_')
+    return f'{text}, as no --model is given' + (
+        f' (--model {plain} trains it by its classifier alone)' if plain != args.model else '')
+
+
 def describe(
         args: argparse.Namespace,
         model: nn.Module,
@@ -101,6 +113,7 @@ def describe(
         num_epochs: int,
 ) -> None:
     """Say at the start of the log what is trained, on what and how."""
+    _logger.info(_headline(args))
     parameters = sum(p.numel() for p in model.parameters())
     detail = ''
     if isinstance(model, FocusNet):
@@ -133,9 +146,15 @@ def describe(
         batches = args.train_batch_sizes or [args.batch_size] * len(args.train_img_sizes)
         _logger.info(f'Resolution: {args.train_size_schedule} schedule of ' + ', '.join(
             f'{n} x {size} px' for n, size in zip(batches, args.train_img_sizes)))
+    processes = f' on each of {args.world_size} processes' if args.world_size > 1 else ''
     _logger.info(
-        f'Training: {num_epochs} epochs of {len(loader_train)} batches of {args.batch_size} x {args.world_size}, '
+        f'Training: {num_epochs} epochs of {len(loader_train)} batches of {args.batch_size} images{processes}, '
         f'{args.opt} at {args.lr:.4g}, scheme {args.scheme}, on {args.device}')
+    if not (isinstance(dataset_train, IterableDataset) or args.train_img_sizes or args.aug_repeats):
+        advice = advice_on_batches(
+            len(dataset_train), len(loader_train), args.batch_size * args.world_size, num_epochs, args.grad_accum_steps)
+        if advice:
+            _logger.warning(advice)
 
 
 def describe_cost(model: nn.Module, input_size: Sequence[int]) -> None:

@@ -1,0 +1,70 @@
+"""Batches that do not fit the data or the model are told before training."""
+import math
+
+import pytest
+import timm
+from conftest import TINY
+
+from timm_focus.training import build_parser, parse_args
+from timm_focus.training.batches import advice_on_batches, check_smallest_batch
+from timm_focus.training.errors import SettingsError
+
+pytestmark = pytest.mark.usefixtures('quietly')
+
+
+@pytest.mark.parametrize('n_images, batch, window, updates, left', [
+    (360, 256, 1, 40, 104), (360, 360, 1, 40, 0), (100, 64, 4, 40, 36), (1000, 400, 1, 80, 200)])
+def test_batches_too_large_for_the_data_are_told(n_images, batch, window, updates, left):
+    text = advice_on_batches(n_images, n_images // batch, batch, 40, window)
+    assert f'Batches of {batch} are few: 40 epochs make {updates} updates' in text
+    assert (f'leave out {left} of the {n_images} training images' in text) == bool(left)
+    better = int(text.split('--batch-size, ')[1].split()[0])
+    assert n_images / 40 < better <= n_images / 10, 'ten batches an epoch or more'
+    assert not advice_on_batches(n_images, n_images // better, better, 40, window)
+
+
+@pytest.mark.parametrize('n_images, batch', [(360, 32), (24, 8), (5000, 256), (1_803_460, 256)])
+def test_batches_that_fit_are_not_spoken_of(n_images, batch):
+    assert advice_on_batches(n_images, n_images // batch, batch, 40) == ''
+
+
+def trained(model, *flags, size=32):
+    args = parse_args(build_parser(), ['d', '--model', model, *flags])[0]
+    args.distributed = False
+    check_smallest_batch(timm.create_model(model, num_classes=3), args, (3, size, size))
+
+
+@pytest.mark.parametrize('model', [TINY, f'focus_{TINY}'])
+def test_a_batch_of_one_image_is_refused_where_batch_norm_has_one_value(model):
+    with pytest.raises(SettingsError, match=rf'BatchNorm in {model} .* 32 x 32.*--batch-size of 2'):
+        trained(model, '-b', '1')
+    trained(model, '-b', '2')
+    trained(model, '-b', '1', size=64)
+    sizes = ('--train-img-sizes', '64', '32', '--train-batch-sizes')
+    trained(model, *sizes, '1', '2')
+    with pytest.raises(SettingsError, match='32 x 32'):
+        trained(model, *sizes, '4', '1')
+
+
+@pytest.mark.parametrize('model', ['convnext_atto', 'focus_convnext_atto'])
+def test_models_without_batch_norm_train_on_one_image(model):
+    trained(model, '-b', '1')
+
+
+def test_what_is_told_of_batches_and_classes(train, refusal, image_folder):
+    """Before the first step of a run."""
+    run = train('-b 16 --num-classes 1000')
+    before, _ = run.err.split('Train: 0')
+    assert '1 epochs make 1 updates and leave out 8 of the 24 training images in each. Give a smaller' in before
+    assert '--num-classes is 1000, but the data has 2 classes: 998 outputs learn nothing. Leave the flag out.' in before
+    assert 'one image of 32 x 32' in refusal('-b 1')
+    for split in ('train', 'val'):
+        (image_folder / split / 'right').rename(image_folder / f'{split}-right')
+    assert 'There is one class, left, and a classifier' in refusal()
+    assert 'There is one class, left, and a classifier' in refusal('--num-classes 5')
+
+
+def test_a_small_share_of_a_small_batch_trains(train):
+    """Two images where one gives BatchNorm nothing to normalise."""
+    run = train('--focus-fraction 0.1 -b 8')
+    assert math.isfinite(run.column('train_erased_loss')[0]) and run.column('train_erased_fraction')[0] > 0

@@ -1,0 +1,57 @@
+"""Whether the batches fit the data and the model: said before training, not after it."""
+import argparse
+from typing import Sequence
+
+import torch
+from torch import nn
+
+from timm_focus.utils.meta import meta_twin
+
+from .errors import SettingsError
+
+__all__ = ['advice_on_batches', 'check_smallest_batch']
+
+
+def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: int, window: int = 1) -> str:
+    """What is wrong with batches that are large for the data: a sentence with the remedy, '' if nothing is.
+
+    Args:
+        n_images: Training images.
+        n_batches: Whole batches an epoch: what is left of the images is not trained on.
+        batch_size: Images of a batch, over all processes.
+        epochs: Epochs of the run.
+        window: Batches of an update.
+    """
+    left = n_images - n_batches * batch_size
+    if n_batches > 1 and left <= n_images / 10:
+        return ''
+    updates = -(-n_batches // window) * epochs
+    rest = f' and leave out {left} of the {n_images} training images in each' if left else ''
+    better = 2 ** max(int(n_images / 10).bit_length() - 1, 1)
+    return (f'Batches of {batch_size} are few: {epochs} epochs make {updates} updates{rest}. Give a smaller '
+            f'--batch-size, {better} images at a time or fewer.')
+
+
+def check_smallest_batch(model: nn.Module, args: argparse.Namespace, input_size: Sequence[int]) -> None:
+    """See that the model can be trained on the smallest batch, where that is one image; nothing is computed.
+
+    Raises:
+        SettingsError: BatchNorm would have a single value of each channel to normalise.
+    """
+    if args.distributed and args.sync_bn:
+        return  # it normalises over all processes
+    sizes = [(input_size[0], n, n) for n in args.train_img_sizes or ()] or [tuple(input_size)]
+    batches = args.train_batch_sizes or [args.batch_size] * len(sizes)
+    for size in (size for size, n in zip(sizes, batches) if n == 1):
+        twin = meta_twin(model).train()
+        dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
+        try:
+            with torch.no_grad():
+                twin(torch.zeros(1, *size, device='meta', dtype=dtype))
+        except ValueError as e:
+            if 'more than 1 value per channel' in str(e):
+                raise SettingsError(
+                    f'BatchNorm in {args.model} cannot train on batches of one image of {size[1]} x {size[2]}, of '
+                    'which it has one value a channel: give a --batch-size of 2 or more, or larger images.') from e
+        except (NotImplementedError, RuntimeError):  # it does not run without numbers: training will tell
+            return

@@ -1,0 +1,54 @@
+"""Flags of timm's train.py that this script does not obey: at their defaults they disturb nobody, else it says why."""
+import argparse
+from typing import Any, Dict, NamedTuple
+
+from .errors import SettingsError
+
+__all__ = ['REFUSED', 'add_refused', 'check_refused']
+
+
+class Refused(NamedTuple):
+    """A refused flag: `add_argument`'s arguments, why it is refused, and a value beside the default that is not."""
+    arguments: Dict[str, Any]
+    reason: str
+    harmless: Any = None
+
+
+SEVERAL_LABELS = "focus training erases what one label relies on: with several an image, train by timm's own script."
+NAFLEX = 'NaFlex loaders give patches of many shapes, and what is erased is a region of an image: leave it out.'
+SWITCH = dict(action='store_true')
+
+REFUSED = {
+    'task': Refused(dict(default='classification', choices=('classification', 'multilabel')), SEVERAL_LABELS),
+    'target_format': Refused({}, SEVERAL_LABELS),
+    'multilabel_threshold': Refused(dict(type=float, default=0.5), SEVERAL_LABELS),
+    'torchscript': Refused(SWITCH, 'torch has deprecated TorchScript: give --torchcompile.'),
+    'fuser': Refused(dict(default='', choices=('', 'te', 'old', 'nvfuser')),
+                     'it chooses how TorchScript fuses operations, which torch has deprecated: give --torchcompile.'),
+    'tta': Refused(dict(type=int, default=0), 'it averages outputs of neighbouring images, and no data set here has an '
+                   'image several times in a row: leave it out.', harmless=1),
+    'naflex_loader': Refused(SWITCH, NAFLEX),
+    'naflex_patchify_channels_first': Refused(SWITCH, NAFLEX),
+    'naflex_train_seq_lens': Refused(dict(type=int, nargs='+', default=[128, 256, 576, 784, 1024]), NAFLEX),
+    'naflex_max_seq_len': Refused(dict(type=int, default=576), NAFLEX),
+    'naflex_patch_sizes': Refused(dict(type=int, nargs='+'), NAFLEX),
+    'naflex_patch_size_probs': Refused(dict(type=float, nargs='+'), NAFLEX),
+    'naflex_loss_scale': Refused(dict(default='linear', choices=('none', 'sqrt', 'linear')), NAFLEX),
+}
+
+
+def add_refused(parser: argparse.ArgumentParser) -> None:
+    """Let a parser understand the refused flags; its help does not show them."""
+    for name, refused in REFUSED.items():
+        parser.add_argument(f'--{name.replace("_", "-")}', help=argparse.SUPPRESS, **refused.arguments)
+
+
+def check_refused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what is not at its default.
+
+    Raises:
+        SettingsError: A refused flag, and why.
+    """
+    for name, refused in REFUSED.items():
+        if getattr(args, name) not in (parser.get_default(name), refused.harmless):
+            raise SettingsError(f'--{name.replace("_", "-")} is not for this script: {refused.reason}')

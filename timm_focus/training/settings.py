@@ -1,0 +1,205 @@
+"""What a run is set to, read from the command line and from YAML files.
+
+From weak to strong: the parser's defaults, the settings of `--recipe`, of `--scheme` and of the synthetic demo, the
+YAML files of `--config` in their order, the command line.
+"""
+import argparse
+import logging
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import yaml
+from timm.utils import ParseKwargs
+
+from timm_focus.demo import SYNTHETIC
+from timm_focus.utils.parser import nearest
+
+from .arguments import RECIPE_SETTINGS, SCHEMES, stage
+from .checks import check, flag
+from .errors import SettingsError
+
+__all__ = ['parse_args']
+
+_logger = logging.getLogger(__name__)
+
+SYNTHETIC_SETTINGS = dict(
+    model='focus_test_resnet', img_size=64, batch_size=32, epochs=12, opt='adamw', lr=2e-3, weight_decay=0.05,
+    warmup_epochs=1, sched_on_updates=True, workers=2, log_interval=20,
+)
+# second names of settings, and how they say what the first one says; None where they say nothing
+ALIASES = {
+    'data': ('data_dir', str),
+    'drop_connect': ('drop_path', float),
+    'bce_loss': ('loss', lambda on: 'bce' if on else None),
+    'jsd_loss': ('loss', lambda on: 'jsd' if on else None),
+    'bce_pos_weight': ('loss_pos_weight', str),
+}
+WANTED = {int: 'a whole number', float: 'a number', str: 'text', stage: 'a name or an index'}
+GIVEN = 'given'  # the key of args.yaml that lists which of its settings were given; the others followed from those
+
+
+def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[argparse.Namespace, str]:
+    """Settings of a run, and the same as YAML text, which gives them again as `--config`.
+
+    Returns:
+        The settings, with the names of those that were given as `given`; and the text of args.yaml.
+
+    Raises:
+        SettingsError: The settings make no sense.
+        SystemExit: argparse cannot read the command line, or was asked for help.
+    """
+    told = _explicit(parser, argv)
+    config = told.pop('config', None)
+    given: Dict[str, Any] = {}
+    for path in config or ():
+        given = _override(given, _first_names(load_config(parser, path)))
+    given = _override(given, _first_names(told))
+    if not argv:
+        given['dataset'] = SYNTHETIC
+    followed = {**_defaults(parser), **_layer(given.get('recipe', parser.get_default('recipe')), given.get('scheme'))}
+    demo = SYNTHETIC_SETTINGS if given.get('dataset') == SYNTHETIC else {}
+    args = argparse.Namespace(**{**followed, **demo, **given, 'config': config, GIVEN: sorted({*given, *demo})})
+    method = args.method
+    check(parser, args, given)
+    # the method as it was given, so that the file serves as --config of another model, and needs no other file
+    written = {name: value for name, value in vars(args).items() if name != 'config'}
+    return args, yaml.safe_dump({**written, 'method': method}, default_flow_style=False)
+
+
+def _defaults(parser: argparse.ArgumentParser) -> Dict[str, Any]:
+    return {a.dest: a.default for a in parser._actions if a.dest != 'help'}
+
+
+def _layer(recipe: str, scheme: Optional[str]) -> Dict[str, Any]:
+    """Settings of a recipe and of a scheme, or of the recipe's own scheme, over which the recipe has the last word."""
+    if scheme is None:
+        return {**SCHEMES[RECIPE_SETTINGS[recipe].get('scheme', 'simple')], **RECIPE_SETTINGS[recipe]}
+    return {**RECIPE_SETTINGS[recipe], **SCHEMES[scheme]}
+
+
+def _first_names(given: Dict[str, Any]) -> Dict[str, Any]:
+    """Settings with the second names among them replaced by the first.
+
+    Raises:
+        SettingsError: Two names of one thing contradict each other.
+    """
+    first = {name: value for name, value in given.items() if name not in ALIASES}
+    for alias, (name, translate) in ALIASES.items():
+        value = translate(given[alias]) if given.get(alias) is not None else None
+        if value is None:
+            continue
+        if first.get(name) not in (None, value):
+            second = 'the folder' if alias == 'data' else flag(alias)
+            raise SettingsError(
+                f'{flag(name)} {first[name]} and {second} {given[alias]} are the same, given twice, and contradict '
+                'each other: give one.')
+        first[name] = value
+    return first
+
+
+def _override(weaker: Dict[str, Any], stronger: Dict[str, Any]) -> Dict[str, Any]:
+    """Settings of two layers: a folder takes the place of drawn scenes, too."""
+    if stronger.get('data_dir') is not None and weaker.get('dataset') == SYNTHETIC:
+        weaker = {name: value for name, value in weaker.items() if name != 'dataset'}
+    return {**weaker, **stronger}
+
+
+def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str, Any]:
+    """What the command line itself sets."""
+    unset = object()
+    blank = argparse.Namespace(**{a.dest: unset for a in parser._actions if a.dest not in ('help', 'config')})
+    try:
+        parsed = parser.parse_args(argv, blank)
+    except ValueError as e:  # of timm's ParseKwargs
+        names = ', '.join(a.option_strings[0] for a in parser._actions if isinstance(a, ParseKwargs))
+        raise SettingsError(f'What follows {names} is written key=value.') from e
+    given = {k: v for k, v in vars(parsed).items() if v is not unset}
+    for name in ('data', 'config'):  # argparse sets an optional positional, given or not, and a list needs its default
+        if given[name] is None:
+            del given[name]
+    return given
+
+
+def load_config(parser: argparse.ArgumentParser, path: str) -> Dict[str, Any]:
+    """What a YAML file gives, checked against the parser. Unknown keys are warned about and left out.
+
+    Of an args.yaml that is what was given to its run; what followed from that follows anew.
+
+    Raises:
+        SettingsError: A file that cannot be read, or a value of the wrong type.
+    """
+    try:
+        with open(path) as f:
+            config = yaml.safe_load(f) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise SettingsError(f'Cannot read --config {path}: {" ".join(str(e).split())}') from e
+    if not isinstance(config, dict):
+        raise SettingsError(f'--config {path} is no mapping of names to values.')
+    if config.pop('config', None):
+        raise SettingsError(
+            f'config in --config {path} names another file: give --config for each, the stronger one last.')
+    names = config.pop(GIVEN, None)
+    actions = {a.dest: a for a in parser._actions if a.dest not in ('help', 'config')}
+    settings = {}
+    for key, value in config.items():
+        dest = str(key).replace('-', '_')
+        if dest not in actions:
+            near = nearest(dest, actions)
+            hint = f': did you mean {near}?' if near else '.'
+            _logger.warning(f'--config {path} has an unknown key {key}, which is ignored{hint}')
+            continue
+        try:
+            settings[dest] = _convert(actions[dest], value)
+        except ValueError as e:
+            raise SettingsError(f'{key} in --config {path} is {value!r}: give {e}.') from e
+    if isinstance(names, list):
+        return {name: value for name, value in settings.items() if name in names}
+    if len(settings) > len(actions) / 2:  # an args.yaml that names all settings and not which were given
+        return _unlike_their_layers(parser, settings)
+    return settings
+
+
+def _unlike_their_layers(parser: argparse.ArgumentParser, settings: Dict[str, Any]) -> Dict[str, Any]:
+    """Those of all settings of a run that its recipe and scheme do not lead to: what was given, as far as it shows."""
+    recipe = settings.get('recipe', parser.get_default('recipe'))
+    scheme = settings.get('scheme')
+    own = scheme == _layer(recipe, None).get('scheme', 'simple')
+    followed = {**_defaults(parser), **_layer(recipe, None if own else scheme)}
+    drawn = SYNTHETIC_SETTINGS if settings.get('dataset') == SYNTHETIC else {}
+    return {name: value for name, value in settings.items()
+            if value != followed[name] or name in drawn or (name == 'scheme' and not own)}
+
+
+def _convert(action: argparse.Action, value: Any) -> Any:
+    """A YAML value as the action's type, converting like the command line would; ValueError says what is wanted."""
+    if value is None:
+        if action.default is not None and all(r.get(action.dest, '') is not None for r in RECIPE_SETTINGS.values()):
+            raise ValueError('a value, or leave the line out')
+        return None
+    if isinstance(action, (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
+        if not isinstance(value, bool):
+            raise ValueError('true or false')
+        return value
+    if isinstance(action, ParseKwargs):
+        if not isinstance(value, dict):
+            raise ValueError('a mapping')
+        return value
+    several = action.nargs in ('*', '+') or isinstance(action.nargs, int)
+    if several:
+        if not isinstance(value, list) or (isinstance(action.nargs, int) and len(value) != action.nargs):
+            raise ValueError(f'a list of {action.nargs} values' if isinstance(action.nargs, int) else 'a list')
+    elif isinstance(value, (list, dict)):
+        raise ValueError('a single value')
+
+    def one(v: Any) -> Any:
+        kind = action.type or str
+        if isinstance(v, bool) or (kind is int and isinstance(v, float) and not v.is_integer()):
+            raise ValueError(WANTED[kind])
+        try:
+            v = kind(str(v) if kind is stage else v)
+        except (TypeError, ValueError):
+            raise ValueError(WANTED[kind]) from None
+        if action.choices is not None and v not in action.choices:
+            raise ValueError('one of ' + ', '.join(map(repr, action.choices)))
+        return v
+
+    return [one(v) for v in value] if several else one(value)

@@ -1,0 +1,63 @@
+"""The parser of every command line here: a mistake is one line that names the nearest flag, help shows each default."""
+import argparse
+import difflib
+from typing import Any, Iterable, Optional, Sequence
+
+__all__ = ['Parser', 'nearest']
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name that is meant by one with a typing mistake, '' if none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(names), 1)), '')
+
+
+class _Help(argparse.HelpFormatter):
+    """Shows the default of each flag whose help does not say it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or '').removesuffix(' (default: %(default)s)')  # Python's own, of --flag and --no-flag
+        told = 'default:' in text or action.default is argparse.SUPPRESS or action.required
+        if told or not action.option_strings:
+            return text
+        return f'{text} (default: {shown(action.default).replace("%", "%%")})'
+
+
+def shown(value: Any) -> str:
+    """A setting's value as help and documents write it."""
+    if value is None or value == '' or value == [] or value == {}:
+        return 'none'
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    if isinstance(value, (list, tuple)):
+        return ' '.join(map(shown, value))
+    return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+class Parser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` whose mistakes are one line and exit code 2, without the whole usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{'formatter_class': _Help, **kwargs})
+
+    def error(self, message: str) -> None:
+        self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
+
+    def parse_args(
+            self,
+            args: Optional[Sequence[str]] = None,
+            namespace: Optional[argparse.Namespace] = None,
+    ) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self._chosen(namespace)
+            hints = ((word, nearest(word.partition('=')[0], parser._option_string_actions)) for word in unknown)
+            parser.error('unrecognized arguments: ' + ' '.join(
+                f'{word} (did you mean {near}?)' if near and word.startswith('-') else word for word, near in hints))
+        return namespace
+
+    def _chosen(self, namespace: argparse.Namespace) -> argparse.ArgumentParser:
+        """The parser of the subcommand, which its flags belong to, or this one."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return action.choices[getattr(namespace, action.dest)]
+        return self
