@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import ClassificationTask
 from torch import nn
 
 from timm_focus.method import FocusOutput
@@ -381,3 +382,20 @@ def test_a_fraction_has_the_loss_of_the_whole_batch_in_expectation(photos):
         torch.testing.assert_close(sum(t for t, _ in found) / 6, whole, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(sum(g for _, g in found) / 6, gradient, rtol=1e-7, atol=1e-10)
         assert all((t - whole).abs().max() > 1e-6 for t, _ in found)  # each rotation by itself is another loss
+
+
+# what is given to the wrong loss
+
+@pytest.mark.parametrize('kwargs', [dict(smoothing=0.1), dict(smoothing=0.), dict(loss_type='bce')])
+def test_the_task_of_a_plain_model_says_what_trains_a_focus_model(kwargs, photos):
+    """That of timm's own train.py."""
+    model = timm.create_model('focus_test_resnet', num_classes=4).train()
+    task = ClassificationTask(model, criterion_kwargs=kwargs, verbose=False)
+    with pytest.raises((TypeError, AttributeError), match=r'FocusLoss takes\. train_focus\.py trains it.*leave out focus_'):
+        task(photos(4, 64), torch.arange(4))
+
+
+def test_the_output_of_evaluation_is_told(photos):
+    model = timm.create_model('focus_test_resnet', num_classes=4).eval()
+    with pytest.raises(TypeError, match=r'got one tensor of shape \[4, 4\], as the model gives in evaluation'):
+        FocusLoss()(model(photos(4, 64)), torch.arange(4))

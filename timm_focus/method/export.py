@@ -5,6 +5,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .focus_net import FocusNet
+from .sharding import gathered
 
 __all__ = ['export_backbone']
 
@@ -13,7 +14,8 @@ def export_backbone(model: nn.Module) -> nn.Module:
     """The product of focus training: a fresh plain timm model with the backbone's weights.
 
     Args:
-        model: A `FocusNet` or its backbone, also inside DDP, `torch.compile` or timm's EMA, in any memory format.
+        model: A `FocusNet` or its backbone, also inside DDP, `torch.compile` or timm's EMA, in any memory format. Of a
+            model that FSDP2 has sharded, all its processes must call this.
 
     Returns:
         A model of `timm.create_model` under the plain architecture name, rebuilt from the backbone's recorded
@@ -37,7 +39,7 @@ def export_backbone(model: nn.Module) -> nn.Module:
     like = next(p for p in backbone.parameters() if p.is_floating_point())
     plain = plain.to(device=like.device, dtype=like.dtype)
     try:
-        plain.load_state_dict(backbone.state_dict())
+        plain.load_state_dict(gathered(backbone.state_dict()))
     except RuntimeError as e:
         first = ' '.join(str(e).split())[:200]  # of what can be hundreds of names
         raise ValueError(

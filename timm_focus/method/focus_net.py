@@ -24,6 +24,7 @@ from .cam import mean_activation_map, normalize_map
 from .erase import erase, erased_share, keep_mask, keep_mask_like, resize_map
 from .heads import CamHead, pre_logits_size
 from .plain_weights import accept_plain_state_dict
+from .sharding import gather_for_calls
 from .stage import feature_info, find_stage
 from .statistics import clean_statistics, frozen_statistics
 from .timm_interface import DISTILLED, TimmInterface
@@ -36,6 +37,11 @@ BATCH_NORMS = ('shared', 'clean')
 ERASED_BY = ('erased_head', 'main')
 
 
+_THREE = (
+    'A FocusNet in training gives three: main, side and erased logits, which timm_focus.FocusLoss takes. train_focus.py '
+    "trains it; for a script that trains plain models, such as timm's train.py, leave out focus_ before the name.")
+
+
 class FocusOutput(NamedTuple):
     """Logits of `FocusNet` in training: `main` and `side` `[B, K]`, `erased` `[n, K]` of the first n images.
 
@@ -44,6 +50,14 @@ class FocusOutput(NamedTuple):
     main: Tensor
     side: Optional[Tensor]
     erased: Optional[Tensor]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Say what takes this output, where it is given to a loss or function of one tensor."""
+        raise TypeError(f'{getattr(function, "__name__", function)} takes one tensor. {_THREE}')
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"'FocusOutput' object has no attribute {name!r}. {_THREE}")
 
 
 class FocusNet(TimmInterface):
@@ -212,6 +226,7 @@ class FocusNet(TimmInterface):
             return self.backbone(x)
         if getattr(self.backbone, 'distilled_training', False):
             raise ValueError(DISTILLED)
+        gather_for_calls(self.backbone)
         main, side, keep = self._first_pass(x)
         return FocusOutput(main, side, None if keep is None else self._second_pass(x, keep))
 

@@ -158,7 +158,13 @@ class FocusLoss(nn.Module):
 
         Raises:
             ValueError: The loss needs a branch that the model did not run.
+            TypeError: The model was in evaluation.
         """
+        if isinstance(output, Tensor):
+            raise TypeError(
+                f'FocusLoss takes the FocusOutput of a FocusNet in training, and got one tensor of shape '
+                f'{list(output.shape)}, as the model gives in evaluation: call model.train(), and '
+                'model.set_focus_training() if that was turned off.')
         # AMP would cast the criterion's matrix products, if it has any: the loss is in full precision
         with torch.autocast(output.main.device.type, enabled=False):
             main = at_least_float32(output.main)

@@ -6,6 +6,7 @@ from timm.optim import auto_group_layers
 from torch import Tensor, nn
 
 from .heads import CamHead, pre_logits_size
+from .sharding import gather_for_calls
 
 __all__ = ['DISTILLED', 'TimmInterface']
 
@@ -37,12 +38,15 @@ class TimmInterface(nn.Module):
         return getattr(self.backbone, '_traits', {})
 
     def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        gather_for_calls(self.backbone)
         return self.backbone.forward_features(x, *args, **kwargs)
 
     def forward_head(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        gather_for_calls(self.backbone)
         return self.backbone.forward_head(x, *args, **kwargs)
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any):
+        gather_for_calls(self.backbone)
         return self.backbone.forward_intermediates(x, *args, **kwargs)
 
     def get_classifier(self) -> nn.Module:
