@@ -12,11 +12,12 @@ ALLOWED = {  # what a room may import beside itself; commands may import everyth
     'demo': {'utils'},
     'receptive': {'utils'},
     'baselines': {'utils'},
+    'recipes': set(),
     'models': {'utils', 'method'},
     'analysis': {'utils', 'method'},
     'runs': {'utils', 'method', 'data', 'demo', 'receptive', 'models', 'analysis', 'baselines'},
     'release': {'utils', 'method', 'data', 'demo', 'receptive', 'models', 'analysis', 'runs'},
-    'training': {'utils', 'method', 'data', 'demo', 'receptive', 'models', 'analysis', 'baselines', 'runs'},
+    'training': {'utils', 'method', 'data', 'demo', 'receptive', 'models', 'analysis', 'baselines', 'runs', 'recipes'},
 }
 
 

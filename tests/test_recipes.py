@@ -24,10 +24,10 @@ from timm_focus import FocusNet
 from timm_focus.analysis import multiply_adds
 from timm_focus.baselines import ACoL, adl_modules
 from timm_focus.data.places365 import CATEGORIES
-from timm_focus.training import create_datasets, create_loaders, create_task, parse_args, set_up_device
+from timm_focus.training import SettingsError, create_datasets, create_loaders, create_task, parse_args, set_up_device
 
 pytestmark = pytest.mark.usefixtures('quietly')
-FOLDER = ROOT / 'benchmarks/recipes'
+FOLDER = ROOT / 'timm_focus/recipes'
 INDEX = (FOLDER / 'README.md').read_text()
 BASES = ('imagenet.yaml', 'places365.yaml', 'places365_small.yaml')
 IMAGES = {'ImageNet': 1_281_167, 'Places365': 1_803_460, 'Places365-small': 365_000}
@@ -97,17 +97,18 @@ LOOP = re.compile(r'for s in 1 2 3; do (.*) --seed \$s; done')
 
 
 def configs(command):
-    """The files of a command, from the folder of recipes."""
+    """The base and the file of a command's recipe."""
     words = shlex.split(command)
-    return [words[i + 1].removeprefix('benchmarks/recipes/') for i, w in enumerate(words) if w == '--config']
+    name, = (words[i + 1] for i, w in enumerate(words) if w == '--config')
+    return [f'{yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["base"]}.yaml', f'{name}.yaml']
 
 
 def arguments(command, seed='1'):
-    """What the script is given, as if called from the root of the repository."""
+    """What the script is given."""
     looped = LOOP.fullmatch(command)
     words = shlex.split((looped[1] + f' --seed {seed}') if looped else command)
     assert words[:3] == ['python', 'train_focus.py', 'DIR'], command
-    return [str(ROOT / w) if w.startswith('benchmarks/') else w for w in words[2:]]
+    return words[2:]
 
 
 def parse(command):
@@ -137,7 +138,7 @@ def test_index_and_files_name_each_other():
     assert {configs(row.command)[1] for row in TABLES + TODAY} == files
 
 
-@pytest.mark.parametrize('path', sorted(p for d in FOLDER.iterdir() if d.is_dir() for p in d.iterdir()),
+@pytest.mark.parametrize('path', sorted(FOLDER.glob('*/*.yaml')),
                          ids=lambda p: str(p.relative_to(FOLDER)))
 def test_a_recipe_begins_with_command_number_and_time(path):
     header = [line.removeprefix('# ') for line in path.read_text().splitlines() if line.startswith('#')]
@@ -147,15 +148,15 @@ def test_a_recipe_begins_with_command_number_and_time(path):
     assert {LOOP.sub(r'\1', row.command) for row in rows} == {LOOP.sub(r'\1', header[0])}
     numbers = [f'Paper: {row.number}, {row.section}, {", ".join(row.cell)}' for row in rows if row in TABLES]
     assert header[1:-1] == (numbers or ["Paper: none, one of today's habits"])
-    assert header[-1] == f'Time: {plain[0].time} on one A100, estimated as benchmarks/recipes/README.md says'
+    assert header[-1] == f'Time: {plain[0].time} on one A100, estimated as timm_focus/recipes/README.md says'
 
 
 def test_no_two_recipes_are_alike_and_none_is_long():
     seen = {}
     for path in sorted(FOLDER.rglob('*/*.yaml')):
         settings = yaml.safe_load(path.read_text())
+        base = settings.pop('base')
         assert 1 <= len(settings) <= 5, path
-        base = configs(path.read_text().splitlines()[0])[0]
         other = seen.setdefault((base, str(sorted(settings.items()))), path)
         assert other == path, f'{path} is {other} again'
 
@@ -169,12 +170,44 @@ def test_no_key_is_ignored(row, caplog):
     settings = {}
     for name in configs(row.command):
         settings.update(yaml.safe_load((FOLDER / name).read_text()))
+    del settings['base']
     assert set(settings) <= set(vars(args))
     given = {w[2:].replace('-', '_') for w in arguments(row.command) if w.startswith('--')}
     for key, value in settings.items():
         if key not in given:
             own = getattr(args, key)
             assert own == value or (key == 'jsd_loss' and args.loss == 'jsd'), key
+
+
+def test_a_recipe_is_found_by_name_and_by_path_and_listed(tmp_path, capsys, monkeypatch):
+    name = 'table2/places365_small_resnet18_focus'
+    by_name = parse(f'python train_focus.py DIR --config {name}')
+    assert (by_name.model, by_name.epochs, by_name.images_per_class) == ('focus_resnet18', 30, 1000)
+    for other in (f'{name}.yaml', str(FOLDER / f'{name}.yaml'), f'places365_small --config {name}'):
+        assert {**vars(parse(f'python train_focus.py DIR --config {other}')), 'config': None} == {
+            **vars(by_name), 'config': None}
+    monkeypatch.chdir(tmp_path)  # a file of that name comes first
+    (tmp_path / 'table2').mkdir()
+    (tmp_path / name).write_text('base: places365_small\nepochs: 7')
+    assert parse(f'python train_focus.py DIR --config {name}').epochs == 7
+    with pytest.raises(SystemExit) as e:
+        train_focus.parser.parse_args(['--list-recipes'])
+    listed = capsys.readouterr().out.splitlines()
+    assert e.value.code == 0 and [line.split()[0] for line in listed] == sorted(
+        str(p.relative_to(FOLDER).with_suffix('')) for p in FOLDER.glob('*/*.yaml'))
+    assert f'{name} ' in ''.join(listed) and '49.70 (top-5 80.62), Table 2' in ''.join(listed)
+
+
+@pytest.mark.parametrize('name, words', [
+    ('table2/places365_small_resnet18_fokus', 'no recipe of that name.*mean table2/places365_small_resnet18_focus'),
+    ('../setup', 'no recipe of that name'), ('self.yaml', 'its own base'),
+    ('lost.yaml', 'Cannot read --config no_such')])
+def test_a_recipe_that_is_not_there(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'self.yaml').write_text('base: self.yaml')
+    (tmp_path / 'lost.yaml').write_text('base: no_such')
+    with pytest.raises(SettingsError, match=words):
+        parse(f'python train_focus.py DIR --config {name}')
 
 
 # what is built

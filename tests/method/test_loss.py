@@ -391,7 +391,8 @@ def test_the_task_of_a_plain_model_says_what_trains_a_focus_model(kwargs, photos
     """That of timm's own train.py."""
     model = timm.create_model('focus_test_resnet', num_classes=4).train()
     task = ClassificationTask(model, criterion_kwargs=kwargs, verbose=False)
-    with pytest.raises((TypeError, AttributeError), match=r'FocusLoss takes\. train_focus\.py trains it.*leave out focus_'):
+    words = r'FocusLoss takes\. train_focus\.py trains it.*leave out focus_'
+    with pytest.raises((TypeError, AttributeError), match=words):
         task(photos(4, 64), torch.arange(4))
 
 

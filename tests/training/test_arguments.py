@@ -313,7 +313,7 @@ def test_every_flag_is_read_by_the_script_or_by_timm():
     text = '\n'.join(p.read_text() for p in files if p.name not in ('arguments.py', 'checks.py', 'settings.py'))
     read = set(re.findall(r'\bargs\.(\w+)\b(?!\s*=[^=])', text)) | _names_read_by_timm()
     read |= {f'focus_{name}' for name in (*FOCUS_MODEL_FLAGS, *FOCUS_LOSS_FLAGS)}  # by getattr, from these lists
-    read |= {'config', 'help', 'recipe'}  # by the parser
+    read |= {'config', 'help', 'recipe', 'list_recipes'}  # by the parser
     read |= {*ALIASES, *REFUSED}  # said by another name, or refused
     assert {'opt_eps', 'lr_noise', 'decay_rate', 'mean', 'interpolation', 'clip_mode', 'has'} <= read
     assert not {a.dest for a in build_parser()._actions} - read
@@ -324,7 +324,7 @@ def test_every_flag_has_a_help_text_and_shows_its_default():
     assert not [a.dest for a in parser._actions if not a.help]
     text = ' '.join(parser.format_help().split())
     for action in parser._actions:
-        if action.dest in ('help', 'data') or action.dest in REFUSED:
+        if action.default is argparse.SUPPRESS or action.dest == 'data' or action.dest in REFUSED:
             continue
         shown = text.split(f' {action.option_strings[-1]}', 2)[-1]
         shown = shown[:shown.index('default: ') + 60]

@@ -1,6 +1,6 @@
 """The command line of train_focus.py: timm's names and meanings, the paper's recipe as defaults."""
 import argparse
-from typing import Union
+from typing import Any, Union
 
 from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
@@ -10,6 +10,7 @@ from timm_focus.demo import SYNTHETIC
 from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
 from timm_focus.models import FOCUS_ARGS
+from timm_focus.recipes import recipe_table
 from timm_focus.utils.parser import Parser
 
 from .checks import METHOD_FLAGS
@@ -38,6 +39,14 @@ def stage(text: str) -> Union[int, str]:
         return int(text)
     except ValueError:
         return text
+
+
+class ListRecipes(argparse.Action):
+    """Prints the recipes and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        print(recipe_table())
+        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -305,8 +314,10 @@ def build_parser() -> argparse.ArgumentParser:
                    'epoch; all workers live on anyway')
 
     g = parser.add_argument_group('Run')
-    g.add_argument('-c', '--config', action='append', metavar='FILE', help='YAML file of settings; of several, later '
-                   'ones override earlier ones')
+    g.add_argument('-c', '--config', action='append', metavar='FILE', help='YAML file of settings, or the name of a '
+                   'recipe; of several, later ones override earlier ones')
+    g.add_argument('--list-recipes', action=ListRecipes, nargs=0, default=argparse.SUPPRESS, help="list the recipes, "
+                   "the rows of the paper's tables and today's habits, and end")
     g.add_argument('--recipe', default='paper', choices=tuple(RECIPE_SETTINGS), help="timm sets timm's defaults")
     g.add_argument('--dry-run', action='store_true', help='say what would be trained on what, train one step, keep '
                    'nothing')

@@ -5,12 +5,15 @@ YAML files of `--config` in their order, the command line.
 """
 import argparse
 import logging
-from typing import Any, Dict, Optional, Sequence, Tuple
+import os
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import yaml
 from timm.utils import ParseKwargs
 
 from timm_focus.demo import SYNTHETIC
+from timm_focus.recipes import recipe_names, recipe_path
 from timm_focus.utils.parser import nearest
 
 from .arguments import RECIPE_SETTINGS, SCHEMES, stage
@@ -51,7 +54,7 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[ar
     config = told.pop('config', None)
     given: Dict[str, Any] = {}
     for path in config or ():
-        given = _override(given, _first_names(load_config(parser, path)))
+        given = _override(given, load_config(parser, path))
     given = _override(given, _first_names(told))
     if not argv:
         given['dataset'] = SYNTHETIC
@@ -66,7 +69,7 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[ar
 
 
 def _defaults(parser: argparse.ArgumentParser) -> Dict[str, Any]:
-    return {a.dest: a.default for a in parser._actions if a.dest != 'help'}
+    return {a.dest: a.default for a in parser._actions if a.default is not argparse.SUPPRESS}
 
 
 def _layer(recipe: str, scheme: Optional[str]) -> Dict[str, Any]:
@@ -106,7 +109,7 @@ def _override(weaker: Dict[str, Any], stronger: Dict[str, Any]) -> Dict[str, Any
 def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str, Any]:
     """What the command line itself sets."""
     unset = object()
-    blank = argparse.Namespace(**{a.dest: unset for a in parser._actions if a.dest not in ('help', 'config')})
+    blank = argparse.Namespace(**{name: unset for name in _defaults(parser) if name != 'config'})
     try:
         parsed = parser.parse_args(argv, blank)
     except ValueError as e:  # of timm's ParseKwargs
@@ -119,26 +122,52 @@ def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str,
     return given
 
 
-def load_config(parser: argparse.ArgumentParser, path: str) -> Dict[str, Any]:
-    """What a YAML file gives, checked against the parser. Unknown keys are warned about and left out.
+def load_config(parser: argparse.ArgumentParser, path: str, above: Tuple[str, ...] = ()) -> Dict[str, Any]:
+    """What a YAML file or a recipe gives, checked against the parser. Unknown keys are warned about and left out.
 
-    Of an args.yaml that is what was given to its run; what followed from that follows anew.
+    Its `base` names a file or recipe that it overrides. Of an args.yaml that is what was given to its run; what
+    followed from that follows anew.
 
     Raises:
         SettingsError: A file that cannot be read, or a value of the wrong type.
     """
+    config = _read(path)
+    base = config.pop('base', None)
+    if base in (path, *above):
+        raise SettingsError(f'base in --config {path} is {base}, which is its own base: leave it out.')
+    weaker = load_config(parser, str(base), (path, *above)) if base is not None else {}
+    return _override(weaker, _first_names(_checked(parser, path, config)))
+
+
+def _read(path: str) -> Dict[str, Any]:
+    """Content of a file, or of a recipe of that name where there is no such file."""
+    found: Union[str, Path] = path
+    if not os.path.exists(path):
+        try:
+            found = recipe_path(path)
+        except FileNotFoundError:
+            near = nearest(path.removesuffix('.yaml'), recipe_names())
+            hint = f' Did you mean {near}?' if near else ''
+            raise SettingsError(
+                f'Cannot read --config {path}: there is no such file, and no recipe of that name, of which '
+                f'--list-recipes names all.{hint}') from None
     try:
-        with open(path) as f:
+        with open(found, encoding='utf-8') as f:
             config = yaml.safe_load(f) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise SettingsError(f'Cannot read --config {path}: {" ".join(str(e).split())}') from e
     if not isinstance(config, dict):
         raise SettingsError(f'--config {path} is no mapping of names to values.')
+    return config
+
+
+def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any]) -> Dict[str, Any]:
+    """Settings of a file, by the names and in the types of the parser."""
     if config.pop('config', None):
         raise SettingsError(
             f'config in --config {path} names another file: give --config for each, the stronger one last.')
     names = config.pop(GIVEN, None)
-    actions = {a.dest: a for a in parser._actions if a.dest not in ('help', 'config')}
+    actions = {a.dest: a for a in parser._actions if a.default is not argparse.SUPPRESS and a.dest != 'config'}
     settings = {}
     for key, value in config.items():
         dest = str(key).replace('-', '_')
