@@ -29,8 +29,7 @@ from timm.utils import distribute_bn, get_outdir, setup_default_logging
 
 import timm_focus  # registers focus_<name>
 from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
-from timm_focus.commands.push import check_run_push, push_run
-from timm_focus.release import HubError
+from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.training import (
     FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, build_parser, check_readable,
     check_smallest_batch, conclude, create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet,
@@ -38,10 +37,14 @@ from timm_focus.training import (
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.task import classifiers
 from timm_focus.utils import write_whole
+from timm_focus.utils.secrets import discreet
 
 _logger = logging.getLogger('train')
 
 parser = build_parser()
+hub_flags = parser.add_argument_group('Hugging Face Hub')
+hub_flags.add_argument('--push-to-hub', metavar='USER/NAME', help='publish the best weights there when the run is done')
+add_publication_flags(hub_flags, prefix='hub-')
 
 
 def _parse_args():
@@ -51,6 +54,7 @@ def _parse_args():
         parser.error(str(e))
 
 
+@discreet()
 def main():
     setup_default_logging()
     args, args_text = _parse_args()
@@ -60,7 +64,7 @@ def main():
         raise SettingsError(f'--stop-epoch is {args.stop_epoch}: give a number from 1 to --epochs, {args.epochs}.')
     if args.push_to_hub:
         try:
-            check_run_push(args)
+            publication = planned_publication(args)
         except ValueError as e:
             raise SettingsError(str(e)) from e
 
@@ -163,6 +167,7 @@ def main():
         journal = Journal(args, output_dir, name, start.epoch, eval_names)
         write_whole(os.path.join(output_dir, 'args.yaml'), args_text)
         keep_lists(args, dataset_train, output_dir)
+        note_images(output_dir, args.data_dir)
         describe(args, model, dataset_train, dataset_eval, loader_train, data_config, num_epochs)
         _logger.info(f'The run is kept in {output_dir}')
 
@@ -222,7 +227,7 @@ def main():
     if args.distributed:
         dist.destroy_process_group()
     if args.push_to_hub and args.rank == 0:
-        push_run(args, output_dir)
+        push_run(output_dir, publication)
 
 
 def build_model(args):

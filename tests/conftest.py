@@ -1,3 +1,4 @@
+import atexit
 import csv
 import logging
 import os
@@ -5,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,8 @@ from PIL import Image
 from timm.data import create_dataset, create_transform
 from torch.nn import functional as F
 
+os.environ['XDG_STATE_HOME'] = tempfile.mkdtemp(prefix='timm_focus_state_')  # where training notes the images of a run
+atexit.register(shutil.rmtree, os.environ['XDG_STATE_HOME'], ignore_errors=True)
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # for the processes that tests start: waiting threads do not spin
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)  # two workers on two cores

@@ -52,13 +52,16 @@ class Hub(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', port), Handler)
         self.url = f'http://127.0.0.1:{self.server_port}'
         self.repos, self.blobs, self.requests, self.faults = {}, {}, [], []
+        self.token = TOKEN
+        self.reads = 'visibility'  # what says that a repository is to be private; other servers read 'private'
         self.lock = threading.RLock()
 
-    def fail(self, method, path, status=None, headers=(), times=1, after=0):
+    def fail(self, method, path, status=None, headers=(), times=1, after=0, says='as asked'):
         """Let calls fail: the next `times` whose method and path match get a status, or, if it is None, lose their
-        connection after that many bytes of their body; `status='done'` does what is asked before losing it."""
+        connection after that many bytes of their body; `status='done'` does what is asked before losing it. `says` is
+        the server's message; {headers} in it, and in the values of headers, is those of the request."""
         self.faults.append(
-            dict(method=method, path=path, status=status, headers=dict(headers), times=times, after=after))
+            dict(method=method, path=path, status=status, headers=dict(headers), times=times, after=after, says=says))
 
     def made(self, method, path):
         return [r for r in self.requests if r[0] == method and re.search(path, r[1])]
@@ -130,11 +133,14 @@ class Handler(BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(length)
         if fault is not None and fault['status'] != 'done':
-            return self.answer(fault['status'], {'error': 'as asked'}, **fault['headers'])
+            sent = {k.lower(): v for k, v in self.headers.items()}
+            sent = '; '.join(f'{k}: {sent[k]}' for k in sorted(sent, key=lambda k: k != 'authorization'))
+            headers = {k: v.replace('{headers}', sent) for k, v in fault['headers'].items()}
+            return self.answer(fault['status'], {'error': fault['says'].replace('{headers}', sent)}, **headers)
         with hub.lock:
             if fault is not None:  # done, but nobody hears of it
                 self.answer = lambda *_, **__: None
-            if authorization is not None and authorization != f'Bearer {TOKEN}':
+            if authorization is not None and authorization != f'Bearer {hub.token}':
                 self.refuse(401, message='Invalid credentials in Authorization header')
             else:
                 self.route(path, query, body, authorization is not None)
@@ -194,7 +200,8 @@ class Handler(BaseHTTPRequestHandler):
         repo_id = f'user/{wanted["name"]}'
         if repo_id in self.server.repos:
             return self.answer(409, {'error': 'it is there', 'url': f'{self.server.url}/{repo_id}'})
-        self.server.repos[repo_id] = Repo(wanted.get('visibility') == 'private')
+        reads = self.server.reads
+        self.server.repos[repo_id] = Repo(wanted.get(reads) == ('private' if reads == 'visibility' else True))
         self.answer(data={'url': f'{self.server.url}/{repo_id}', 'name': repo_id})
 
     def validate(self, content):

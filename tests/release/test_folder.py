@@ -51,9 +51,11 @@ def test_what_was_written_is_replaced(export, tmp_path):
 
 IN_THE_WAY = {
     'an edited file': (lambda m: (m / 'card').write_text('mine'), 'card was edited'),
-    'a link in place of a file': (lambda m: ((m / 'card').unlink(), (m / 'card').symlink_to('model')), 'card was edited'),
+    'a link in place of a file': (
+        lambda m: ((m / 'card').unlink(), (m / 'card').symlink_to('model')), 'card was edited'),
     'a file': (lambda m: (m / 'tokenizer.json').write_text('{}'), 'tokenizer.json was added'),
-    'a file in a folder': (lambda m: ((m / 'notes').mkdir(), (m / 'notes/a.md').write_text('a')), 'notes/a.md was added'),
+    'a file in a folder': (
+        lambda m: ((m / 'notes').mkdir(), (m / 'notes/a.md').write_text('a')), 'notes/a.md was added'),
     'an empty folder': (lambda m: (m / 'later').mkdir(), 'later was added'),
     'a hidden file': (lambda m: (m / '.git').mkdir(), '.git was added'),
     'a link to a folder': (lambda m: (m / 'data').symlink_to('..'), 'data was added'),

@@ -64,9 +64,10 @@ def test_all_that_is_in_it(model, tmp_path, photo, summary):
     card = ModelCard((folder / 'README.md').read_text())
     assert card.data.license == 'cc-by-4.0' and card.data.library_name == 'timm' and not card.data.datasets
     results = {r.metric_name: (r.metric_value, r.dataset_name, r.dataset_split) for r in card.data.eval_results}
-    assert results == {'Top-1 accuracy, %': (50, 'My Scenes', 'validation'),
+    assert results == {'Top-1 accuracy': (0.5, 'My Scenes', 'validation'),
                        'Cross-entropy': (1.1, 'My Scenes', 'validation')}, 'what is no number is left out'
-    for words in (r'see \| there', '4,924,027', 'multiply-adds', '199 pixels', 'hf-hub:user/name', '| epochs | 3 |',
+    for words in (r'see \| there', '| Top-1 accuracy | 50.00 % |',
+                  '4,924,027', 'multiply-adds', '199 pixels', 'hf-hub:user/name', '| epochs | 3 |',
                   '](curves.png)', '](coverage.png)', '](focus.png)', 'chen2021see', 'at 128 x 128'):
         assert words in card.content, words
     assert '/home/me' not in (folder / 'args.yaml').read_text()

@@ -11,7 +11,8 @@ from timm_focus.utils import open_whole
 
 from .explain import explain
 
-__all__ = ['Picture', 'coverage_plot', 'explanation_plot', 'explanation_sheet', 'focus_sheet', 'to_pixels']
+__all__ = ['Picture', 'coverage_plot', 'explanation_plot', 'explanation_sheet', 'focus_sheet', 'save_figure',
+           'to_pixels']
 
 Box = Tuple[float, float, float, float]
 
@@ -50,8 +51,8 @@ def focus_sheet(
             for name, ax in zip(columns, row):
                 ax.set_title(name, fontsize=9)
         if titles is not None:
-            row[0].set_ylabel(titles[i], fontsize=9)
-    figure.savefig(path, dpi=100)
+            row[0].set_ylabel(_cut(titles[i], 40), fontsize=9)
+    save_figure(figure, path, 100)
 
 
 def to_pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -145,7 +146,7 @@ def explanation_plot(picture: Picture, path: Union[str, Path]) -> None:
     for ax, title in zip(axes, titles):
         ax.set_title(title, fontsize=9, pad=3, parse_math=False)
     _answers(axes[5], picture)
-    _save(figure, path, 150)
+    save_figure(figure, path, 150)
 
 
 def explanation_sheet(pictures: Sequence[Picture], path: Union[str, Path]) -> None:
@@ -179,7 +180,7 @@ def explanation_sheet(pictures: Sequence[Picture], path: Union[str, Path]) -> No
         lines.append((shares, dict(color='0.35')))
         for j, (line, style) in enumerate(lines):
             _text(figure, left, start - 0.19 * j / height, line, fontsize=8, **style)
-    _save(figure, path, 120)
+    save_figure(figure, path, 120)
 
 
 def _panels(axes: Sequence[Any], picture: Picture) -> None:
@@ -238,9 +239,15 @@ def _cut(text: str, n: int, front: bool = False) -> str:
     return f'…{text[1 - n:]}' if front else f'{text[:n - 1]}…'
 
 
-def _save(figure: Any, path: Union[str, Path], dpi: int) -> None:
-    """Save a figure whole or not at all."""
-    with open_whole(path, 'wb') as f, warnings.catch_warnings():
+def save_figure(figure: Any, path: Union[str, Path], dpi: int) -> None:
+    """Save a figure whole or not at all. A name in it is drawn as it is, never as a formula, whatever it has of `$`."""
+    import matplotlib
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    plainly = matplotlib.rc_context({'text.parse_math': False})  # labels of ticks, which are made while it is drawn
+    with open_whole(path, 'wb') as f, plainly, warnings.catch_warnings():
         # a name in a script that the font lacks is drawn as boxes
         warnings.filterwarnings('ignore', 'Glyph .* missing from font', UserWarning)
         # as much time goes into the default's last tenth of compression as into all of the drawing
@@ -275,9 +282,11 @@ def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[st
         for box in boxes['boxes']:
             box.set_facecolor(f'C{j}')
     slanted = len(models) > 1 and max(map(len, models)) > 12
-    axes.set_xticks(range(len(models)), models, rotation=20 if slanted else 0, ha='right' if slanted else 'center')
+    names = [_cut(model, 60) for model in models]
+    axes.set_xticks(range(len(models)), names, rotation=20 if slanted else 0, ha='right' if slanted else 'center')
     axes.set_ylabel('coverage ratio')
     axes.set_ylim(0, 1)
     if len(datasets) > 1:
-        axes.legend(handles=[Patch(facecolor=f'C{j}', label=name) for j, name in enumerate(datasets)], fontsize=8)
-    figure.savefig(path, dpi=150)
+        axes.legend(handles=[Patch(facecolor=f'C{j}', label=_cut(name, 60)) for j, name in enumerate(datasets)],
+                    fontsize=8)
+    save_figure(figure, path, 150)

@@ -7,6 +7,7 @@ from typing import Any, Dict, List
 
 from timm_focus.runs import Loaded, image_mode
 from timm_focus.utils.processes import shield_workers
+from timm_focus.utils.text import csv_cell, from_csv_cell
 
 from .load import add_model_arguments, load_models
 
@@ -104,7 +105,7 @@ def _read(path: str) -> List[Dict[str, str]]:
         if not data.endswith(b'\n'):
             f.truncate(data.rfind(b'\n') + 1)
     with open(path, newline='') as f:
-        return list(csv.DictReader(f))
+        return [{k: from_csv_cell(v) for k, v in row.items()} for row in csv.DictReader(f)]
 
 
 def _measure(loaded: Loaded, name: str, dataset: Any, done: set, path: str, args: argparse.Namespace) -> bool:
@@ -139,7 +140,8 @@ def _measure(loaded: Loaded, name: str, dataset: Any, done: set, path: str, args
             at += len(x)
             for i, coverage in zip(indices, found.coverage.tolist()):
                 if not dataset.bad[i]:  # an image that cannot be read has no ratio; the next took its place
-                    writer.writerow((loaded.name, name, dataset.filename(i), f'{coverage:.6f}', *found.heat.shape[1:]))
+                    row = (loaded.name, name, dataset.filename(i), f'{coverage:.6f}', *found.heat.shape[1:])
+                    writer.writerow(map(csv_cell, row))
             f.flush()
             bar.update(len(x))
     return convolutional

@@ -7,6 +7,7 @@ from typing import Optional, Sequence
 
 from timm_focus.utils.parser import Parser
 from timm_focus.utils.processes import end_workers
+from timm_focus.utils.secrets import discreet
 
 from . import area, explain, export, models, push, rf, train, validate
 
@@ -29,10 +30,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         return train.train(argv[1:])
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    for name in ('httpx', 'httpx2', 'matplotlib', 'onnx_ir', 'onnxscript', 'timm'):
+    for name in ('matplotlib', 'onnx_ir', 'onnxscript', 'timm'):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        args.run(args)
+        with discreet():
+            args.run(args)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.exit(0)
     except (ValueError, OSError, ImportError) as e:

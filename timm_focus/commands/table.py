@@ -5,6 +5,8 @@ import json
 import sys
 from typing import Any, Dict, List
 
+from timm_focus.utils.text import csv_cell, one_line
+
 __all__ = ['add_format', 'write_table']
 
 
@@ -21,7 +23,7 @@ def write_table(rows: List[Dict[str, Any]], args: argparse.Namespace) -> None:
     if args.format == 'csv':
         writer = csv.DictWriter(sys.stdout, names, lineterminator='\n')
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
         return
     texts = [names, *([_text(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in texts) for i in range(len(names))]
@@ -33,4 +35,4 @@ def write_table(rows: List[Dict[str, Any]], args: argparse.Namespace) -> None:
 
 
 def _text(value: Any) -> str:
-    return '' if value is None else f'{value:,}' if isinstance(value, int) else str(value)
+    return '' if value is None else f'{value:,}' if isinstance(value, int) else one_line(value)

@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from timm_focus.runs import Loaded, image_mode
 from timm_focus.utils.processes import shield_workers
+from timm_focus.utils.text import csv_cell
 
 from .load import add_model_arguments, load_models
 from .table import add_format, write_table
@@ -266,6 +267,6 @@ def _write(folder: str, records: List[Dict], class_rows: List[Dict], image_rows:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
         write_whole(os.path.join(folder, name), text.getvalue())
     write_whole(os.path.join(folder, SUMMARY), json.dumps(records, indent=2) + '\n')

@@ -1,6 +1,8 @@
 """A trained model on its way out: as a folder, as a file for other runtimes, on the Hugging Face Hub."""
-from .export import save_for_hub, save_onnx, save_plain
+from .export import is_export, save_for_hub, save_onnx, save_plain
 from .folder import check_free, written_whole
-from .hub import (
-    HubError, check_publication, check_push, create_from_hub, list_export, push_folder, push_to_hub)
+from .hub import HubError, check_push, create_from_hub, list_export, push_export, push_folder, push_to_hub
+from .provenance import note_images
+from .publication import Publication, add_publication_flags
+from .run import export_run, planned_publication, push_run
 from .settings import published_settings

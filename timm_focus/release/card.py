@@ -1,6 +1,5 @@
 """The model card of an export: README.md, with the metadata that the Hub reads."""
 import math
-import re
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Set, Union
 
@@ -8,14 +7,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 from timm_focus.analysis import multiply_adds
-from timm_focus.receptive import receptive_field
 from timm_focus.method import FocusNet
+from timm_focus.receptive import receptive_field
+from timm_focus.utils.text import markdown, one_line, word
+
+from .publication import Publication, is_repo_id
 
 __all__ = ['write_card']
 
 TEMPLATE = Path(__file__).with_name('card.md')
-METRICS = {'top1': ('accuracy', 'Top-1 accuracy, %'), 'top5': ('accuracy', 'Top-5 accuracy, %'),
-           'loss': ('loss', 'Cross-entropy')}
+# the Hub's metric, the name, what a number is multiplied by in the metadata, where accuracies are fractions
+METRICS = {'top1': ('accuracy', 'Top-1 accuracy', 0.01), 'top5': ('accuracy', 'Top-5 accuracy', 0.01),
+           'loss': ('loss', 'Cross-entropy', 1)}
 SHUFFLENET = 'shufflenetv2_'
 RECIPE = (
     'epochs', 'batch_size', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'warmup_epochs', 'smoothing', 'scheme',
@@ -25,44 +28,54 @@ FOCUS_RECIPE = ('focus_alpha', 'focus_beta', 'focus_side_weight', 'focus_consist
 
 def write_card(
         path: Union[str, Path],
-        plain: nn.Module,
+        plain: Any,
         focus: Optional[FocusNet],
+        publication: Publication,
         *,
-        repo_id: str,
-        license: str,
-        license_name: str,
-        license_link: str,
-        dataset: str,
-        dataset_terms: str,
         data_config: Dict[str, Any],
         metrics: Dict[str, float],
         settings: Dict[str, Any],
         coverage: Optional[Dict[str, Any]],
         base_model: str,
         label_names: Sequence[str],
-        tag: str,
         files: Set[str],
 ) -> None:
-    """Write README.md; the arguments are those of `save_for_hub`, `files` the names of what is beside the card."""
+    """Write README.md. What comes from flags, data and checkpoints stands in it as text, whatever is in it.
+
+    Args:
+        path: Where it goes.
+        plain: The model, one of timm's.
+        focus: It with its heads, if it has them.
+        publication: What it is, with the tag that its weights go by.
+        files: Names of what is beside the card.
+
+    The others are those of `save_for_hub`.
+    """
     architecture = plain.pretrained_cfg['architecture']
-    hub_dataset = dataset if re.fullmatch(r'[\w.-]+/[\w.-]+', dataset) else None
+    name, dataset = publication.repo_id.split('/')[-1], publication.dataset
+    hub_dataset = dataset if is_repo_id(dataset) else None
+    base_model = base_model if is_repo_id(base_model) else ''
+    license = publication.license.strip().lower()
+    measured = {METRICS[k]: v for k, v in metrics.items() if k in METRICS}
+    torchvision = architecture.replace('v2', '_v2') if architecture.startswith(SHUFFLENET) else None
     data = ModelCardData(
-        license=license.strip().lower(),
-        license_name=_word(license_name) or None,
-        license_link=license_link.strip() or None,
+        license=license,
+        license_name=word(publication.license_name) or None,
+        license_link=publication.license_link.strip() or None,
         library_name='timm',
         pipeline_tag='image-classification',
-        tags=['image-classification', 'scene-classification', 'timm', *(['timm_focus'] if focus is not None else [])],
+        tags=['image-classification', 'scene-classification', 'timm', *(['transformers'] if not torchvision else []),
+              *(['timm_focus'] if focus is not None else [])],
         datasets=[hub_dataset] if hub_dataset else None,
         base_model=base_model or None,
-        model_name=repo_id.split('/')[-1],
-        metrics=['accuracy'] if 'top1' in metrics else None,
+        model_name=name,
+        metrics=['accuracy'] if any(metric == 'accuracy' for metric, _, _ in measured) else None,
         eval_results=[
             EvalResult(
-                task_type='image-classification', task_name='Image Classification', dataset_type=hub_dataset or
-                _word(dataset), dataset_name=_line(dataset), dataset_split='validation', metric_type=METRICS[k][0],
-                metric_name=METRICS[k][1], metric_value=round(v, 4))
-            for k, v in metrics.items() if k in METRICS] or None,
+                task_type='image-classification', task_name='Image Classification',
+                dataset_type=hub_dataset or word(dataset) or 'data', dataset_name=one_line(dataset),
+                dataset_split='validation', metric_type=metric, metric_name=shown, metric_value=round(v * scale, 6))
+            for (metric, shown, scale), v in measured.items()] or None,
     )
     names = (*RECIPE, *(FOCUS_RECIPE if focus is not None else ()))
     recipe = {k: settings[k] for k in names if settings.get(k) not in (None, '', False)}
@@ -70,8 +83,8 @@ def write_card(
     card = ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text('utf-8'),
-        repo_id=repo_id,
-        name=repo_id.split('/')[-1],
+        repo_id=publication.repo_id,
+        name=name,
         architecture=architecture,
         num_classes=plain.num_classes,
         parameters=f'{sum(p.numel() for p in plain.parameters()):,}',
@@ -79,37 +92,27 @@ def write_card(
         receptive_field=_receptive_field(plain),
         channels=data_config['input_size'][0],
         size=f'{height} x {width}',
-        data_config=data_config,
-        evaluation=metrics and {METRICS[k][1]: f'{v:.2f}' if k != 'loss' else f'{v:.4f}' for k, v in metrics.items()
-                                if k in METRICS},
-        license=_cell(license_name) or license.strip().lower(),
-        license_link=_line(license_link),
-        dataset=_cell(dataset),
-        dataset_terms=_cell(dataset_terms),
+        interpolation=markdown(data_config['interpolation']),
+        crop_mode=markdown(data_config['crop_mode']),
+        crop_percent=f'{100 * data_config["crop_pct"]:g}',
+        mean=list(data_config['mean']),
+        std=list(data_config['std']),
+        evaluation={shown: f'{v:.2f} %' if metric == 'accuracy' else f'{v:.4f}'
+                    for (metric, shown, _), v in measured.items()},
+        license=markdown(publication.license_name) or license,
+        license_link=publication.license_link.strip(),
+        dataset=markdown(dataset),
+        dataset_terms=markdown(publication.dataset_terms),
         base_model=base_model,
         label_names=label_names,
-        tag=tag,
+        tag=publication.tag,
         focus=focus.focus_args if focus is not None else None,
-        recipe={k: _cell(_value(v)) for k, v in recipe.items()},
+        recipe={k: markdown(_value(v)) for k, v in recipe.items()},
         coverage=coverage,
         files=files,
-        torchvision=architecture.replace('v2', '_v2') if architecture.startswith(SHUFFLENET) else None,
+        torchvision=torchvision,
     )
     Path(path).write_text(card.content, 'utf-8')
-
-
-def _line(text: str) -> str:
-    """A text of a flag as one line."""
-    return ' '.join(text.split())
-
-
-def _cell(text: str) -> str:
-    """The same, for a table."""
-    return _line(text).replace('|', '\\|')
-
-
-def _word(text: str) -> str:
-    return '-'.join(re.findall(r'[a-z0-9.]+', text.lower()))
 
 
 def _value(value: Any) -> str:

@@ -5,10 +5,11 @@ loads it where this project is not installed, and so does 'hf-hub:user/name' onc
 needs to go on is beside that: the heads, and the key 'focus' of config.json, both of which timm passes over.
 """
 import copy
+import csv
+import dataclasses
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
@@ -21,11 +22,13 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_focus.method import FocusNet, export_backbone
+from timm_focus.utils.text import csv_cell, one_line
 from timm_focus.utils.weight_files import CHECKSUM, digest
 
 from .card import write_card
 from .folder import written_whole
 from .pictures import draw_coverage, draw_curves, draw_gallery
+from .publication import Publication
 from .settings import published_settings
 
 __all__ = ['save_for_hub', 'save_onnx', 'save_plain']
@@ -83,14 +86,25 @@ def save_plain(
             f'There are {len(label_names)} label names and {plain.num_classes} classes: give one for each.')
     for key in SOURCE:
         plain.pretrained_cfg.pop(key, None)
-    given = dict(pretrained_cfg=pretrained_cfg)
+    given: Dict[str, Any] = dict(pretrained_cfg=pretrained_cfg)
     if label_names:
         given['label_names'] = [str(name) for name in label_names]
     folder = Path(folder)
     _save_tensors(plain.state_dict(), folder / WEIGHTS)
     save_config_for_hf(plain, str(folder / CONFIG), given, model_args, data_config)
+    _leave_out_num_classes(folder / CONFIG)
     _check_reload(plain, folder)
     return plain
+
+
+def _leave_out_num_classes(path: Path) -> None:
+    """Take the number of classes out of the model's arguments: config.json has it in its own place, where timm looks.
+    transformers looks there too, and gives it to the model a second time if it is among the arguments."""
+    config = json.loads(path.read_text('utf-8'))
+    arguments = config.get('model_args', {})
+    if arguments.get('num_classes') == config['num_classes']:
+        del arguments['num_classes']
+        path.write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
 
 
 def _check_reload(plain: nn.Module, folder: Path) -> None:
@@ -165,14 +179,38 @@ def save_for_hub(
         ValueError: The licence or data set is missing, the model is none of timm's, or the folder holds something else.
         OSError: It cannot be written.
     """
-    check_about(license, dataset)
+    publication = Publication(
+        repo_id, license=license, license_name=license_name, license_link=license_link, dataset=dataset,
+        dataset_terms=dataset_terms, tag=tag, no_gallery=not gallery)
+    return write_export(
+        model, folder, publication, label_names=label_names, data_config=data_config, metrics=metrics,
+        settings=settings, summary=summary, images=images, base_model=base_model, model_args=model_args)
+
+
+def write_export(
+        model: nn.Module,
+        folder: Folder,
+        publication: Publication,
+        *,
+        label_names: Sequence[str] = (),
+        data_config: Optional[Dict[str, Any]] = None,
+        metrics: Optional[Dict[str, float]] = None,
+        settings: Optional[Dict[str, Any]] = None,
+        summary: Optional[Folder] = None,
+        images: Sequence[Any] = (),
+        base_model: str = '',
+        model_args: Optional[Dict[str, Any]] = None,
+) -> Path:
+    """Write the folder of `save_for_hub`, whose arguments these are, of a publication."""
+    publication.check()
     folder = Path(folder)
     focus = unwrap_model(model) if isinstance(unwrap_model(model), FocusNet) else None
-    tag = tag or f'{"focus" if focus is not None else "plain"}_{slug(dataset)}'
-    with written_whole(folder, KIND, sent_as_it_is(folder, repo_id)) as draft:
+    tag = publication.tag or f'{"focus" if focus is not None else "plain"}_{slug(publication.dataset)}'
+    publication = dataclasses.replace(publication, tag=tag)
+    with written_whole(folder, KIND, sent_as_it_is(folder, publication)) as draft:
         plain = save_plain(
             model, draft, data_config=data_config, label_names=label_names, model_args=model_args,
-            license=license_name.strip() or license.strip().lower(), tag=tag)
+            license=one_line(publication.license_name) or publication.license.strip().lower(), tag=tag)
         data_config = _data_config(draft)
         if focus is not None:
             heads = {k: v for k, v in focus.state_dict().items() if not k.startswith('backbone.')}
@@ -183,17 +221,32 @@ def save_for_hub(
             text = yaml.safe_dump(settings, default_flow_style=False, allow_unicode=True)
             (draft / SETTINGS).write_text(text, 'utf-8')
         if summary is not None:
-            shutil.copyfile(summary, draft / SUMMARY)
+            _copy_table(summary, draft / SUMMARY)
             draw_curves(summary, draft / CURVES)
         coverage = None
         if images:
-            coverage = _draw(plain, focus, images if gallery else (), images, data_config, draft, dataset)
+            shown = () if publication.no_gallery else images
+            coverage = _draw(plain, focus, shown, images, data_config, draft, publication.dataset)
         write_card(
-            draft / CARD, plain, focus, repo_id=repo_id, license=license, license_name=license_name,
-            license_link=license_link, dataset=dataset, dataset_terms=dataset_terms, data_config=data_config,
-            metrics=_finite(metrics), settings=settings, coverage=coverage, base_model=base_model,
-            label_names=label_names, tag=tag, files={f.name for f in draft.iterdir()})
+            draft / CARD, plain, focus, publication, data_config=data_config, metrics=_finite(metrics),
+            settings=settings, coverage=coverage, base_model=base_model, label_names=label_names,
+            files={f.name for f in draft.iterdir()})
     return folder
+
+
+def _copy_table(source: Folder, path: Path) -> None:
+    """Copy a CSV; texts in it become cells that no spreadsheet calculates."""
+    def cell(text: str) -> str:
+        try:
+            float(text)
+        except ValueError:
+            return csv_cell(text)
+        return text
+
+    with open(source, newline='', encoding='utf-8', errors='surrogateescape') as f:
+        rows = list(csv.reader(f))
+    with open(path, 'w', newline='', encoding='utf-8') as f:
+        csv.writer(f, lineterminator='\n').writerows([map(cell, row) for row in rows])
 
 
 def _finite(metrics: Optional[Dict[str, float]]) -> Dict[str, float]:
@@ -228,34 +281,14 @@ def _draw(plain, focus, shown, images, data_config, folder, dataset) -> Optional
     return coverage
 
 
-def sent_as_it_is(folder: Folder, repo_id: str) -> str:
+def sent_as_it_is(folder: Folder, publication: Publication) -> str:
     """Advice for somebody who has edited an export."""
-    return f'`timm-focus push {folder} {repo_id}` sends it as it is; a file that is removed is written anew.'
+    return f'`{publication.again(folder)}` sends it as it is; a file that is removed is written anew.'
 
 
 def is_export(folder: Folder) -> bool:
     """Whether a folder is a model of timm's, as `save_for_hub` writes it."""
     return all(os.path.isfile(os.path.join(folder, name)) for name in (WEIGHTS, CONFIG))
-
-
-def check_about(license: str, dataset: str) -> None:
-    """Refuse to publish what nobody has said the licence and data set of.
-
-    Raises:
-        ValueError: One is missing, or the licence is no identifier.
-    """
-    if not (license or '').strip():
-        raise ValueError(
-            'The licence of the weights is not given, and is never guessed: give --license, such as apache-2.0 or '
-            'cc-by-nc-4.0, or other with --license-name and --license-link.')
-    if not all(c.isalnum() or c in '.-+_' for c in license.strip()):
-        raise ValueError(
-            f'The licence {license!r} is no identifier of the Hub, such as apache-2.0 or cc-by-nc-4.0: give one, or '
-            'other with --license-name and --license-link.')
-    if not (dataset or '').strip():
-        raise ValueError(
-            'The data set that the weights were trained on is not given, and is never guessed: give --dataset, its '
-            'name, and --dataset-terms, its terms of use.')
 
 
 def slug(name: str) -> str:

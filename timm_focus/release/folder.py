@@ -26,7 +26,7 @@ Folder = Union[str, Path]
 
 @contextlib.contextmanager
 def written_whole(folder: Folder, kind: str, advice: str = '') -> Iterator[Path]:
-    """Yield an empty folder to write into, which takes the place of `folder` at the end. If anything fails, nothing does.
+    """Yield an empty folder to write into, which takes the place of `folder` at the end, or nothing does if this fails.
 
     Args:
         folder: Where to. It may be absent, empty, or an earlier export of this kind that nobody has touched.

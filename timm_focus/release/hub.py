@@ -1,32 +1,33 @@
 """To the Hugging Face Hub and back."""
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 import timm
 from huggingface_hub import (
     CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, hf_hub_download)
-from huggingface_hub.utils import (
-    HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, validate_repo_id)
+from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from timm_focus.method import FocusNet
+from timm_focus.utils.secrets import discreet, redact
 
-from .export import CARD, CONFIG, FILES, HEADS, check_about, is_export, read_config, save_for_hub
+from .export import CARD, CONFIG, FILES, HEADS, is_export, read_config, save_for_hub
+from .publication import Publication
 
-__all__ = ['HubError', 'check_publication', 'check_push', 'create_from_hub', 'list_export', 'push_folder',
-           'push_to_hub']
+__all__ = ['HubError', 'check_push', 'create_from_hub', 'list_export', 'push_export', 'push_folder', 'push_to_hub']
 
 _logger = logging.getLogger(__name__)
 
-LIBRARY = dict(library_name='timm_focus')
+LIBRARY = 'timm_focus'
 PICKLES = ('.bin', '.pt', '.pth', '.tar', '.ckpt', '.pkl', '.pickle', '.npy', '.npz')
 COMMIT = set('0123456789abcdef')
 HUB, LOCAL = 'hf-hub:', 'local-dir:'
@@ -36,42 +37,18 @@ class HubError(OSError):
     """The Hub cannot be reached, or refuses: what happened, and how to go on."""
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no `user/name`.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as e:
-        raise ValueError(f'{repo_id!r} is no user/name of a Hub repository: {" ".join(str(e).split())}') from None
-    if str(repo_id).count('/') != 1:
-        raise ValueError(f'{repo_id!r} is no user/name of a Hub repository: give both, with one slash.')
-
-
-def check_push(repo_id: str) -> None:
+def check_push(publication: Publication) -> None:
     """Refuse a push that cannot be, before anything is done for it: a wrong name, no token, no network wanted.
 
     Raises:
         ValueError: That, in a sentence. The token itself is never shown.
     """
-    check_repo_id(repo_id)
+    publication.check_where()
     if constants.HF_HUB_OFFLINE:
-        raise ValueError('HF_HUB_OFFLINE is set, so nothing can be pushed: unset it, or give --dry-run.')
+        raise ValueError('HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.')
     if not _token():
         raise ValueError(
             'There is no token of the Hub: `hf auth login` keeps one, or HF_TOKEN names it; it has to allow writing.')
-
-
-def check_publication(repo_id: str, license: str, dataset: str) -> None:
-    """`check_push`, and whether licence and data set are given; what a run asks before it trains for days.
-
-    Raises:
-        ValueError: What is missing.
-    """
-    check_push(repo_id)
-    check_about(license, dataset)
 
 
 def _token() -> Optional[str]:
@@ -130,17 +107,18 @@ def push_to_hub(
         HubError: The Hub cannot be reached, or refuses. The export is whole, and the message says where.
         OSError: The export cannot be written.
     """
-    check_publication(repo_id, about.get('license', ''), about.get('dataset', ''))
+    publication = Publication(
+        repo_id, private=private, create_pr=create_pr, revision=revision or '', overwrite=overwrite)
+    check_push(publication)
     kept = folder is not None
-    place = Path(folder) if kept else Path(tempfile.mkdtemp(prefix='timm_focus_')) / repo_id.split('/')[-1]
+    place = Path(folder or os.path.join(tempfile.mkdtemp(prefix='timm_focus_'), repo_id.split('/')[-1]))
     try:
-        save_for_hub(model, place, repo_id=repo_id, **about)
+        save_for_hub(model, place, repo_id=repo_id, **{'license': '', 'dataset': '', **about})
     except BaseException:
         if not kept:
             shutil.rmtree(place.parent, ignore_errors=True)
         raise
-    url = push_folder(
-        place, repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=overwrite)
+    url = push_export(place, publication)
     if not kept:
         shutil.rmtree(place.parent, ignore_errors=True)
     return url
@@ -162,65 +140,76 @@ def push_folder(
 
     Args, returns and raises: as `push_to_hub`.
     """
-    folder = Path(folder)
-    check_push(repo_id)
+    return push_export(folder, Publication(
+        repo_id, private=private, create_pr=create_pr, revision=revision or '', overwrite=overwrite))
+
+
+@discreet()
+def push_export(folder: Union[str, Path], publication: Publication) -> str:
+    """Publish an export as `push_folder` does, where and how a publication says."""
+    folder, repo_id, create_pr = Path(folder), publication.repo_id, publication.create_pr
+    check_push(publication)
     names = [name for name, _ in list_export(folder)]
     _refuse_secrets(folder, names)
     if (folder / CARD).is_file() and repo_id not in (folder / CARD).read_text('utf-8'):
         _logger.warning(f'{folder / CARD} does not name {repo_id}: look through what it says on loading.')
-    flags = ''.join(f' {flag}' for flag, on in (
-        ('--private', private), ('--create-pr', create_pr), ('--overwrite', overwrite),
-        (f'--revision {revision}', revision)) if on)
-    again = f'The export is whole in {folder}: `timm-focus push {folder} {repo_id}{flags}` goes on with it.'
-    api = HfApi(**LIBRARY)
+    again = f'The export is whole in {folder}: `{publication.again(folder)}` goes on with it.'
+    api = HfApi(library_name=LIBRARY)
     with _explained(repo_id, again):
-        parent, there = _prepare(api, repo_id, private, create_pr, revision)
-        if there and not create_pr and not overwrite:
-            if _same(folder, names, there):
-                _logger.info(f'{repo_id} has all of it already.')
-                return f'{api.endpoint}/{repo_id}'
+        parent, there, new_branch = _prepare(api, publication, again)
+        same = _same(folder, names, there)
+        if there and not (same or create_pr or publication.overwrite):
+            over = dataclasses.replace(publication, overwrite=True).again(folder)
             raise HubError(
                 f'{repo_id} has files already ({_some(there)}), and nothing is overwritten without being asked. The '
-                f'export is whole in {folder}: `timm-focus push {folder} {repo_id}{flags} --overwrite` replaces them, '
-                '--create-pr proposes that.')
+                f'export is whole in {folder}: `{over}` replaces them, --create-pr instead of --overwrite proposes it.')
+        if new_branch:
+            api.create_branch(repo_id, branch=publication.revision)
+        if same and not create_pr:
+            _logger.info(f'{repo_id} has all of it already.')
+            return f'{api.endpoint}/{repo_id}'
         # what an earlier push had and this one has not, such as heads, must not stay beside other weights
         gone = [name for name in FILES if name in there and name not in names]
+        if gone:
+            _logger.info(f'{", ".join(gone)} of {repo_id} goes, not being of these weights; its history keeps it.')
         commit = api.create_commit(
             repo_id,
             [*(CommitOperationAdd(name, str(folder / name)) for name in names),
              *(CommitOperationDelete(name) for name in gone)],
             commit_message=f'Add {_architecture(folder)} trained with timm_focus',
-            revision=revision, create_pr=create_pr, parent_commit=parent)
+            revision=publication.revision or None, create_pr=create_pr, parent_commit=parent)
     return commit.pr_url or commit.commit_url
 
 
-def _prepare(
-        api: HfApi,
-        repo_id: str,
-        private: bool,
-        create_pr: bool,
-        revision: Optional[str],
-) -> Tuple[Optional[str], Dict[str, Any]]:
-    """See to it that repository and branch are there: the commit that they are at, and their files by name."""
+def _prepare(api: HfApi, publication: Publication, again: str) -> Tuple[Optional[str], Dict[str, Any], bool]:
+    """See to it that the repository is there, and as private as it was asked for.
+
+    Returns:
+        The commit that the branch is at, its files by name, and whether the branch is still to be made: it begins as
+        the main one is.
+    """
+    repo_id, private, revision = publication.repo_id, publication.private, publication.revision
     try:
-        info = api.model_info(repo_id, revision=revision or constants.DEFAULT_REVISION, files_metadata=True)
-    except RevisionNotFoundError:
-        if revision is None:  # a repository without a commit
-            return None, {}
-        api.create_branch(repo_id, branch=revision)
-        info = api.model_info(repo_id, revision=revision, files_metadata=True)
+        info = api.model_info(repo_id, files_metadata=True)
     except RepositoryNotFoundError:
-        if create_pr:
+        if publication.create_pr:
             raise
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return None, {}
-    if private and info.private is False:
+        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the Hub or the organisation has it
+        info = api.model_info(repo_id, files_metadata=True)  # what it is, whatever was asked for
+    if private and not info.private:
+        how = 'public' if info.private is False else 'not known to be private'
         raise HubError(
-            f'{repo_id} is there and public, so --private cannot be had: give another name, or leave it out.')
+            f'{repo_id} was to be private, and is {how} on {api.endpoint}: nothing was sent. Make it private there, '
+            f'give another name, or leave out {publication.flag("private")}. {again}')
+    new_branch = False
+    if revision not in ('', constants.DEFAULT_REVISION):
+        try:
+            info = api.model_info(repo_id, revision=revision, files_metadata=True)
+        except RevisionNotFoundError:
+            new_branch = True
     sha = info.sha if info.sha and len(info.sha) == 40 and set(info.sha) <= COMMIT else None
-    return sha, {s.rfilename: s for s in info.siblings or () if s.rfilename != '.gitattributes'}
+    there = {s.rfilename: s for s in info.siblings or () if s.rfilename != '.gitattributes'}
+    return sha, there, new_branch
 
 
 def _same(folder: Path, names: List[str], there: Dict[str, Any]) -> bool:
@@ -257,11 +246,18 @@ def _refuse_secrets(folder: Path, names: List[str]) -> None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    seen: Set[int] = set()
+    at: Optional[BaseException] = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        yield at
+        at = at.__cause__ or at.__context__
+
+
+def _first(error: BaseException, name: str) -> Any:
+    """An attribute of the first error that has it, of an error and its causes."""
+    found = (getattr(e, name, None) for e in _causes(error))
+    return next((value for value in found if value is not None), None)
 
 
 @contextlib.contextmanager
@@ -272,24 +268,13 @@ def _explained(repo_id: str, again: str) -> Iterator[None]:
     except HubError:
         raise
     except Exception as e:  # of the client, and of the HTTP library that its version uses
-        text = _explanation(e, repo_id)
-        tokens = os.environ.get('HF_TOKEN'), os.environ.get('HUGGING_FACE_HUB_TOKEN'), _saved_token()
-        for token in filter(None, tokens):
-            text = text.replace(token, '***')
         # not `from e`: a traceback must not print a request with its header
-        raise HubError(f'{text} {again}'.strip()) from None
-
-
-def _saved_token() -> Optional[str]:
-    try:
-        return Path(constants.HF_TOKEN_PATH).read_text('utf-8').strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+        raise HubError(f'{redact(_explanation(e, repo_id))} {again}'.strip()) from None
 
 
 def _explanation(error: BaseException, repo_id: str) -> str:
-    """One or two sentences on an error of the client."""
-    response = next((e.response for e in _causes(error) if getattr(e, 'response', None) is not None), None)
+    """What an error of the client means, in a sentence or two, and what the server says of it."""
+    response = _first(error, 'response')
     kinds = [type(e).__name__ for e in _causes(error)]
     endpoint = constants.ENDPOINT
     if response is None:
@@ -303,29 +288,37 @@ def _explanation(error: BaseException, repo_id: str) -> str:
             return f'The connection to {endpoint} cannot be made, or broke ({kinds[-1]}).{hint}'
         return f'The Hub cannot be used: {_short(error)}.'
     status = response.status_code
-    if status == 401:
-        return (f'{endpoint} does not know the token (401), or {repo_id} is private: `hf auth login`, or HF_TOKEN, '
-                'with a token that is valid and allows writing.')
-    if status == 403:
-        return (f'The token does not allow this on {repo_id} (403): take one that may write there, another name, or '
-                '--create-pr.')
-    if status == 404:
-        return (f'{endpoint} has no repository {repo_id}, or not this branch, or the token may not see it (404): check '
-                'the name.')
-    if status in (409, 412):
-        return f'{repo_id} was changed by somebody else meanwhile ({status}): have a look at it.'
-    if status == 429:
-        wait = response.headers.get('Retry-After')
-        return f'{endpoint} asks for fewer requests (429): wait {f"{wait} seconds" if wait else "some minutes"}.'
+    wait = response.headers.get('Retry-After')
+    meanings = {
+        401: f'{endpoint} does not know the token (401), or {repo_id} is private: `hf auth login`, or HF_TOKEN, with a '
+             'token that is valid and allows writing.',
+        403: f'The token does not allow this on {repo_id} (403): take one that may write there, another name, or open '
+             'a pull request.',
+        404: f'{endpoint} has no repository {repo_id}, or not this branch, or the token may not see it (404): check '
+             'the name.',
+        409: f'{repo_id} was changed by somebody else meanwhile (409): have a look at it.',
+        412: f'{repo_id} was changed by somebody else meanwhile (412): have a look at it.',
+        429: f'{endpoint} asks for fewer requests (429): wait {f"{wait} seconds" if wait else "some minutes"}.',
+    }
+    if status in meanings:
+        return meanings[status] + _said(error)
     if status >= 500:
-        return f'{endpoint} has a fault ({status}): wait some minutes.'
+        return f'{endpoint} has a fault ({status}): wait some minutes.{_said(error)}'
     return f'{endpoint} refuses ({status}): {_short(error)}.'
 
 
-def _short(error: BaseException) -> str:
-    return ' '.join(str(error).split()).rstrip('.')[:300] or type(error).__name__
+def _said(error: BaseException) -> str:
+    """What the server itself says, as a sentence, '' if it says nothing."""
+    words = _first(error, 'server_message')
+    return f' The server says: {_short(words)}.' if words else ''
 
 
+def _short(said: Union[BaseException, str]) -> str:
+    """A text or an error as one line, redacted before it is cut, so that no part of a token is left at the cut."""
+    return redact(' '.join(str(said).split())).rstrip('.')[:300] or type(said).__name__
+
+
+@discreet()
 def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
     """The focus model of a Hub repository that `push_to_hub` made, with its heads, bit for bit, to go on training.
 
@@ -343,7 +336,7 @@ def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
     source = source.removeprefix(HUB)
     local = source.startswith(LOCAL)
     if not local:
-        check_repo_id(source.partition('@')[0])
+        Publication(source.partition('@')[0]).check_where()
     _, focus_args = read_config(_fetch(source, CONFIG))
     if not focus_args:
         name = source if local else f'{HUB}{source}'
@@ -374,7 +367,7 @@ def _fetch(source: str, name: str) -> str:
     if not source.startswith(LOCAL):
         repo_id, _, revision = source.partition('@')
         with _explained(repo_id, ''):
-            return hf_hub_download(repo_id, name, revision=revision or None, **LIBRARY)
+            return hf_hub_download(repo_id, name, revision=revision or None, library_name=LIBRARY)
     path = os.path.join(source.removeprefix(LOCAL), name)
     if not os.path.isfile(path):
         raise ValueError(f'There is no {path}.')

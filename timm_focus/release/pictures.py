@@ -2,14 +2,16 @@
 import csv
 import math
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from timm.data import create_transform
 from torch import Tensor, nn
 
 from timm_focus.analysis import coverage_plot, focus_area, focus_sheet, last_map
+from timm_focus.analysis.plots import save_figure
 from timm_focus.method import FocusNet
+from timm_focus.utils.text import one_line
 
 __all__ = ['draw_coverage', 'draw_curves', 'draw_gallery']
 
@@ -22,7 +24,7 @@ def draw_curves(summary: Union[str, Path], path: Union[str, Path]) -> bool:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with open(summary, newline='') as f:
+    with open(summary, newline='', encoding='utf-8', errors='replace') as f:
         rows = list(csv.DictReader(f))
     names = [n for n in (rows[0] if rows else ()) if n]
     curves = {}
@@ -40,13 +42,13 @@ def draw_curves(summary: Union[str, Path], path: Union[str, Path]) -> bool:
     figure = Figure(figsize=(4.5 * len(panels), 3.4), layout='constrained')
     for axes, (label, some) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for name, points in some.items():
-            axes.plot(*zip(*points), label=name, marker='.' if len(points) < 20 else None,
+            axes.plot(*zip(*points), label=one_line(name)[:60], marker='.' if len(points) < 20 else None,
                       linestyle='-' if name.startswith('eval') or label != 'loss' else '--')
         axes.set_xlabel('epoch')
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, 110)
     return True
 
 
@@ -99,7 +101,8 @@ def draw_coverage(
             break
         if min(heat.shape[-2:]) >= FINE:
             break
-    ratios, shape = [], ()
+    ratios: List[float] = []
+    shape: Tuple[int, ...] = ()
     for i in range(0, len(images), 16):
         found = focus_area(model, _batch(images[i:i + 16], data_config, scale))
         ratios += found.coverage.tolist()

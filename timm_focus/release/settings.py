@@ -13,6 +13,7 @@ PRIVATE = re.compile(
 # paths, addresses with what may be a password in them, and tokens of the Hub
 LOCAL = re.compile(r'(^|[\s:=,;\'"])(~?/|\.{1,2}/|~$|[A-Za-z]:[\\/]|\\\\|file:)')
 SECRET = re.compile(r'\bhf_\w{8,}|://[^/\s]*@|[?&](token|key|sig|signature|x-amz-[a-z-]+)=', re.I)
+NO_TEXT = re.compile('[\x85\ud800-\udfff]')  # a control that YAML does not give back; bytes that are no UTF-8
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -25,7 +26,8 @@ def published_settings(settings: Dict[str, Any]) -> Dict[str, Any]:
     Args:
         settings: Values by name.
     """
-    shown = ((str(k), _published(v)) for k, v in settings.items() if not PRIVATE.match(str(k)))
+    shown = ((str(k), _published(v)) for k, v in settings.items()
+             if not PRIVATE.match(str(k)) and not NO_TEXT.search(str(k)))
     return {k: v for k, v in shown if v is not _WITHHELD}
 
 
@@ -42,7 +44,8 @@ def _published(value: Any) -> Any:
     if not isinstance(value, PLAIN):
         return _WITHHELD
     if isinstance(value, str) and (
-            LOCAL.search(value) or SECRET.search(value) or value in _secrets() or os.path.isfile(value)):
+            NO_TEXT.search(value) or LOCAL.search(value) or SECRET.search(value) or value in _secrets()
+            or os.path.isfile(value)):
         return _WITHHELD
     return value
 

@@ -339,12 +339,5 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-save-images', action='store_true',
                    help='draw original, map, kept area and erased image of some at every validation')
 
-    g = parser.add_argument_group('Hugging Face Hub')
-    g.add_argument('--push-to-hub', metavar='USER/NAME', help='publish the best weights there when the run is done')
-    g.add_argument('--hub-license', metavar='ID', help="licence of the weights, by the Hub's identifier (apache-2.0)")
-    g.add_argument('--hub-dataset', metavar='NAME', help='data set that the card names')
-    g.add_argument('--hub-dataset-terms', metavar='TEXT', help='its terms of use, or where they are')
-    g.add_argument('--hub-private', action='store_true', help='make the repository private')
-
     add_refused(parser)
     return parser

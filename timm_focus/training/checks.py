@@ -110,9 +110,6 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, giv
         if wrong:
             raise SettingsError(
                 f'{flag(k)} does not go with {name}, where {reason}: train {plain} with it (--model {plain}).')
-    if args.method == 'acol' and args.push_to_hub:
-        raise SettingsError(
-            '--push-to-hub does not go with --method acol, whose classifier no timm model has: leave it out.')
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise SettingsError(
             f'--model-dtype {args.model_dtype} does not go with --amp, which needs float32 weights: give one.')

@@ -17,6 +17,7 @@ from timm_focus.data.dataset import FOLDER, PLACES365, PickedDataset, pick
 from timm_focus.demo import SYNTHETIC
 from timm_focus.utils import write_whole
 from timm_focus.utils.processes import shield_workers
+from timm_focus.utils.text import check_names
 
 from .criterion import mixes
 from .errors import SettingsError, explained
@@ -45,6 +46,10 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
         load = _scene_datasets if source in (PLACES365, FOLDER, '') else _timm_datasets
         train, val = load(args, source)
     args.label_names = label_names(train)
+    try:
+        check_names(args.label_names)
+    except ValueError as e:
+        raise SettingsError(str(e)) from e
     if len(args.label_names) == 1 or args.num_classes == 1:
         one = args.label_names[0] if args.label_names else 'by --num-classes 1'
         raise SettingsError(
