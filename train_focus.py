@@ -31,9 +31,10 @@ import timm_focus  # registers focus_<name>
 from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.training import (
-    FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, build_parser, check_readable,
-    check_smallest_batch, conclude, create_datasets, create_loaders, create_task, describe, describe_cost, draw_sheet,
-    explained, keep_lists, parse_args, resume, seed_all, set_epoch, set_up_device, train_one_epoch, validate)
+    FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, TwoSteps, build_parser,
+    check_readable, check_smallest_batch, conclude, create_datasets, create_loaders, create_task, describe,
+    describe_cost, describe_training, differing, draw_sheet, explained, keep_lists, parse_args, resume, seed_all,
+    set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.task import classifiers
 from timm_focus.utils import write_whole
@@ -144,9 +145,14 @@ def main():
         if args.rank == 0:
             describe(args, model, dataset_train, dataset_eval, loader_train, data_config, num_epochs)
             describe_cost(model, data_config['input_size'])
-            print(yaml.safe_dump({name: getattr(args, name) for name in yaml.safe_load(args_text)}), end='')
         args.last_epoch = 1
-        train_on([next(iter(loader_train))], start=Progress(0, 0, 0))
+        steps = TwoSteps(next(iter(loader_train)), device)
+        train_on(steps, start=Progress(0, 0, 0))
+        if args.rank == 0:
+            describe_training(args, model, steps, len(loader_train), stop_epoch, device)
+            names = [name for name in yaml.safe_load(args_text) if name != 'given']
+            shown = {name: getattr(args, name) for name in names} if args.verbose else differing(args, names)
+            print(yaml.safe_dump(shown), end='')
         if args.distributed:
             dist.destroy_process_group()
         return

@@ -461,4 +461,4 @@ def test_a_step_by_the_script(row, places, monkeypatch, capsys):
     more = ['--images-per-class', '1'] if 'places365_small' in row.command else []
     monkeypatch.setattr(sys, 'argv', ['train_focus.py', *argv, *small, *more])
     train_focus.main()
-    assert re.search(r'Train: 0 \[ +1/1\]  loss \d', capsys.readouterr().err)
+    assert re.search(r'Train: 0 \[ +2/2\]  loss \d', capsys.readouterr().err)

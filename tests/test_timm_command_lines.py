@@ -440,6 +440,7 @@ def test_a_dry_run_says_what_it_would_do(settings, tmp_path, monkeypatch, capsys
     train_focus.main()
     out, err = capsys.readouterr()
     printed = yaml.safe_load(out)
+    assert 'momentum' not in printed and 'weight_decay' not in printed, 'the defaults'
     assert (printed['opt'], printed['num_classes'], printed['lr'], printed['device']) == ('adamw', 2, 0.05, 'cpu')
     assert not (tmp_path / 'out').exists()
     plain = timm.create_model(TINY, num_classes=2)
@@ -456,8 +457,18 @@ def test_a_dry_run_says_what_it_would_do(settings, tmp_path, monkeypatch, capsys
     count.clear()
     plain(torch.zeros(1, 3, 32, 32))
     assert f'Cost at inference: {sum(count):,} multiply-adds an image' in err
+    passes = 2 * sum(count)  # and the heads'
+    trained = re.search(r'Cost of training: 2 passes over the images a step, (\S+) multiply-adds an image forward and '
+                        r'backward, (\S+) an epoch, (\S+) in all', err)
+    assert float(trained[1]) == pytest.approx(3 * passes, rel=0.02)
+    assert float(trained[2]) == pytest.approx(float(trained[1]) * 24, rel=0.01)
+    assert float(trained[3]) == pytest.approx(float(trained[2]) * 5, rel=0.01)
+    assert re.search(r'Memory of a step: the process had \d+\.\d+ GB at most', err)
+    step, epoch, run = (float(x) * {'seconds': 1, 'minutes': 60}[unit] for x, unit in re.findall(
+        r'(\S+) (seconds|minutes)', re.search(r'Time: .*', err)[0]))
+    assert 0 < step < 60 and epoch == pytest.approx(3 * step, rel=0.1) and run == pytest.approx(15 * step, rel=0.1)
     assert f'Tapped feature: layer3, {tap.shape[1]} channels of {tap.shape[2]} x {tap.shape[3]}' in err
-    assert len(re.findall(r'Train: 0 \[ +1/1\]  loss \d', err)) == 1 and 'Validate' not in err
+    assert len(re.findall(r'Train: 0 \[ +2/2\]  loss \d', err)) == 1 and 'Validate' not in err
 
 
 # compiled

@@ -4,6 +4,7 @@ from .batches import check_smallest_batch
 from .checkpoint import FocusCheckpointSaver, Progress, resume
 from .data import check_readable, create_datasets, create_loaders, keep_lists, set_epoch
 from .device import set_up_device
+from .dry_run import TwoSteps, describe_training, differing
 from .errors import SettingsError, explained
 from .interrupt import Interrupted, Interruption
 from .loop import train_one_epoch, validate

@@ -319,8 +319,10 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--list-recipes', action=ListRecipes, nargs=0, default=argparse.SUPPRESS, help="list the recipes, "
                    "the rows of the paper's tables and today's habits, and end")
     g.add_argument('--recipe', default='paper', choices=tuple(RECIPE_SETTINGS), help="timm sets timm's defaults")
-    g.add_argument('--dry-run', action='store_true', help='say what would be trained on what, train one step, keep '
-                   'nothing')
+    g.add_argument('--dry-run', action='store_true', help='say what would be trained on what and what that takes, '
+                   'measured by two steps; keep nothing')
+    g.add_argument('--verbose', action='store_true', help='have a dry run show all settings, not only those that '
+                   'differ from the defaults')
     g.add_argument('--seed', type=int, default=42, help='seed of everything random')
     g.add_argument('--log-interval', type=int, default=50, help='batches between lines of the log')
     g.add_argument('--val-interval', type=int, default=1, help='epochs between validations')

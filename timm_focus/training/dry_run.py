@@ -1,0 +1,126 @@
+"""What training would cost, from two of its steps."""
+import argparse
+import logging
+import sys
+import time
+from typing import Any, Dict, Iterator, Optional
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from timm_focus.utils.meta import meta_twin
+
+from .arguments import build_parser
+
+__all__ = ['TwoSteps', 'describe_training', 'differing', 'training_multiply_adds']
+
+_logger = logging.getLogger('train')
+
+
+class TwoSteps:
+    """A loader that gives one batch twice: the first step warms up, the second is timed.
+
+    Attributes:
+        seconds: Of the second step, once both are made.
+    """
+
+    def __init__(self, batch: Any, device: torch.device):
+        self.batch, self.device = batch, device
+        self.seconds = 0.
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.batch
+        began = self._now()
+        yield self.batch
+        self.seconds = self._now() - began
+
+    def _now(self) -> float:
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def training_multiply_adds(model: nn.Module, images: torch.Tensor) -> Optional[int]:
+    """Multiply-adds of a training step, forward and backward, on images of this shape; nothing is computed.
+
+    Three times those of the forward pass, with whatever the model does in it in training: a second pass, more heads. A
+    recomputation is not counted, nor is a teacher. None of the few models that do not run without numbers.
+    """
+    twin = meta_twin(model).train()
+    dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            twin(torch.zeros(images.shape, device='meta', dtype=dtype))
+    except (NotImplementedError, RuntimeError):
+        return None
+    return 3 * counter.get_total_flops() // 2
+
+
+def _peak_memory(device: torch.device) -> str:
+    if device.type == 'cuda':
+        return f'the device had {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB allocated at most'
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ''
+    unit = 1 if sys.platform == 'darwin' else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f'the process had {peak / 1e9:.2f} GB at most'
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((86400, 'days'), (3600, 'hours'), (60, 'minutes')):
+        if seconds >= 2 * size:
+            return f'{seconds / size:.1f} {name}'
+    return f'{seconds:.3g} seconds'
+
+
+def describe_training(
+        args: argparse.Namespace,
+        model: nn.Module,
+        steps: TwoSteps,
+        n_batches: int,
+        num_epochs: int,
+        device: torch.device,
+) -> None:
+    """Say what training takes: passes, operations, memory and time.
+
+    Args:
+        args: Settings of the run.
+        model: What is trained, unwrapped.
+        steps: Two steps that were made.
+        n_batches: Batches of an epoch.
+        num_epochs: Epochs of the run.
+        device: Where the steps were made.
+    """
+    passes = 1.
+    if args.method == 'focus':
+        passes += args.focus_fraction if getattr(model, 'erased_branch', True) else 0
+    text = f'{passes:g} passes over the images a step' if passes != 1 else 'one pass over the images a step'
+    images = steps.batch[0]
+    operations = training_multiply_adds(model, images)
+    if operations is not None:
+        epoch = operations * n_batches * args.world_size
+        text += (f', {operations / len(images):.3g} multiply-adds an image forward and backward, {epoch:.3g} an epoch, '
+                 f'{epoch * num_epochs:.3g} in all')
+    if args.method == 'focus' and args.focus_start:
+        text += f'; one pass and less in the first {args.focus_start} epochs'
+    _logger.info(f'Cost of training: {text}')
+    peak = _peak_memory(device)
+    if peak:
+        _logger.info(f'Memory of a step: {peak}')
+    _logger.info(
+        f'Time: a step took {_duration(steps.seconds)} (the second of two), so an epoch of {n_batches} takes about '
+        f'{_duration(steps.seconds * n_batches)}, and {num_epochs} epochs '
+        f'{_duration(steps.seconds * n_batches * num_epochs)}, where images come in time, and without validation')
+
+
+def differing(args: argparse.Namespace, names: Any) -> Dict[str, Any]:
+    """Those of the named settings that are not the defaults of the command line."""
+    parser = build_parser()
+    return {name: getattr(args, name) for name in names if getattr(args, name) != parser.get_default(name)}
