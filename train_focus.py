@@ -33,8 +33,8 @@ from timm_focus.release import HubError, add_publication_flags, note_images, pla
 from timm_focus.training import (
     FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, TwoSteps, build_parser,
     check_readable, check_smallest_batch, conclude, create_datasets, create_loaders, create_task, describe,
-    describe_cost, describe_training, differing, draw_sheet, explained, keep_lists, parse_args, resume, seed_all,
-    set_epoch, set_up_device, train_one_epoch, validate)
+    describe_cost, describe_training, differing, draw_sheet, explained, fit_images, keep_lists, parse_args, resume,
+    seed_all, set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.task import classifiers
 from timm_focus.utils import write_whole
@@ -75,6 +75,7 @@ def main():
     model = build_model(args)
     with explained('--input-size, --mean and --std do not go together, a number a channel'):
         data_config = resolve_data_config(vars(args), model=model)
+    fit_images(args, data_config, dataset_train, dataset_eval)
     note_data(model, args, data_config)
     with explained('The augmentation or interpolation cannot be made'):
         loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
@@ -261,6 +262,7 @@ def build_model(args):
         model = create_model(
             pretrained=args.pretrained or bool(args.pretrained_path), pretrained_cfg_overlay=overlay or None,
             checkpoint_path=args.initial_checkpoint, **kwargs)
+        args.in_chans = model.in_chans
         if wrapped:
             model = timm_focus.FocusNet(model, **focus_args)
         if args.method == 'acol':

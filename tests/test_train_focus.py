@@ -630,7 +630,7 @@ def test_a_class_without_validation_images_shifts_none(train, image_folder):
     (f'focus_{TINY}', '--interpolation curly', 'curly'),
     (f'focus_{TINY}', '--aa nonsense', 'nonsense'),
     (f'focus_{TINY}', '--sync-bn', '--sync-bn needs GPUs'),
-    (f'focus_{TINY}', '--input-img-mode FOO', '--input-img-mode is FOO'),
+    (f'focus_{TINY}', '--input-img-mode FOO', 'Pillow knows no image mode FOO'),
     (f'focus_{TINY}', '--output /dev/null/x', '--output /dev/null/x cannot be written'),
 ])
 def test_a_mistake_is_one_line(refusal, model, more, words):

@@ -9,6 +9,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.models import clean_state_dict
 
 from timm_focus.baselines import create_acol
+from timm_focus.data.images import image_mode as mode_of
+from timm_focus.data.transforms import fit_channels
 from timm_focus.method import HEADS, FocusNet
 from timm_focus.models import FOCUS_ARGS
 from timm_focus.utils.weight_files import read_weight_file
@@ -99,7 +101,7 @@ def load_model(
         _load_state(model, state, f'{checkpoint} into {plain}')
     asked = {k: settings.get(k) for k in ('crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'input_size')}
     config = resolve_data_config({**asked, **size}, model=model)
-    _match_channels(config, kwargs.get('in_chans') or config['input_size'][0])
+    fit_channels(config, kwargs.get('in_chans') or config['input_size'][0])
     labels = settings.get('label_names') or (model.pretrained_cfg or {}).get('label_names') or []
     if heads and head_state:
         model = _with_heads(model, head_state, settings, f'{checkpoint} into {name}')
@@ -133,14 +135,6 @@ def _with_heads(model: Any, heads: Dict[str, Any], settings: Dict[str, Any], wha
     return focused
 
 
-def _match_channels(config: Dict[str, Any], channels: int) -> None:
-    """Let a data configuration be of images with this many channels, normalised as timm's loaders do."""
-    config['input_size'] = (channels, *config['input_size'][1:])
-    for key in ('mean', 'std'):
-        if len(config[key]) != channels:
-            config[key] = (sum(config[key]) / len(config[key]),) * channels
-
-
 def check_plain(loaded: Loaded) -> None:
     """See that a model is one that timm alone can load.
 
@@ -154,15 +148,12 @@ def check_plain(loaded: Loaded) -> None:
 
 
 def image_mode(loaded: Loaded) -> str:
-    """Pillow's mode of the images that a model takes.
+    """Pillow's mode of the images that a model takes: the one that its run read them in, else by their channels.
 
     Raises:
-        ValueError: They have neither one channel nor three.
+        ValueError: They have neither one channel nor three, and no run says how to read them.
     """
-    channels = loaded.data_config['input_size'][0]
-    if channels not in (1, 3):
-        raise ValueError(f'{loaded.name} takes images of {channels} channels, but files are read with 1 or 3.')
-    return 'L' if channels == 1 else 'RGB'
+    return mode_of(loaded.data_config['input_size'][0], loaded.record.get('settings', {}).get('input_img_mode'))
 
 
 def class_names(loaded: Loaded, num_classes: int) -> List[str]:

@@ -198,6 +198,30 @@ def test_a_pick_is_balanced():
         pick(targets, 21, 0)
 
 
+# channels
+
+@pytest.mark.parametrize('flags, channels', [
+    ('--in-chans 1 --aa rand-m9-mstd0.5 --color-jitter 0.4', 1),
+    ('--input-size 1 32 32 --no-prefetcher --aa original', 1),
+    ('--model-kwargs in_chans=1 --aa augmix-m3-w2 --aug-splits 2', 1),
+    ('--in-chans 4 --input-img-mode RGBA --no-prefetcher', 4),
+    ('--in-chans 4 --input-img-mode CMYK', 4)])
+def test_statistics_follow_the_channels(flags, channels, train):
+    run = train(flags, model='test_resnet')
+    assert run.weights()['conv1.0.weight'].shape[1] == channels
+    assert f'input_size ({channels}, 32, 32)' in run.err
+    numbers = re.search(r'mean \(([^)]*)\)', run.err)[1].strip(',').split(',')
+    assert len(numbers) == channels and {float(n) for n in numbers} == {0.5}
+
+
+def test_channels_that_files_do_not_have_are_one_line(refusal):
+    assert re.search('takes images of 4 channels, where files give 1 .L. or 3 .RGB.: ask for a mode of 4 channels, '
+                     'such as RGBA or CMYK, by --input-img-mode', refusal('--in-chans 4', model=TINY))
+    assert re.search('takes images of 5 channels, .*as many by --input-img-mode', refusal('--in-chans 5', model=TINY))
+    assert 'takes images of 3 channels, but mode L has 1' in refusal('--input-img-mode L', model=TINY)
+    assert 'Pillow knows no image mode BGR' in refusal('--input-img-mode BGR', model=TINY)
+
+
 # images that cannot be read
 
 def damage(path):

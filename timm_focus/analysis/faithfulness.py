@@ -111,7 +111,9 @@ def faithfulness(
                 logits = model(x)
             top = logits.topk(min(5, logits.shape[1]), 1).indices
             right = torch.stack([p == target for p in erasing]) if erasing else target.new_empty(0, len(x)).bool()
-            found.append(tuple(t.cpu() for t in (target, logits.argmax(1), (top == target[:, None]).any(1), right)))
+            found.append(tuple(t.cpu() for t in (
+                target.clone(),  # what a worker shares holds a file open for as long as it is kept
+                logits.argmax(1), (top == target[:, None]).any(1), right)))
             n += len(x)
     if not n:
         raise ValueError('There are no images to measure on.')

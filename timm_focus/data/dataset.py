@@ -238,5 +238,13 @@ class PickedDataset(Subset):
         self.dataset.transform = transform
 
     @property
+    def input_img_mode(self) -> str:
+        return self.dataset.input_img_mode
+
+    @input_img_mode.setter
+    def input_img_mode(self, mode: str) -> None:
+        self.dataset.input_img_mode = mode
+
+    @property
     def reader(self) -> Any:
         return self.dataset.reader

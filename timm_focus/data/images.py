@@ -4,14 +4,14 @@ import logging
 import os
 import stat
 import warnings
-from typing import BinaryIO, FrozenSet, List, Union
+from typing import BinaryIO, FrozenSet, List, Optional, Union
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageMode, ImageOps
 from timm.data import get_img_extensions
 
 from timm_focus.utils import shown
 
-__all__ = ['FORMATS', 'image_endings', 'image_formats', 'open_regular', 'read_image']
+__all__ = ['FORMATS', 'image_endings', 'image_formats', 'image_mode', 'open_regular', 'read_image']
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +33,28 @@ def image_endings() -> FrozenSet[str]:
     """Endings of image files, in lower case with the dot: of the formats that are read, and those added to timm's."""
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     return frozenset(endings | get_img_extensions(as_set=True))
+
+
+def image_mode(channels: int, asked: Optional[str] = None) -> str:
+    """Pillow's mode of images with this many channels: the one that is asked for, else L for 1 and RGB for 3.
+
+    Raises:
+        ValueError: It has another number of channels, Pillow has no such mode, or none is asked for where it must be.
+    """
+    if asked:
+        try:
+            n = len(ImageMode.getmode(asked).bands)
+        except KeyError:
+            raise ValueError(f'Pillow knows no image mode {asked}: give one such as RGB, L, RGBA or CMYK.') from None
+        if n != channels:
+            raise ValueError(f'The model takes images of {channels} channels, but mode {asked} has {n}.')
+        return asked
+    modes = {1: 'L', 3: 'RGB'}
+    if channels not in modes:
+        which = 'a mode of 4 channels, such as RGBA or CMYK, ' if channels == 4 else 'a mode of Pillow with as many '
+        raise ValueError(f'The model takes images of {channels} channels, where files give 1 (L) or 3 (RGB): ask for '
+                         f'{which}by --input-img-mode, or take a model of 1 or 3 channels.')
+    return modes[channels]
 
 
 def open_regular(path: Union[str, os.PathLike]) -> BinaryIO:

@@ -329,10 +329,10 @@ def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int
     labels = {folder: folder if nested else posixpath.basename(folder) for folder in images}
     odd = sorted(label for label in set(labels.values()) if any(unicodedata.category(c) in ('Cc', 'Cs') for c in label))
     if odd:
+        names = some(repr(os.fsencode(name))[1:] for name in odd)
         raise ValueError(
             f'{len(odd)} of the class folders in {shown(root)} have names that are no UTF-8 or have control '
-            f'characters, which no list of classes can hold: {", ".join(repr(os.fsencode(name))[1:] for name in odd[:3])}. Rename '
-            f'them.')
+            f'characters, which no list of classes can hold: {names}. Rename them.')
     class_names = sorted(set(labels.values()), key=lambda name: (natural_key(name), name))
     if len(class_names) < len(images):
         seen = defaultdict(list)

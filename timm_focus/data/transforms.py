@@ -1,11 +1,11 @@
 """The simple scheme's crop; everything else is timm's ("See More for Scene", section 3 and appendix)."""
-from typing import Callable, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Sequence, Tuple, Union
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
 from torchvision import transforms
 
-__all__ = ['RESIZE_RATIO', 'create_scene_transform', 'use_simple_crop']
+__all__ = ['RESIZE_RATIO', 'create_scene_transform', 'fit_channels', 'use_simple_crop']
 
 RESIZE_RATIO = 8 / 7  # 256 for 224
 
@@ -36,6 +36,18 @@ def use_simple_crop(transform: transforms.Compose, size: Sequence[int], interpol
             transform.transforms[i] = simple_crop(size, interpolation)
             return
     raise ValueError('The transform has no random resized crop that the simple scheme could replace.')
+
+
+def fit_channels(data_config: Dict[str, Any], channels: int) -> None:
+    """Let one of timm's data configurations be of images with this many channels, in place.
+
+    Mean and deviation of another number of channels become their average for each, as in timm's loaders.
+    """
+    data_config['input_size'] = (channels, *data_config['input_size'][1:])
+    for key in ('mean', 'std'):
+        values = data_config[key]
+        if len(values) != channels:
+            data_config[key] = (sum(values) / len(values),) * channels
 
 
 def create_scene_transform(

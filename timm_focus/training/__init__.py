@@ -2,7 +2,7 @@
 from .arguments import build_parser
 from .batches import check_smallest_batch
 from .checkpoint import FocusCheckpointSaver, Progress, resume
-from .data import check_readable, create_datasets, create_loaders, keep_lists, set_epoch
+from .data import check_readable, create_datasets, create_loaders, fit_images, keep_lists, set_epoch
 from .device import set_up_device
 from .dry_run import TwoSteps, describe_training, differing
 from .errors import SettingsError, explained

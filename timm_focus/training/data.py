@@ -8,12 +8,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import timm.data
 import torch
 import torch.distributed as dist
-from PIL import ImageMode
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, IterableImageDataset, Mixup, create_loader
 from torch.utils.data import Dataset
 
 from timm_focus.data import create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, PickedDataset, pick
+from timm_focus.data.images import image_mode
+from timm_focus.data.transforms import fit_channels
 from timm_focus.demo import SYNTHETIC
 from timm_focus.utils import write_whole
 from timm_focus.utils.processes import shield_workers
@@ -23,7 +24,7 @@ from .criterion import mixes
 from .errors import SettingsError, explained
 from .reproducible import ReproducibleLoader
 
-__all__ = ['check_readable', 'create_datasets', 'create_loaders', 'keep_lists', 'set_epoch']
+__all__ = ['check_readable', 'create_datasets', 'create_loaders', 'fit_images', 'keep_lists', 'set_epoch']
 
 _logger = logging.getLogger('train')
 
@@ -39,8 +40,6 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
 
         with _first_here(args), explained('The drawn scenes cannot be kept'):
             args.data_dir = str(synthetic_scenes())
-    with explained(f'--input-img-mode is {args.input_img_mode}, but Pillow knows it not: give RGB or L'):
-        ImageMode.getmode(args.input_img_mode or 'RGB')
     source = _find_source(args)
     with _first_here(args):  # whose index of a large tree the others find in the cache
         load = _scene_datasets if source in (PLACES365, FOLDER, '') else _timm_datasets
@@ -95,7 +94,7 @@ def _find_source(args: argparse.Namespace) -> str:
 
 
 def _scene_datasets(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
-    common = dict(version=args.places_version, size=args.places_size, input_img_mode=_image_mode(args))
+    common = dict(version=args.places_version, size=args.places_size)
     try:
         train = create_dataset(
             name, args.data_dir, args.train_split, image_list=args.train_list, images_per_class=args.images_per_class,
@@ -121,7 +120,7 @@ def _timm_datasets(args: argparse.Namespace, name: str) -> Tuple[Dataset, Option
     common = dict(
         name='' if name == 'timm' else name, root=args.data_dir, download=args.dataset_download, seed=args.seed,
         input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
-        class_map=args.class_map, input_img_mode=_image_mode(args))
+        class_map=args.class_map)
 
     def load(split: str, flag: str, **kwargs: Any) -> Dataset:
         with explained(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read'):
@@ -140,8 +139,25 @@ def _timm_datasets(args: argparse.Namespace, name: str) -> Tuple[Dataset, Option
         num_samples=args.val_num_samples)
 
 
-def _image_mode(args: argparse.Namespace) -> str:
-    return args.input_img_mode or ('L' if args.in_chans == 1 else 'RGB')
+def fit_images(
+        args: argparse.Namespace,
+        data_config: Dict[str, Any],
+        dataset_train: Dataset,
+        dataset_eval: Optional[Dataset],
+) -> None:
+    """Have images read with the channels that the model takes, and normalised by as many numbers; in place.
+
+    Raises:
+        SettingsError: Images cannot have these channels.
+    """
+    try:
+        mode = image_mode(args.in_chans, args.input_img_mode)
+    except ValueError as e:
+        raise SettingsError(str(e)) from e
+    fit_channels(data_config, args.in_chans)
+    for dataset in filter(None, (dataset_train, dataset_eval)):
+        holder = dataset.reader if isinstance(dataset, IterableImageDataset) else dataset
+        holder.input_img_mode = mode
 
 
 def targets_of(dataset: Dataset) -> List[int]:
