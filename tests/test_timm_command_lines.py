@@ -471,6 +471,22 @@ def test_a_dry_run_says_what_it_would_do(settings, tmp_path, monkeypatch, capsys
     assert len(re.findall(r'Train: 0 \[ +2/2\]  loss \d', err)) == 1 and 'Validate' not in err
 
 
+@pytest.mark.parametrize('model, more', [
+    (TINY, '--method acol --img-size 64'), (TINY, '--method adl'), (TINY, '--has'),
+    ('cait_xxs24_224', '--img-size 224 -b 2')])
+def test_a_dry_run_counts_what_other_methods_and_models_take(train, tmp_path, model, more):
+    err = train(f'--dry-run {more}', model=model).err
+    assert re.search(r'Cost of training: one pass over the images a step, [\d.e+]+ multiply-adds an image', err), err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_dry_run_shows_all_settings_if_asked(settings, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings('--dry-run --verbose --sched none')])
+    train_focus.main()
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed['momentum'] == 0.9 and len(printed) > 150
+
+
 # compiled
 
 def graph_breaks():

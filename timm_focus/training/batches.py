@@ -5,6 +5,7 @@ from typing import Sequence
 import torch
 from torch import nn
 
+from timm_focus.baselines import ACoL
 from timm_focus.utils.meta import meta_twin
 
 from .errors import SettingsError
@@ -46,8 +47,9 @@ def check_smallest_batch(model: nn.Module, args: argparse.Namespace, input_size:
         twin = meta_twin(model).train()
         dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
         try:
+            targets = [torch.zeros(1, device='meta', dtype=torch.long)] if isinstance(model, ACoL) else []
             with torch.no_grad():
-                twin(torch.zeros(1, *size, device='meta', dtype=dtype))
+                twin(torch.zeros(1, *size, device='meta', dtype=dtype), *targets)
         except ValueError as e:
             if 'more than 1 value per channel' in str(e):
                 raise SettingsError(

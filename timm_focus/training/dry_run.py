@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_focus.baselines import ACoL
 from timm_focus.utils.meta import meta_twin
 
 from .arguments import build_parser
@@ -55,7 +56,8 @@ def training_multiply_adds(model: nn.Module, images: torch.Tensor) -> Optional[i
     dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            twin(torch.zeros(images.shape, device='meta', dtype=dtype))
+            targets = [torch.zeros(len(images), device='meta', dtype=torch.long)] if isinstance(model, ACoL) else []
+            twin(torch.zeros(images.shape, device='meta', dtype=dtype), *targets)
     except (NotImplementedError, RuntimeError):
         return None
     return 3 * counter.get_total_flops() // 2
