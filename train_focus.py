@@ -36,6 +36,7 @@ from timm_focus.training import (
     describe_cost, describe_training, differing, draw_sheet, explained, fit_images, keep_lists, parse_args, resume,
     seed_all, set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
+from timm_focus.training.checkpoint import restore_buffers
 from timm_focus.training.task import classifiers
 from timm_focus.utils import write_whole
 from timm_focus.utils.secrets import discreet
@@ -138,6 +139,7 @@ def main():
         task.prepare_distributed(
             device_ids=[device] if device.type == 'cuda' else None,
             **(dict(broadcast_buffers=False) if args.no_ddp_bb else {}))
+        restore_buffers(task, start.buffers)
 
     train_on = functools.partial(
         train_one_epoch, task, optimizer=optimizer, args=args, device=device, autocast=autocast,
@@ -222,7 +224,8 @@ def main():
                 lr_scheduler.step(epoch + 1, metric)
             if saver is not None:
                 journal.write(epoch, train_metrics, eval_metrics, lr)
-                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch)
+                buffers = None if args.dist_bn else saver.progress.buffers  # which are everywhere the same
+                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, buffers=buffers)
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
                 if milestone:
                     saver.save_milestone(epoch + 1)

@@ -478,8 +478,10 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_ends_both(launch, settings, tmp_path, train):
-    flags = '-b 4 --epochs 2 --sched-on-updates'
+@pytest.mark.parametrize('more', ['', '--no-ddp-bb', "--dist-bn ''"])
+def test_a_signal_to_one_process_ends_both(launch, settings, tmp_path, train, more):
+    """And both go on as if nothing had happened, each with statistics of BatchNorm of its own."""
+    flags = f'-b 4 --epochs 2 --sched-on-updates --model-ema --model-ema-decay 0.8 {more}'
     command = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable)
     ended = launch(*command, '-c', SIGNALLED, 'training', '2', str(int(signal.SIGTERM)), *settings(flags))
     assert ended.returncode and ended.stderr.count('Ended by SIGTERM') == 1, ended.stderr
@@ -492,7 +494,9 @@ def test_a_signal_to_one_process_ends_both(launch, settings, tmp_path, train):
     again = launch(*command, '-m', 'train_focus', *settings(flags, 'whole'))
     assert again.returncode == 0, again.stderr
     whole = Run(folder=tmp_path / 'out/whole')
-    assert equal(run.weights(), whole.weights())
+    saved, expected = run.checkpoint(), whole.checkpoint()
+    for state in ('state_dict', 'state_dict_ema'):
+        assert equal(saved[state], expected[state]), state
     for column in run.rows[0]:
         assert run.column(column) == pytest.approx(whole.column(column), rel=1e-9)
 

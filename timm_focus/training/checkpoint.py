@@ -1,15 +1,16 @@
 """Checkpoints of train_focus.py: timm's, written whole or not at all, with what is needed to go on in mid-epoch."""
 import os
 import shutil
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
+import torch.distributed as dist
 from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
-from timm.utils import CheckpointSaver, load_checkpoint_metadata
+from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 
-__all__ = ['Progress', 'FocusCheckpointSaver', 'resume']
+__all__ = ['Progress', 'FocusCheckpointSaver', 'gather_buffers', 'restore_buffers', 'resume']
 
 PLATEAU_COUNTERS = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 
@@ -22,11 +23,13 @@ class Progress(NamedTuple):
         batch: Batch in it to go on with.
         updates: Updates made so far.
         totals: Sums of that epoch's scalars and number of its images up to that batch, over all processes.
+        buffers: What each of several processes has of its own, by rank: see `gather_buffers`.
     """
     epoch: int
     batch: int
     updates: int
     totals: Optional[Dict[str, float]] = None
+    buffers: Optional[List[Dict[str, torch.Tensor]]] = None
 
 
 class FocusCheckpointSaver(CheckpointSaver):
@@ -111,6 +114,36 @@ def resume(
             setattr(scheduler.lr_scheduler, name, saver['plateau'][name])
     saved = saver.get('progress')
     return Progress(**saved) if saved else Progress(state['epoch'] + 1, 0, 0)
+
+
+def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, torch.Tensor]]]:
+    """What each of several processes has of its own, by rank, on the first of them; else None. All must call it.
+
+    The weights are everywhere the same. The statistics of BatchNorm are not, until `--dist-bn` averages them after an
+    epoch, nor is their running average: without these a run that was interrupted in mid-epoch would go on as another.
+    """
+    if not dist.is_initialized():
+        return None
+    gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object({name: buffer.cpu() for name, buffer in _buffers(task).items()}, gathered)
+    return gathered
+
+
+def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, torch.Tensor]]]) -> None:
+    """Give a process back what `gather_buffers` gathered of it, after `prepare_distributed`, which evens it out."""
+    if buffers and dist.is_initialized() and len(buffers) == dist.get_world_size():
+        own = buffers[dist.get_rank()]
+        for name, buffer in _buffers(task).items():
+            buffer.copy_(own[name])
+
+
+def _buffers(task: TrainingTask) -> Dict[str, torch.Tensor]:
+    """Buffers of numbers of the model and of its running average, if there is one."""
+    return {
+        f'{"ema." if ema else ""}{name}': buffer
+        for ema in (False, True) if task.get_trainable_module(ema=ema) is not None
+        for name, buffer in unwrap_model(task.get_trainable_module(ema=ema)).named_buffers()
+        if buffer.is_floating_point()}
 
 
 def newest_good(path: str) -> str:

@@ -19,7 +19,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .checkpoint import FocusCheckpointSaver, Progress
+from .checkpoint import FocusCheckpointSaver, Progress, gather_buffers
 from .interrupt import Interrupted, Interruption
 from .reproducible import seed_all
 
@@ -246,9 +246,9 @@ def train_one_epoch(
                 due = args.recovery_interval and \
                     (batch + 1) // args.recovery_interval > (batch + 1 - window) // args.recovery_interval
                 if number or due:
-                    totals = whole.totals(args.distributed)
+                    totals, buffers = whole.totals(args.distributed), gather_buffers(task)
                     if saver is not None:
-                        saver.progress = Progress(epoch, batch + 1, updates, totals)
+                        saver.progress = Progress(epoch, batch + 1, updates, totals, buffers)
                         saver.save_recovery(epoch, batch_idx=batch)
                 if number:
                     raise Interrupted(number)
@@ -257,9 +257,9 @@ def train_one_epoch(
     if primary and share > 0.2:
         _logger.warning(f'Epoch {epoch} waited for images {100 * share:.0f}% of its time, so the loader is the '
                         f'bottleneck: {_advice(args)}.')
-    totals = whole.totals(args.distributed)
+    totals, buffers = whole.totals(args.distributed), gather_buffers(task)
     if saver is not None:
-        saver.progress = Progress(epoch, n_batches, updates, totals)
+        saver.progress = Progress(epoch, n_batches, updates, totals, buffers)
     means = _means(totals)
     if not math.isfinite(means['loss']):
         raise FloatingPointError(
