@@ -154,7 +154,7 @@ def main():
         if args.rank == 0:
             describe_training(args, model, steps, len(loader_train), stop_epoch, device)
             names = [name for name in yaml.safe_load(args_text) if name != 'given']
-            shown = {name: getattr(args, name) for name in names} if args.verbose else differing(args, names)
+            shown = {name: getattr(args, name) for name in names} if args.verbose else differing(parser, args, names)
             print(yaml.safe_dump(shown), end='')
         if args.distributed:
             dist.destroy_process_group()

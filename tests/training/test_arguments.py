@@ -17,6 +17,7 @@ import train_focus
 from timm_focus.commands.main import main as timm_focus_command
 from timm_focus.training import SettingsError, build_parser, parse_args
 from timm_focus.training.arguments import FOCUS_LOSS_FLAGS, FOCUS_MODEL_FLAGS
+from timm_focus.commands.options import options_page
 from timm_focus.training.refused import REFUSED
 from timm_focus.training.settings import ALIASES
 
@@ -337,6 +338,17 @@ def test_every_flag_has_a_help_text_and_shows_its_default():
         assert words in text, words
     for dest in REFUSED:
         assert f'--{dest.replace("_", "-")} ' not in text, 'what is refused is not offered'
+
+
+def test_the_page_of_options_is_that_of_the_parser():
+    page = options_page()
+    assert (ROOT / 'docs/options.md').read_text() == page, 'python -m timm_focus.commands.options > docs/options.md'
+    for name, default in (('`-b`, `--batch-size`', '256'), ('`--amp`', 'off'), ('`--focus-width`', "the feature's"),
+                          ('`--channels-last`, `--no-channels-last`', 'on'), ('`--lr`', 'of --lr-base')):
+        assert f'| {name} | {default} | ' in page
+    assert '- `--fuser`: it chooses how TorchScript' in page
+    shown = {a.option_strings[-1] for a in train_focus.parser._actions if a.option_strings and a.dest != 'help'}
+    assert all(f'`{name}`' in page for name in shown)
 
 
 def test_args_yaml_of_a_run_serves_another_model_and_scheme(tmp_path):

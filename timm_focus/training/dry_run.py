@@ -3,7 +3,7 @@ import argparse
 import logging
 import sys
 import time
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterable, Iterator, Optional
 
 import torch
 import yaml
@@ -12,8 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_focus.baselines import ACoL
 from timm_focus.utils.meta import meta_twin
-
-from .arguments import build_parser
 
 __all__ = ['TwoSteps', 'describe_training', 'differing', 'training_multiply_adds']
 
@@ -122,7 +120,6 @@ def describe_training(
         f'{_duration(steps.seconds * n_batches * num_epochs)}, where images come in time, and without validation')
 
 
-def differing(args: argparse.Namespace, names: Any) -> Dict[str, Any]:
-    """Those of the named settings that are not the defaults of the command line."""
-    parser = build_parser()
+def differing(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str]) -> Dict[str, Any]:
+    """Those of the named settings that are not the defaults of a parser."""
     return {name: getattr(args, name) for name in names if getattr(args, name) != parser.get_default(name)}
