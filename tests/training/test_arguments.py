@@ -330,11 +330,13 @@ def test_every_flag_has_a_help_text_and_shows_its_default():
         shown = text.split(f' {action.option_strings[-1]}', 2)[-1]
         shown = shown[:shown.index('default: ') + 60]
         assert re.search(r'[(;] ?default: \S', shown), action.dest
-    for words in ('--batch-size BATCH_SIZE images a step and process (default: 256)', 'EPOCH epoch from which images are '
-                  'erased: those before cost one pass (default: 0)', 'automatic mixed precision (default: off)',
-                  'channels_last memory format (default: on)', 'weight decay (default: 0.0002)',
-                  'epochs of multistep (default: 90 180 270)', 'feature the CAM head taps, by name or index (default: the '
-                  'last before the last down-sampling)', "clip gradients at this (default: none)"):
+    for words in (
+            '--batch-size BATCH_SIZE images a step and process (default: 256)',
+            'EPOCH epoch from which images are erased: those before cost one pass (default: 0)',
+            'automatic mixed precision (default: off)', 'channels_last memory format (default: on)',
+            'weight decay (default: 0.0002)', 'epochs of multistep (default: 90 180 270)',
+            'feature the CAM head taps, by name or index (default: the last before the last down-sampling)',
+            'clip gradients at this (default: none)'):
         assert words in text, words
     for dest in REFUSED:
         assert f'--{dest.replace("_", "-")} ' not in text, 'what is refused is not offered'

@@ -6,7 +6,6 @@ import time
 from typing import Any, Dict, Iterable, Iterator, Optional
 
 import torch
-import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
