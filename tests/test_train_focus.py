@@ -626,7 +626,6 @@ def test_a_class_without_validation_images_shifts_none(train, image_folder):
     (f'focus_{TINY}', '--focus-start 1', '--focus-start is 1, but --epochs is 1'),
     (f'focus_{TINY}', '--focus-start -1', '--focus-start is -1: give 0 or more'),
     (f'focus_{TINY}', '--initial-checkpoint nowhere.pth', 'nowhere.pth'),
-    (f'focus_{TINY}', '--amp --amp-dtype float16', 'float16 needs a GPU'),
     (f'focus_{TINY}', '--device nonsense', '--device is nonsense'),
     (f'focus_{TINY}', '--resume nowhere.pth.tar', r'There is no checkpoint nowhere\.pth\.tar'),
     (f'focus_{TINY}', '--epochs 2 --stop-epoch 3', '--stop-epoch is 3: .* 1 to --epochs, 2'),

@@ -51,6 +51,25 @@ def test_map_of_low_precision_features_is_float32():
     assert mean_activation_map(feature.double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_the_map(dtype):
+    """A map of 1e5, which is more than float16 holds."""
+    head = CamHead(8, 3)
+    feature, target = 1e4 * torch.rand(2, 8, 4, 4), torch.tensor([0, 2])
+    with torch.no_grad():
+        with torch.autocast('cpu', dtype):  # the pool comes first: the mean of 1e4 is no sum of 1e5
+            assert head(feature.to(dtype)).isfinite().all()
+        head.fc.weight.mul_(200)
+        expected = head.activation_map(feature, target)
+        assert expected.abs().max() > 1e5
+        with torch.autocast('cpu', dtype):
+            assert torch.equal(head.activation_map(feature, target), expected)
+            assert mean_activation_map(feature).dtype == torch.float32
+            low = head.activation_map(feature.to(dtype), target)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, head.activation_map(feature.to(dtype).float(), target), rtol=0, atol=0)
+
+
 def test_normalize_map():
     maps = torch.stack([torch.full((3, 4), 2.5), torch.arange(12.).view(3, 4) * 1e-30, -torch.arange(12.).view(3, 4)])
     normal = normalize_map(maps)

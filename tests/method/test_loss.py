@@ -235,6 +235,9 @@ def test_functions_alone_give_float32_or_better(function):
         main, _, erased = logits(dtype=dtype)
         value = function(main, erased)
         assert value.dtype == expected
+        if dtype != torch.float64:
+            with torch.autocast('cpu', torch.float16):
+                assert torch.equal(function(main, erased), value)
         torch.testing.assert_close(
             value, function(main.double(), erased.double()), check_dtype=False, rtol=1e-6, atol=1e-7)
 
@@ -265,7 +268,7 @@ def test_autocast_does_not_reach_the_loss(criterion, settings):
         torch.testing.assert_close(inside[key], outside[key], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('settings', [
     *(dict(kl_direction=direction, kl_detach=detach) for direction in KL_DIRECTIONS for detach in KL_DETACH), MINING],
     ids=lambda s: '-'.join(map(str, s.values())))

@@ -19,6 +19,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which autocast leaves operations on a tensor's device alone."""
+    kind = x.device.type
+    return torch.autocast('cpu' if kind == 'meta' else kind, enabled=False)  # meta has none
+
+
 def class_weights(conv_weight: Tensor, fc_weight: Tensor, target: Tensor) -> Tensor:
     """Weights of the tapped channels in the map of each image's class: rows of the product W V of Eq. 1.
 
@@ -28,9 +34,10 @@ def class_weights(conv_weight: Tensor, fc_weight: Tensor, target: Tensor) -> Ten
         target: Class index of each image, `[B]`.
 
     Returns:
-        `[B, K]`, in float32 or better.
+        `[B, K]`, in float32 or better, whatever the autocast.
     """
-    return at_least_float32(fc_weight[target]) @ at_least_float32(conv_weight.flatten(1))
+    with without_autocast(fc_weight):
+        return at_least_float32(fc_weight[target]) @ at_least_float32(conv_weight.flatten(1))
 
 
 def class_activation_map(feature: Tensor, weight: Tensor) -> Tensor:
@@ -41,9 +48,10 @@ def class_activation_map(feature: Tensor, weight: Tensor) -> Tensor:
         weight: Weight of each channel for each image, `[B, K]`, for instance of `class_weights`.
 
     Returns:
-        `[B, h, w]`, in float32 or better.
+        `[B, h, w]`, in float32 or better, whatever the autocast.
     """
-    return torch.einsum('bk,bkhw->bhw', at_least_float32(weight), at_least_float32(feature))
+    with without_autocast(feature):
+        return torch.einsum('bk,bkhw->bhw', at_least_float32(weight), at_least_float32(feature))
 
 
 def mean_activation_map(feature: Tensor) -> Tensor:

@@ -275,9 +275,7 @@ class FocusNet(TimmInterface):
         Returns:
             `[B, h, w]`: the channel mean for `focus_map='mean'`, else the class activation map.
         """
-        kind = tap.device.type if tap.device.type != 'meta' else 'cpu'  # meta has no autocast to turn off
-        with torch.autocast(kind, enabled=False):
-            return mean_activation_map(tap) if self.map == 'mean' else self.cam_head.activation_map(tap, target)
+        return mean_activation_map(tap) if self.map == 'mean' else self.cam_head.activation_map(tap, target)
 
     @torch.no_grad()
     def keep_mask(

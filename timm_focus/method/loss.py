@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cam import at_least_float32
+from .cam import at_least_float32, without_autocast
 from .focus_net import FocusOutput
 
 __all__ = ['FocusLoss', 'attention_mining', 'kl_consistency']
@@ -166,7 +166,7 @@ class FocusLoss(nn.Module):
                 f'{list(output.shape)}, as the model gives in evaluation: call model.train(), and '
                 'model.set_focus_training() if that was turned off.')
         # AMP would cast the criterion's matrix products, if it has any: the loss is in full precision
-        with torch.autocast(output.main.device.type, enabled=False):
+        with without_autocast(output.main):
             main = at_least_float32(output.main)
             zero = main.new_zeros(())
             main_loss = self.criterion(main, target)

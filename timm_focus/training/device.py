@@ -70,8 +70,6 @@ def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any
     autocast, loss_scaler = contextlib.nullcontext, None
     if args.amp:
         dtype = args.amp_dtype or ('float16' if device.type == 'cuda' else 'bfloat16')
-        if dtype == 'float16' and device.type == 'cpu':
-            raise SettingsError('--amp-dtype float16 needs a GPU: on the CPU give bfloat16.')
         autocast = functools.partial(torch.autocast, device_type=device.type, dtype=getattr(torch, dtype))
         if dtype == 'float16':
             loss_scaler = NativeScaler(device=device.type)
