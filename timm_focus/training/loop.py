@@ -183,7 +183,7 @@ def train_one_epoch(
             window = accum if batch < last_window else n_batches - last_window
             update = (batch + 1) % accum == 0 or batch + 1 == n_batches
             if not args.prefetcher:
-                input, target = input.to(device, dtype), target.to(device)
+                input, target = input.to(device, dtype, non_blocking=True), target.to(device, non_blocking=True)
                 if mixup_fn is not None:
                     input, target = mixup_fn(input, target)
             if args.channels_last:
@@ -257,6 +257,11 @@ def train_one_epoch(
     if primary and share > 0.2:
         _logger.warning(f'Epoch {epoch} waited for images {100 * share:.0f}% of its time, so the loader is the '
                         f'bottleneck: {_advice(args)}.')
+    if loss_scaler is not None:
+        scale = loss_scaler.state_dict()['scale']
+        if primary and scale < 1:  # not even the loss as it is has gradients that float16 holds
+            _logger.warning(f'Epoch {epoch} skipped updates until the loss scale was down to {scale:.2g}, since '
+                            'gradients overflow float16: --amp-dtype bfloat16 holds them.')
     totals, buffers = whole.totals(args.distributed), gather_buffers(task)
     if saver is not None:
         saver.progress = Progress(epoch, n_batches, updates, totals, buffers)
@@ -288,7 +293,8 @@ def validate(
     with bar, torch.inference_mode():
         for input, target in loader:
             if not args.prefetcher:
-                input, target = input.to(device, getattr(torch, args.model_dtype or 'float32')), target.to(device)
+                dtype = getattr(torch, args.model_dtype or 'float32')
+                input, target = input.to(device, dtype, non_blocking=True), target.to(device, non_blocking=True)
             if args.channels_last:
                 input = input.contiguous(memory_format=torch.channels_last)
             with autocast():
