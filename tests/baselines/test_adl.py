@@ -9,7 +9,7 @@ from conftest import TINY, equal, finite
 from timm.utils import ModelEmaV3
 
 import timm_focus  # registers shufflenetv2_*
-from timm_focus.baselines import adl, adl_modules, default_adl_modules, drop_attention, insert_adl
+from timm_focus.baselines import adl, adl_modules, drop_attention, insert_adl
 
 pytestmark = pytest.mark.usefixtures('quietly')
 RESNET, SHUFFLENET, CONVNEXT = 'resnet18', 'shufflenetv2_x0_5', 'convnext_atto'
@@ -161,7 +161,8 @@ def test_a_network_with_adl_is_what_the_definition_says(name, photos):
 def test_where_it_comes_by_default(name, expected):
     with torch.device('meta'):
         model = timm.create_model(name)
-    assert default_adl_modules(model) == expected and adl_modules(model) == []
+    assert adl_modules(model) == []
+    assert insert_adl(model) == adl_modules(model) == expected
 
 
 @pytest.mark.parametrize('name', [RESNET, SHUFFLENET])

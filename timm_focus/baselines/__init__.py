@@ -1,5 +1,5 @@
 """What the paper compares with."""
 from .acol import ACoL, AcolNet, create_acol
-from .adl import adl_modules, default_adl_modules, drop_attention, insert_adl
+from .adl import adl_modules, drop_attention, insert_adl
 from .has import HideAndSeek, apply_hiding, hide_patches
 from .maps import trace_maps

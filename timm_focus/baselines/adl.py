@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from .maps import trace_maps
 
-__all__ = ['adl_modules', 'apply_adl', 'default_adl_modules', 'drop_attention', 'insert_adl']
+__all__ = ['adl_modules', 'apply_adl', 'drop_attention', 'insert_adl']
 
 GAMMA = 0.9
 DROP_RATE = 0.75
@@ -111,7 +111,9 @@ def insert_adl(
 
     Args:
         model: a convolutional timm model; changed in place.
-        modules: names of modules that give maps `[B, C, h, w]`; `default_adl_modules(model)` if None.
+        modules: names of modules that give maps `[B, C, h, w]`; by default the first block of each of the last two
+            stages of timm's `feature_info`, and the last block. The blocks of a stage are its like members that give
+            what it gives, the same channels and size; a stage without such members counts as one block.
         gamma: share of the greatest attention of an image from which on it is dropped, above 0 and at most 1.
         drop_rate: chance of dropping, between 0 and 1.
 
@@ -152,19 +154,6 @@ def adl_modules(model: nn.Module) -> List[str]:
     """Names of the modules after which a model has ADL, in the order of the model; [] of one without."""
     return [hook.name for module in model.modules() for hook in module._forward_hooks.values()
             if isinstance(hook, _Layer)]
-
-
-def default_adl_modules(model: nn.Module) -> List[str]:
-    """Where ADL comes by default: after the first block of each of the last two stages, and after the last block.
-
-    Stages are timm's `feature_info`. The blocks of a stage are its like members that give what it gives, the same
-    channels and size; a stage without such members counts as one block.
-
-    Raises:
-        ValueError: if the model is not convolutional, or its stages give no maps.
-    """
-    final, outputs, _ = trace_maps(model)
-    return _default_modules(model, final, outputs)
 
 
 def _default_modules(model: nn.Module, final: Tensor, outputs: Dict[str, Any]) -> List[str]:
