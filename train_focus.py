@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import sys
-from datetime import datetime
 
 import timm
 import torch
@@ -22,23 +21,24 @@ import torch.distributed as dist
 import yaml
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
-from timm.models import create_model, resolve_model_input_args, safe_model_name
+from timm.models import create_model, resolve_model_input_args
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import distribute_bn, get_outdir, setup_default_logging
+from timm.utils import distribute_bn, setup_default_logging
 
 import timm_focus  # registers focus_<name>
 from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.training import (
-    FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, SettingsError, TwoSteps, build_parser,
-    check_readable, check_smallest_batch, conclude, create_datasets, create_loaders, create_task, describe,
-    describe_cost, describe_training, differing, draw_sheet, explained, fit_images, keep_lists, parse_args, resume,
-    seed_all, set_epoch, set_up_device, train_one_epoch, validate)
+    FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, TwoSteps,
+    build_parser, changed_settings, check_order, check_readable, check_smallest_batch, conclude, create_datasets,
+    create_loaders, create_task, decide, describe, describe_cost, describe_training, differing, draw_sheet, explained,
+    fit_images, keep_lists, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
+    train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.checkpoint import restore_buffers
 from timm_focus.training.task import classifiers
-from timm_focus.utils import write_whole
+from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.secrets import discreet
 
 _logger = logging.getLogger('train')
@@ -69,6 +69,8 @@ def main():
             publication = planned_publication(args)
         except ValueError as e:
             raise SettingsError(str(e)) from e
+    folder = RunFolder(args)
+    resume_path, in_place = decide(args, folder.plan)
 
     # data, model and task
     dataset_train, dataset_eval = create_datasets(args)
@@ -95,7 +97,9 @@ def main():
     # optimizer and schedule
     if args.lr is None:
         args.lr = default_lr(args)
-    metric_name = args.eval_metric if loader_eval is not None else 'loss'
+    metric_name, ranked_by = 'loss', 'train_loss'
+    if loader_eval is not None:
+        metric_name, ranked_by = args.eval_metric, f'eval_{args.eval_metric}'
     updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
     with explained('The optimizer or schedule cannot be made'):
         optimizer = create_optimizer_v2(
@@ -113,11 +117,12 @@ def main():
             device=torch.device('cpu') if args.model_ema_force_cpu else None)
 
     # where to begin
-    start, resume_path = Progress(args.start_epoch or 0, 0, (args.start_epoch or 0) * updates_per_epoch), args.resume
-    if args.resume == 'auto':
-        resume_path = find_last(os.path.join(args.output or './output/train', args.experiment))
+    start = Progress(args.start_epoch or 0, 0, (args.start_epoch or 0) * updates_per_epoch)
     if resume_path:
         try:
+            kept = read_kept(resume_path)
+            if args.start_epoch is None:
+                check_order(kept, args, len(dataset_train))
             start = resume(task, resume_path, *(() if args.no_resume_opt else (optimizer, loss_scaler, lr_scheduler)))
         except ValueError as e:
             raise SettingsError(str(e)) from e
@@ -126,6 +131,9 @@ def main():
         elif not start.updates:  # of a checkpoint that another script wrote
             start = start._replace(updates=start.epoch * updates_per_epoch)
         _logger.info(f'Resuming {resume_path} at epoch {start.epoch}, batch {start.batch}.')
+        changed = changed_settings(kept, args, len(dataset_train), yaml.safe_load(args_text))
+        if changed:
+            _logger.info(f'Changed since: {", ".join(changed)}')
     if lr_scheduler is not None and (start.epoch or start.batch):
         if args.sched_on_updates:
             lr_scheduler.step_update(start.updates)
@@ -161,28 +169,33 @@ def main():
         return
 
     # what is kept
-    saver, journal, output_dir = None, None, None
-    if args.rank == 0:
-        name = args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}'
-        with explained(f'--output {args.output or "./output/train"} cannot be written'):
-            output_dir = get_outdir(args.output or './output/train', name)
-        saver = FocusCheckpointSaver(
-            model=model, task=task, optimizer=optimizer, args=args, amp_scaler=loss_scaler, checkpoint_dir=output_dir,
-            recovery_dir=output_dir, decreasing=metric_name == 'loss', max_history=args.checkpoint_hist)
-        saver.scheduler = lr_scheduler
-        if resume_path and os.path.realpath(os.path.dirname(resume_path)) == os.path.realpath(output_dir):
-            saver.load_state_dict_from_checkpoint(resume_path)
+    saver, journal = None, None
+    finished = bool(resume_path) and start.epoch >= stop_epoch
+    if finished:
+        _logger.info(f'This run is finished, its {start.epoch} epochs are trained: more --epochs go on with it, and '
+                     '--initial-checkpoint begins another from its weights.')
+    if in_place or not finished:
+        decide(args, functools.partial(folder.begin, start, ranked_by))
+        if args.rank == 0:
+            saver = FocusCheckpointSaver(
+                model=model, task=task, optimizer=optimizer, args=args, amp_scaler=loss_scaler,
+                checkpoint_dir=folder.path, recovery_dir=folder.path, decreasing=metric_name == 'loss',
+                max_history=args.checkpoint_hist)
+            saver.scheduler, saver.run, saver.ranked_by = lr_scheduler, folder.run, ranked_by
+            saver.images, saver.milestones = len(dataset_train), args.save_epochs or ()
+            saver.take_up(folder.kept)
+    if args.rank == 0 and not finished:
         eval_names = task.create_evaluator().metric_names if loader_eval is not None else ()
-        journal = Journal(args, output_dir, name, start.epoch, eval_names)
-        write_whole(os.path.join(output_dir, 'args.yaml'), args_text)
-        keep_lists(args, dataset_train, output_dir)
-        note_images(output_dir, args.data_dir)
+        journal = Journal(args, folder.path, folder.name, start.epoch, eval_names)
+        write_whole(os.path.join(folder.path, 'args.yaml'), args_text)
+        keep_lists(args, dataset_train, folder.path)
+        note_images(folder.path, args.data_dir)
         describe(args, model, dataset_train, dataset_eval, loader_train, data_config, num_epochs)
-        _logger.info(f'The run is kept in {output_dir}')
+        _logger.info(f'The run is kept in {folder.path}')
 
     # train
     best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
-    with Interruption(args.distributed) as interruption:
+    with Interruption(args.distributed) as interruption, folder.advice(saver):
         for epoch in range(start.epoch, stop_epoch):
             progress = start if epoch == start.epoch else Progress(epoch, 0, epoch * updates_per_epoch)
             set_epoch(loader_train, epoch, progress.batch)
@@ -215,7 +228,7 @@ def main():
                     saver.save_recovery(epoch, batch_idx=len(loader_train) - 1)
                 raise
             if args.focus_save_images and eval_metrics and args.rank == 0:
-                path = os.path.join(output_dir, f'focus-{epoch}.png')
+                path = os.path.join(folder.path, f'focus-{epoch}.png')
                 draw_sheet(args, task, dataset_eval, data_config, path)
 
             metric = eval_metrics[metric_name] if eval_metrics else train_metrics['loss'] if not loader_eval else None
@@ -227,17 +240,18 @@ def main():
                 buffers = None if args.dist_bn else saver.progress.buffers  # which are everywhere the same
                 saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, buffers=buffers)
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
-                if milestone:
-                    saver.save_milestone(epoch + 1)
             check_readable(args, dict(training=dataset_train, validation=dataset_eval), device)
 
-    if args.rank == 0:
+    if journal is not None:
         journal.close()
-        conclude(args, task, output_dir, metric_name, best_metric, best_epoch, dataset_eval, data_config)
+    if saver is not None:
+        shown = None if finished else dataset_eval
+        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, shown, data_config)
+    folder.release()
     if args.distributed:
         dist.destroy_process_group()
-    if args.push_to_hub and args.rank == 0:
-        push_run(output_dir, publication)
+    if args.push_to_hub and saver is not None:
+        push_run(folder.path, publication)
 
 
 def build_model(args):
@@ -302,19 +316,12 @@ def default_lr(args):
     return args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
 
 
-def find_last(folder):
-    """The checkpoint of a run's folder that got furthest, '' if there is none."""
-    candidates = [os.path.join(folder, f) for f in (os.listdir(folder) if os.path.isdir(folder) else ())
-                  if f == 'last.pth.tar' or (f.startswith('recovery-') and f.endswith('.pth.tar'))]
-    return max(candidates, key=os.path.getmtime, default='')
-
-
 def cli():
     try:
         main()
     except SettingsError as e:
         parser.error(str(e))
-    except (FloatingPointError, HubError) as e:  # the run diverged, or is done and kept, but not published
+    except (FileError, FloatingPointError, HubError) as e:  # it cannot be kept, diverged, or is not published
         parser.exit(1, f'{parser.prog}: error: {e}\n')
     except Interrupted as e:
         _logger.info(f'Ended by {e}, with a recovery checkpoint: --resume auto, or its path, goes on with it.')

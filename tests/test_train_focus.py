@@ -16,7 +16,7 @@ import train_focus
 from conftest import TINY, Run, equal, evaluate, finite
 from timm_focus import export_backbone
 from timm_focus.baselines import create_acol
-from timm_focus.training import build_parser, parse_args
+from timm_focus.training import FocusCheckpointSaver, build_parser, parse_args
 
 pytestmark = pytest.mark.usefixtures('quietly')
 NO_BATCH_NORM = 'convnext_atto'
@@ -55,8 +55,8 @@ def test_a_focus_run(launch, settings, image_folder, tmp_path):
             terms['train_main_loss'] + terms['train_side_loss'] + terms['train_erased_loss']
             + 2 * terms['train_consistency_loss'], rel=1e-5)
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'classes.txt', 'focus.png', 'last.pth.tar',
-        'model_best.pth.tar', 'summary.csv']
+        '.lock', 'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'classes.txt', 'focus.png',
+        'last.pth.tar', 'model_best.pth.tar', 'run.json', 'summary.csv']
     assert (run.folder / 'classes.txt').read_text() == 'left\nright\n'
     written = yaml.safe_load((run.folder / 'args.yaml').read_text())
     assert written == yaml.safe_load(parse_args(build_parser(), settings('--epochs 2 -j 2 --log-interval 1'))[1])
@@ -247,7 +247,7 @@ def test_what_does_not_concern_the_training_leaves_it_alone(train, base, more):
 
 
 def test_the_prefetcher_makes_no_difference_but_rounding(train):
-    with_it, without = (train(f'--lr 1e-6 {more}', 'p', model=TINY) for more in ('', '--no-prefetcher'))
+    with_it, without = (train(f'--lr 1e-6 --overwrite {more}', model=TINY) for more in ('', '--no-prefetcher'))
     for column in ('train_loss', 'eval_loss'):  # it normalises the images elsewhere
         assert without.column(column) == pytest.approx(with_it.column(column), rel=1e-3)
 
@@ -285,11 +285,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(train, model):
         assert (weights[name] - expected).abs().max() <= 1e-2 * moved + 1e-7, name
 
 
-def test_the_last_update_of_an_epoch_may_be_of_fewer_batches(train):
+def test_the_last_update_of_an_epoch_may_be_of_fewer_batches(train, monkeypatch):
+    recoveries = []
+    monkeypatch.setattr(FocusCheckpointSaver, 'save_recovery', lambda self, *_, **__: recoveries.append(self.progress))
     run = train('-b 4 --grad-accum-steps 4 --recovery-interval 1')  # 6 batches: an update of 4, one of 2
     assert run.checkpoint()['saver']['progress'] == {'epoch': 1, 'batch': 0, 'updates': 2, 'totals': None}
-    progress = run.checkpoint('recovery-0-3')['saver']['progress']
-    assert (progress['epoch'], progress['batch'], progress['updates'], progress['totals']['count']) == (0, 4, 1, 16)
+    progress, = recoveries
+    assert progress[:3] == (0, 4, 1) and progress.totals['count'] == 16
 
 
 @pytest.mark.parametrize('mode', ['norm', 'value', 'agc'])
@@ -420,10 +422,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, whole, launch, s
     for name, method, when, count, stood in (
             ('after', 'save_checkpoint', 'after', 1, (1, 0)),
             ('before', 'save_checkpoint', 'before', 2, (1, 4)),
-            ('middle', 'save_recovery', 'after', 3, (1, 2))):
+            ('middle', 'save_recovery', 'after', 3, (1, 2)),
+            ('ranking', '_settle', 'before', 2, (2, 0))):  # in the last save: the run is finished but for that
         killed = launch('-c', KILLER, method, when, str(count), *settings(DRAWING, name))
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert len(Run(folder=tmp_path / 'out' / name).rows) == (2 if name == 'before' else 1)
+        assert len(Run(folder=tmp_path / 'out' / name).rows) == (2 if name in ('before', 'ranking') else 1)
         run = train(f'{DRAWING} --resume auto', name)
         assert 'at epoch {}, batch {}.'.format(*stood) in run.err
         assert [row['epoch'] for row in run.rows] == ['0', '1']

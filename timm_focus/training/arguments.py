@@ -331,6 +331,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--output', default='', metavar='DIR', help='where runs are kept (default: ./output/train)')
     g.add_argument('--experiment', default='', metavar='NAME', help='folder of this run in there (default: the time '
                    'and the model)')
+    g.add_argument('--overwrite', action='store_true', help='lose the run that is in the folder, or with --resume what '
+                   'came after that checkpoint')
     g.add_argument('--eval-metric', default='top1', choices=METRICS, help='metric that ranks checkpoints')
     g.add_argument('--tensorboard', action='store_true', help='log to TensorBoard, in the folder of the run')
     g.add_argument('--log-wandb', action='store_true', help='log to Weights & Biases')

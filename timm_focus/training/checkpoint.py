@@ -1,18 +1,30 @@
 """Checkpoints of train_focus.py: timm's, written whole or not at all, with what is needed to go on in mid-epoch."""
+import argparse
+import logging
+import math
 import os
-import shutil
-from typing import Any, Dict, List, NamedTuple, Optional
+import re
+from typing import Any, Collection, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.distributed as dist
-from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
+from torch import Tensor
 
-__all__ = ['Progress', 'FocusCheckpointSaver', 'gather_buffers', 'restore_buffers', 'resume']
+from timm_focus.utils import copy_whole, open_whole
+
+__all__ = [
+    'FocusCheckpointSaver', 'Kept', 'Progress', 'check_finite', 'find_kept', 'gather_buffers', 'is_finite',
+    'load', 'newest_good', 'ranking', 'read_kept', 'restore_buffers']
+
+_logger = logging.getLogger('train')
 
 PLATEAU_COUNTERS = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
+RECOVERIES = 2  # the newest has not proved itself yet: see `FocusCheckpointSaver.doubt`
+# names of a run's checkpoints
+CHECKPOINT = re.compile(r'(last|model_best|(checkpoint|milestone)-\d+|recovery-\d+-\d+)\.pth\.tar')
 
 
 class Progress(NamedTuple):
@@ -29,58 +41,46 @@ class Progress(NamedTuple):
     batch: int
     updates: int
     totals: Optional[Dict[str, float]] = None
-    buffers: Optional[List[Dict[str, torch.Tensor]]] = None
+    buffers: Optional[List[Dict[str, Tensor]]] = None
 
 
-class FocusCheckpointSaver(CheckpointSaver):
-    """timm's saver, without a moment at which `last` or `model_best` is missing or half written.
+class Kept(NamedTuple):
+    """A checkpoint in the folder of a run, by what it says of itself.
 
     Attributes:
-        progress: Where the run stands; set it before each save.
-        scheduler: Learning rate scheduler of the run, or None. Only plateau has a state; what the others give is a
-            function of the progress and of the settings, which may be new ones after a resume.
+        path: Its file.
+        run: Id of the run that wrote it; None of timm's train.py, and of versions that gave none.
+        epoch: Epoch that it is of.
+        progress: Where the run goes on from it.
+        metric: By which it is ranked; None if it is not.
+        ranked_by: Name of that metric, '' if it is not told.
+        images: Number of the training images, None if it is not told.
+        settings: Of the run that wrote it.
     """
+    path: str
+    run: Optional[str]
+    epoch: int
+    progress: Progress
+    metric: Optional[float]
+    ranked_by: str
+    images: Optional[int]
+    settings: Dict[str, Any]
 
-    progress: Optional[Progress] = None
-    scheduler: Any = None
+    @property
+    def stands(self) -> Tuple[int, int]:
+        """How far it is, in epochs and batches."""
+        return self.progress.epoch, self.progress.batch
 
-    def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
-        super()._save(save_path, epoch, metric)
-        with open(save_path, 'rb') as f:
-            os.fsync(f.fileno())  # a name must not outlive its content in a power cut
-
-    def _replace(self, src: str, dst: str) -> None:
-        os.replace(src, dst)
-
-    def _duplicate(self, src: str, dst: str) -> None:
-        partial = f'{dst}.tmp'
-        if os.path.exists(partial):
-            os.unlink(partial)
-        try:
-            os.link(src, partial)
-        except OSError:  # a file system without hard links
-            shutil.copy2(src, partial)
-        os.replace(partial, dst)
-
-    def state_dict(self, epoch: Optional[int] = None, metric: Optional[float] = None) -> Dict[str, Any]:
-        state = super().state_dict(epoch, metric)
-        if self.progress is not None:
-            state['progress'] = dict(self.progress._asdict())
-        if isinstance(self.scheduler, PlateauLRScheduler):  # timm's own state dict leaves out the patience used up
-            state['plateau'] = {
-                'restore_lr': self.scheduler.restore_lr,
-                **{name: getattr(self.scheduler.lr_scheduler, name) for name in PLATEAU_COUNTERS}}
-        return state
+    @property
+    def is_recovery(self) -> bool:
+        """Whether it is one of those that the end of an epoch overtakes."""
+        return os.path.basename(self.path).startswith('recovery-')
 
 
-def resume(
-        task: TrainingTask,
-        path: str,
-        optimizer: Optional[torch.optim.Optimizer] = None,
-        loss_scaler: Any = None,
-        scheduler: Any = None,
-) -> Progress:
-    """Restore a run from a checkpoint: model, heads and running average, and what else is given of it.
+# reading
+
+def load(path: str) -> Dict[str, Any]:
+    """What a checkpoint of a run holds; its tensors are read when they are used.
 
     Raises:
         ValueError: The file is missing, damaged, or no checkpoint of a run.
@@ -94,29 +94,101 @@ def resume(
                          f'checkpoint: {newest_good(path)}') from e
     if not isinstance(state, dict) or not {'state_dict', 'epoch'} <= set(state):
         raise ValueError(f'{path} has weights but no run to resume: start from it by --initial-checkpoint.')
+    return state
+
+
+def read_kept(path: str, state: Optional[Dict[str, Any]] = None) -> Kept:
+    """What a checkpoint says of itself.
+
+    Args:
+        path: Its file.
+        state: What `load` gives of it, where that is at hand.
+
+    Raises:
+        ValueError: The file is missing, damaged, or no checkpoint of a run.
+    """
+    state = load(path) if state is None else state
+    saver, args, metric = state.get('saver'), state.get('args'), state.get('metric')
+    saver = saver if isinstance(saver, dict) else {}
     try:
-        task.load_checkpoint_state(clean_state_dict(state['state_dict']), state.get('task_state'))
-        if task.has_ema():
-            ema = 'state_dict_ema' in state
-            task.load_checkpoint_state(
-                clean_state_dict(state['state_dict_ema' if ema else 'state_dict']),
-                state.get('task_state_ema' if ema else 'task_state'), ema=True)
-        if optimizer is not None and 'optimizer' in state:
-            optimizer.load_state_dict(state['optimizer'])
-    except (RuntimeError, ValueError) as e:
-        raise ValueError(f'The checkpoint {path} does not fit this run: {" ".join(str(e).split())[:500]}') from e
-    if loss_scaler is not None and loss_scaler.state_dict_key in state:
-        loss_scaler.load_state_dict(state[loss_scaler.state_dict_key])
-    saver = state.get('saver', {})
-    if isinstance(scheduler, PlateauLRScheduler) and 'plateau' in saver:
-        scheduler.restore_lr = saver['plateau']['restore_lr']
-        for name in PLATEAU_COUNTERS:
-            setattr(scheduler.lr_scheduler, name, saver['plateau'][name])
-    saved = saver.get('progress')
-    return Progress(**saved) if saved else Progress(state['epoch'] + 1, 0, 0)
+        epoch, saved = int(state['epoch']), saver.get('progress')
+        progress = Progress(**saved) if saved else Progress(epoch + 1, 0, 0)
+        if not all(isinstance(n, int) and n >= 0 for n in (epoch, *progress[:3])):
+            raise ValueError('it names numbers below 0')
+        metric = None if metric is None or not math.isfinite(metric) else float(metric)
+        images, run = saver.get('images'), saver.get('run')
+        return Kept(
+            path, None if run is None else str(run), epoch, progress, metric, str(saver.get('ranked_by') or ''),
+            None if images is None else int(images), vars(args) if isinstance(args, argparse.Namespace) else {})
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'The checkpoint {path} does not say where its run stands: {e}.') from e
 
 
-def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, torch.Tensor]]]:
+def find_kept(folder: str) -> Tuple[List[Kept], List[str]]:
+    """The checkpoints in a folder under the names that a run gives them, from the furthest on, and those that are none.
+
+    Of several that are as far, `last` comes first.
+    """
+    kept, damaged = [], []
+    for name in sorted(os.listdir(folder), key=lambda n: n != 'last.pth.tar'):
+        path = os.path.join(folder, name)
+        if CHECKPOINT.fullmatch(name) and os.path.isfile(path):
+            try:
+                kept.append(read_kept(path, load_checkpoint_metadata(path)))
+            except Exception:  # whatever a damaged file makes a reader say
+                damaged.append(path)
+    return sorted(kept, key=lambda k: k.stands, reverse=True), damaged
+
+
+def newest_good(path: str) -> str:
+    """What to resume in place of a damaged checkpoint, as a sentence."""
+    folder = os.path.dirname(path) or '.'
+    others = [k.path for k in find_kept(folder)[0]] if os.path.isdir(folder) else []
+    return f'the newest good one is {others[0]}.' if others else 'there is no good one beside it.'
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (dict, list, tuple)):
+        for item in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(item)
+
+
+@torch.no_grad()
+def is_finite(state: Any) -> bool:
+    """Whether the tensors of a state are numbers, but for scalars that may be infinite: models keep bounds in them."""
+    wrong: Dict[torch.device, List[Tensor]] = {}
+    for tensor in _tensors(state):
+        if tensor.is_floating_point() or tensor.is_complex():
+            odd = tensor.isnan() if tensor.dim() == 0 else ~tensor.isfinite()
+            wrong.setdefault(tensor.device, []).append(odd.any())
+    return not any(bool(torch.stack(flags).any()) for flags in wrong.values())  # a device is waited for once
+
+
+def check_finite(task: TrainingTask, optimizer: torch.optim.Optimizer, totals: Dict[str, float], epoch: int) -> None:
+    """See that a run has not diverged, before it keeps its state.
+
+    Args:
+        task: What is trained.
+        optimizer: What trains it.
+        totals: The epoch's sums, with 'loss' and 'count', so far.
+        epoch: The epoch.
+
+    Raises:
+        FloatingPointError: The mean loss, the weights or the optimizer's state are not finite.
+    """
+    loss, advice = totals['loss'] / totals['count'], 'lower --lr, or clip with --clip-grad'
+    if not math.isfinite(loss):
+        raise FloatingPointError(f'The loss of epoch {epoch} is {loss}: {advice}.')
+    modules = [task.get_trainable_module(), *([task.get_trainable_module(ema=True)] if task.has_ema() else [])]
+    if not is_finite([*(module.state_dict() for module in modules), optimizer.state_dict()]):
+        raise FloatingPointError(f'The weights of epoch {epoch} are not finite: {advice}.')
+
+
+# what each of several processes has of its own
+
+def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, Tensor]]]:
     """What each of several processes has of its own, by rank, on the first of them; else None. All must call it.
 
     The weights are everywhere the same. The statistics of BatchNorm are not, until `--dist-bn` averages them after an
@@ -129,7 +201,7 @@ def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, torch.Tensor]]
     return gathered
 
 
-def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, torch.Tensor]]]) -> None:
+def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, Tensor]]]) -> None:
     """Give a process back what `gather_buffers` gathered of it, after `prepare_distributed`, which evens it out."""
     if buffers and dist.is_initialized() and len(buffers) == dist.get_world_size():
         own = buffers[dist.get_rank()]
@@ -137,7 +209,7 @@ def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, torch.T
             buffer.copy_(own[name])
 
 
-def _buffers(task: TrainingTask) -> Dict[str, torch.Tensor]:
+def _buffers(task: TrainingTask) -> Dict[str, Tensor]:
     """Buffers of numbers of the model and of its running average, if there is one."""
     return {
         f'{"ema." if ema else ""}{name}': buffer
@@ -146,14 +218,145 @@ def _buffers(task: TrainingTask) -> Dict[str, torch.Tensor]:
         if buffer.is_floating_point()}
 
 
-def newest_good(path: str) -> str:
-    """What to resume in place of a damaged checkpoint, as a sentence."""
-    folder = os.path.dirname(path) or '.'
-    others = [os.path.join(folder, f) for f in os.listdir(folder) if f.endswith('.pth.tar')]
-    for other in sorted(others, key=os.path.getmtime, reverse=True):
-        try:
-            if not os.path.samefile(other, path) and 'state_dict' in load_checkpoint_metadata(other):
-                return f'the newest good one is {other}.'
-        except Exception:
-            continue
-    return 'there is no good one beside it.'
+# writing
+
+def ranking(metrics: Dict[int, Optional[float]], decreasing: bool = False) -> List[int]:
+    """Epochs from the best on: of equal ones the first; those without a metric come last, from the newest on."""
+    ranked = {epoch: metric for epoch, metric in metrics.items() if metric is not None}
+    return [*sorted(ranked, key=lambda e: (ranked[e] if decreasing else -ranked[e], e)),
+            *sorted(set(metrics) - set(ranked), reverse=True)]
+
+
+class FocusCheckpointSaver(CheckpointSaver):
+    """timm's saver, which says of each checkpoint which run wrote it, and leaves none of them half done.
+
+    A save is a row of steps on the disk, each of which is whole or absent: `last` is written, gets the name of its
+    epoch if it is among the best, replaces `model_best` if it is the best, and those that it overtakes go. Doing them
+    again does no harm, and `take_up` does: so wherever a process was killed, every epoch is ranked, and `model_best` is
+    the best of them.
+
+    Attributes:
+        progress: Where the run stands; set it before each save.
+        scheduler: Learning rate scheduler of the run, or None. Only plateau has a state; what the others give is a
+            function of the progress and of the settings, which may be new ones after a resume.
+        run: Id of the run.
+        ranked_by: Name of the metric.
+        images: Number of the training images.
+        milestones: Numbers of epochs after which a checkpoint is kept for good.
+    """
+
+    progress: Optional[Progress] = None
+    scheduler: Any = None
+    run: Optional[str] = None
+    ranked_by: str = ''
+    images: Optional[int] = None
+    milestones: Collection[int] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.metrics: Dict[int, Optional[float]] = {}  # of the epochs that are kept
+        self.recoveries: List[str] = []  # from the oldest on
+
+    def save_checkpoint(self, epoch: int, metric: Optional[float] = None) -> Tuple[Optional[float], Optional[int]]:
+        if metric is not None and not math.isfinite(metric):
+            metric = None  # it can be compared with none
+        last = self._path('last')
+        self._save(last, epoch, metric)
+        self._settle(last, epoch, metric)
+        while self.recoveries:
+            _remove(self.recoveries.pop())
+        return self.best_metric, self.best_epoch
+
+    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
+        path = self._path(f'{self.recovery_prefix}-{epoch}-{batch_idx}')
+        self._save(path, epoch)
+        self.recoveries = [*(p for p in self.recoveries if p != path), path]
+        while len(self.recoveries) > RECOVERIES:
+            _remove(self.recoveries.pop(0))
+
+    def take_up(self, kept: Iterable[Kept]) -> None:
+        """Go on with what a run has kept up to here, and finish the save that its last process was killed in."""
+        kept = sorted(kept, key=lambda k: k.stands)
+        self.recoveries = [k.path for k in kept if k.is_recovery]
+        named = {os.path.basename(k.path).removesuffix(self.extension): k for k in kept}
+        if 'model_best' in named:
+            self.best_metric, self.best_epoch = named['model_best'].metric, named['model_best'].epoch
+        own = [k for name, k in named.items() if name == f'{self.save_prefix}-{k.epoch}']
+        self.metrics = {k.epoch: k.metric for k in own}
+        if 'last' in named and named['last'].epoch not in self.metrics:
+            own.append(named['last'])
+        for k in own:
+            self._settle(k.path, k.epoch, k.metric)
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Go on with what is in the folder of the run that a checkpoint is of; names of files are not taken from it."""
+        self.take_up(k for k in find_kept(self.checkpoint_dir)[0] if k.run == state_dict.get('run'))
+
+    def doubt(self) -> str:
+        """Remove the newest recovery checkpoint of a run that diverges; says so.
+
+        The steps that came after it are those that went wrong, and whoever begins with it once more, however slowly,
+        may be lost from the first: what is before it has been trained from.
+        """
+        if not self.recoveries:
+            return ''
+        path = self.recoveries.pop()
+        _remove(path)
+        return f' {path}, after which it diverged, is removed.'
+
+    def state_dict(self, epoch: Optional[int] = None, metric: Optional[float] = None) -> Dict[str, Any]:
+        state = super().state_dict(epoch, metric)
+        state.update(run=self.run, ranked_by=self.ranked_by, images=self.images)
+        if self.progress is not None:
+            state['progress'] = dict(self.progress._asdict())
+        if isinstance(self.scheduler, PlateauLRScheduler):  # timm's own state dict leaves out the patience used up
+            state['plateau'] = {
+                'restore_lr': self.scheduler.restore_lr,
+                **{name: getattr(self.scheduler.lr_scheduler, name) for name in PLATEAU_COUNTERS}}
+        return state
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.checkpoint_dir, name + self.extension)
+
+    def _save(self, save_path: str, epoch: int, metric: Optional[float] = None) -> None:
+        with open_whole(save_path, 'wb') as f:
+            try:
+                super()._save(f, epoch, metric)
+            except RuntimeError as e:  # torch's writer, when the file did not take what it was given
+                raise _cause(e, OSError) or e
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        copy_whole(src, dst)
+
+    def _settle(self, source: str, epoch: int, metric: Optional[float]) -> None:
+        """Give an epoch's checkpoint the names that it earns, and take those away that it overtakes."""
+        milestone, path = self._path(f'milestone-{epoch + 1}'), self._checkpoint_path(epoch)
+        if epoch + 1 in self.milestones and not os.path.exists(milestone):
+            self._duplicate(source, milestone)
+        self.metrics[epoch] = metric
+        ranked = ranking(self.metrics, self.decreasing)
+        if epoch in ranked[:self.max_history] and path != source:
+            self._duplicate(source, path)
+        if metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric)):
+            self._duplicate(source, self._path('model_best'))
+            self.best_metric, self.best_epoch = metric, epoch
+        for overtaken in ranked[self.max_history:]:
+            del self.metrics[overtaken]
+            _remove(self._checkpoint_path(overtaken))
+        self.checkpoint_files = [(self._checkpoint_path(e), self.metrics[e]) for e in ranked[:self.max_history]]
+
+
+def _remove(path: str) -> None:
+    try:
+        os.remove(path)
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        _logger.warning(f'{path} is not needed any more, but cannot be removed: {e.strerror}.')
+
+
+def _cause(error: Optional[BaseException], kind: type) -> Optional[BaseException]:
+    """What of a kind an error came of."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error

@@ -3,7 +3,6 @@ import argparse
 import contextlib
 import itertools
 import logging
-import math
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .checkpoint import FocusCheckpointSaver, Progress, gather_buffers
+from .checkpoint import FocusCheckpointSaver, Progress, check_finite, gather_buffers
 from .interrupt import Interrupted, Interruption
 from .reproducible import seed_all
 
@@ -160,7 +159,7 @@ def train_one_epoch(
         Means of the task's scalars over the epoch's images, of all processes.
 
     Raises:
-        FloatingPointError: The mean loss is not finite.
+        FloatingPointError: The mean loss or the weights are not finite, which no checkpoint keeps.
         Interrupted: A signal was noted, and a recovery checkpoint written.
     """
     task.train()
@@ -247,6 +246,7 @@ def train_one_epoch(
                     (batch + 1) // args.recovery_interval > (batch + 1 - window) // args.recovery_interval
                 if number or due:
                     totals, buffers = whole.totals(args.distributed), gather_buffers(task)
+                    check_finite(task, optimizer, totals, epoch)
                     if saver is not None:
                         saver.progress = Progress(epoch, batch + 1, updates, totals, buffers)
                         saver.save_recovery(epoch, batch_idx=batch)
@@ -265,11 +265,8 @@ def train_one_epoch(
     totals, buffers = whole.totals(args.distributed), gather_buffers(task)
     if saver is not None:
         saver.progress = Progress(epoch, n_batches, updates, totals, buffers)
-    means = _means(totals)
-    if not math.isfinite(means['loss']):
-        raise FloatingPointError(
-            f'The loss of epoch {epoch} is {means["loss"]}: lower --lr, or clip with --clip-grad.')
-    return means
+    check_finite(task, optimizer, totals, epoch)
+    return _means(totals)
 
 
 def validate(

@@ -9,8 +9,7 @@ import torch
 from timm.data import create_loader
 from timm.models import get_model_args
 from timm.task import TrainingTask
-from timm.utils import unwrap_model, update_summary
-from timm.utils.summary import trim_summary
+from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset
 
@@ -21,6 +20,7 @@ from timm_focus.utils.modes import evaluating
 
 from .batches import advice_on_batches
 from .errors import explained
+from .summary import Summary
 
 __all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']
 
@@ -49,10 +49,9 @@ class Journal:
             start_epoch: int,
             eval_names: Sequence[str],
     ):
-        self.path = os.path.join(folder, 'summary.csv')
         self.eval_names = eval_names
         self.tensorboard, self.wandb = None, None
-        trim_summary(self.path, start_epoch)
+        self.summary = Summary(os.path.join(folder, 'summary.csv'), start_epoch)
         if args.tensorboard:
             with explained("--tensorboard cannot be had, pip install 'timm_focus[tensorboard]' installs it"):
                 from torch.utils.tensorboard import SummaryWriter
@@ -74,7 +73,9 @@ class Journal:
     ) -> None:
         """Write down an epoch."""
         columns = eval_metrics or dict.fromkeys(self.eval_names, '')
-        update_summary(epoch, train_metrics, columns, self.path, lr=lr)
+        self.summary.add(dict(
+            epoch=epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
+            **{f'eval_{k}': v for k, v in columns.items()}, lr=lr))
         scalars = {f'train/{k}': v for k, v in train_metrics.items()}
         scalars.update({f'eval/{k}': v for k, v in (eval_metrics or {}).items()}, lr=lr)
         if self.tensorboard is not None:

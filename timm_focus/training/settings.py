@@ -37,6 +37,8 @@ ALIASES = {
     'bce_pos_weight': ('loss_pos_weight', str),
 }
 WANTED = {int: 'a whole number', float: 'a number', str: 'text', stage: 'a name or an index'}
+# what tells a run from others, so that one with the settings of another does not take its place
+IDENTITY = ('experiment', 'resume', 'no_resume_opt', 'start_epoch', 'overwrite', 'wandb_resume_id', 'push_to_hub')
 GIVEN = 'given'  # the key of args.yaml that lists which of its settings were given; the others followed from those
 
 
@@ -125,8 +127,8 @@ def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str,
 def load_config(parser: argparse.ArgumentParser, path: str, above: Tuple[str, ...] = ()) -> Dict[str, Any]:
     """What a YAML file or a recipe gives, checked against the parser. Unknown keys are warned about and left out.
 
-    Its `base` names a file or recipe that it overrides. Of an args.yaml that is what was given to its run; what
-    followed from that follows anew.
+    Its `base` names a file or recipe that it overrides. Of an args.yaml that is what was given to its run, but for its
+    identity; what followed from that follows anew.
 
     Raises:
         SettingsError: A file that cannot be read, or a value of the wrong type.
@@ -181,9 +183,15 @@ def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any])
         except ValueError as e:
             raise SettingsError(f'{key} in --config {path} is {value!r}: give {e}.') from e
     if isinstance(names, list):
-        return {name: value for name, value in settings.items() if name in names}
-    if len(settings) > len(actions) / 2:  # an args.yaml that names all settings and not which were given
-        return _unlike_their_layers(parser, settings)
+        settings = {name: value for name, value in settings.items() if name in names}
+    elif len(settings) > len(actions) / 2:  # an args.yaml that names all settings and not which were given
+        settings = _unlike_their_layers(parser, settings)
+    else:
+        return settings
+    left = {name: settings.pop(name) for name in IDENTITY if name in settings}
+    if left and os.environ.get('RANK', '0') == '0':
+        _logger.info(f'--config {path} is of a run, and begins one of its own: '
+                     f'{", ".join(f"{flag(name)} {value}" for name, value in left.items())} do not carry over.')
     return settings
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any, Iterator, Union
 from uuid import uuid4
 
-__all__ = ['FileError', 'is_scratch', 'open_whole', 'write_whole']
+__all__ = ['FileError', 'copy_whole', 'is_scratch', 'open_whole', 'write_whole']
 
 _SCRATCH = re.compile(r'\..+\.[0-9a-f]{32}\.tmp', re.DOTALL)
 
@@ -31,23 +31,11 @@ def open_whole(path: Union[str, Path], mode: str = 'w', **kwargs: Any) -> Iterat
     Raises:
         FileError: It cannot be written, as on a full disk.
     """
-    target = os.path.realpath(path)
-    folder, name = os.path.split(target)
-    name = os.fsdecode(os.fsencode(name)[:200])  # file systems have room for 255 bytes
-    scratch = os.path.join(folder, f'.{name}.{uuid4().hex}.tmp')
-    try:
+    with _written(path) as scratch:
         with open(scratch, mode, **({} if 'b' in mode else {'encoding': 'utf-8', **kwargs})) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())  # a name must not outlive its content in a power cut
-        os.replace(scratch, target)
-    except FileError:
-        raise
-    except OSError as e:
-        raise FileError(f'{path} cannot be written: {e.strerror or e}{_room(folder)}') from e
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(scratch)
 
 
 def write_whole(path: Union[str, Path], content: Union[str, bytes]) -> None:
@@ -60,9 +48,43 @@ def write_whole(path: Union[str, Path], content: Union[str, bytes]) -> None:
         f.write(content)
 
 
+def copy_whole(source: Union[str, Path], path: Union[str, Path]) -> None:
+    """Have a file under another name, too, by a hard link or else a copy, whole or not at all.
+
+    Raises:
+        FileError: It cannot be written, as on a full disk.
+    """
+    with _written(path) as scratch:
+        try:
+            os.link(source, scratch)
+        except OSError:  # a file system without hard links
+            shutil.copy2(source, scratch)
+            with open(scratch, 'rb') as f:
+                os.fsync(f.fileno())
+
+
 def is_scratch(name: str) -> bool:
     """Whether a file's name is one under which `open_whole` writes."""
     return _SCRATCH.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def _written(path: Union[str, Path]) -> Iterator[str]:
+    """A name of its own to write under, which becomes `path` at the end, or is gone if something fails."""
+    target = os.path.realpath(path)
+    folder, name = os.path.split(target)
+    name = os.fsdecode(os.fsencode(name)[:200])  # file systems have room for 255 bytes
+    scratch = os.path.join(folder, f'.{name}.{uuid4().hex}.tmp')
+    try:
+        yield scratch
+        os.replace(scratch, target)
+    except FileError:
+        raise
+    except OSError as e:
+        raise FileError(f'{path} cannot be written: {e.strerror or e}{_room(folder)}') from e
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
 
 
 def _room(folder: str) -> str:

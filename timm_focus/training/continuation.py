@@ -1,0 +1,102 @@
+"""How a run goes on from a checkpoint, and what may have changed in between."""
+import argparse
+import os
+from typing import Any, Iterable, List, Optional
+
+import torch
+from timm.models import clean_state_dict
+from timm.scheduler import PlateauLRScheduler
+from timm.task import TrainingTask
+
+from .checkpoint import PLATEAU_COUNTERS, Kept, Progress, load, read_kept
+
+__all__ = ['changed_settings', 'check_order', 'resume']
+
+# what says which images come in which step of an epoch
+ORDER = (
+    'batch_size', 'grad_accum_steps', 'seed', 'epoch_repeats', 'aug_repeats', 'train_list', 'images_per_class',
+    'subset_seed', 'train_img_sizes', 'train_batch_sizes', 'train_size_probs', 'train_size_schedule',
+    'train_size_schedule_spread', 'train_size_random_mix', 'train_batches_per_epoch')
+# where a run is kept and how it was begun are no settings of its training
+OWN = ('output', 'experiment', 'resume', 'no_resume_opt', 'start_epoch', 'overwrite', 'dry_run', 'local_rank', 'data',
+       'given')
+
+
+def resume(
+        task: TrainingTask,
+        path: str,
+        optimizer: Optional[torch.optim.Optimizer] = None,
+        loss_scaler: Any = None,
+        scheduler: Any = None,
+) -> Progress:
+    """Restore a run from a checkpoint: model, heads and running average, and what else is given of it.
+
+    Raises:
+        ValueError: The file is missing, damaged, or no checkpoint of a run.
+    """
+    state = load(path)
+    progress = read_kept(path, state).progress
+    try:
+        task.load_checkpoint_state(clean_state_dict(state['state_dict']), state.get('task_state'))
+        if task.has_ema():
+            ema = 'state_dict_ema' in state
+            task.load_checkpoint_state(
+                clean_state_dict(state['state_dict_ema' if ema else 'state_dict']),
+                state.get('task_state_ema' if ema else 'task_state'), ema=True)
+        if optimizer is not None and 'optimizer' in state:
+            optimizer.load_state_dict(state['optimizer'])
+    except (RuntimeError, ValueError) as e:
+        raise ValueError(f'The checkpoint {path} does not fit this run: {" ".join(str(e).split())[:500]}') from e
+    if loss_scaler is not None and loss_scaler.state_dict_key in state:
+        loss_scaler.load_state_dict(state[loss_scaler.state_dict_key])
+    saver = state.get('saver', {})
+    if isinstance(scheduler, PlateauLRScheduler) and 'plateau' in saver:
+        scheduler.restore_lr = saver['plateau']['restore_lr']
+        for name in PLATEAU_COUNTERS:
+            setattr(scheduler.lr_scheduler, name, saver['plateau'][name])
+    return progress
+
+
+def changed_settings(kept: Kept, args: argparse.Namespace, images: int, names: Iterable[str]) -> List[str]:
+    """What is not as it was when a checkpoint was written, each as 'name before -> now'.
+
+    Args:
+        kept: The checkpoint.
+        args: The settings now, as they turned out.
+        images: Number of the training images now.
+        names: Settings to compare; those that the checkpoint does not tell are left out.
+    """
+    pairs = [(name.replace('_', '-'), kept.settings[name], getattr(args, name)) for name in names
+             if name in kept.settings and name not in OWN]
+    if 'world_size' in kept.settings:
+        pairs.append(('processes', kept.settings['world_size'], args.world_size))
+    if kept.images is not None:
+        pairs.append(('training images', kept.images, images))
+    return [f'{name} {_text(before)} -> {_text(now)}' for name, before, now in pairs if _plain(before) != _plain(now)]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def check_order(kept: Kept, args: argparse.Namespace, images: int) -> None:
+    """See that the rest of an epoch is of the images that have not been seen in it.
+
+    Raises:
+        ValueError: The checkpoint stands in the middle of an epoch, and the settings or the data would give others.
+    """
+    epoch, batch = kept.stands
+    changed = changed_settings(kept, args, images, [*ORDER, *(['epochs'] if args.train_img_sizes else [])])
+    if not batch or not changed:
+        return
+    folder = os.path.dirname(kept.path)
+    last = os.path.join(folder, 'last.pth.tar')
+    way = f'--resume {last} goes on from the end of an epoch' if os.path.exists(last) else 'begin the run anew'
+    raise ValueError(
+        f'{kept.path} stands in the middle of epoch {epoch}, after batch {batch}, and in the rest of it images would '
+        f'be skipped or come twice, since {", ".join(changed)}: leave that as it was, or {way}.')
