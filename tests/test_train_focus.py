@@ -16,7 +16,7 @@ import train_focus
 from conftest import TINY, Run, equal, evaluate, finite
 from timm_focus import export_backbone
 from timm_focus.baselines import create_acol
-from timm_focus.training import FocusCheckpointSaver, build_parser, parse_args
+from timm_focus.training import FocusCheckpointSaver, parse_args
 
 pytestmark = pytest.mark.usefixtures('quietly')
 NO_BATCH_NORM = 'convnext_atto'
@@ -59,7 +59,7 @@ def test_a_focus_run(launch, settings, image_folder, tmp_path):
         'last.pth.tar', 'model_best.pth.tar', 'run.json', 'summary.csv']
     assert (run.folder / 'classes.txt').read_text() == 'left\nright\n'
     written = yaml.safe_load((run.folder / 'args.yaml').read_text())
-    assert written == yaml.safe_load(parse_args(build_parser(), settings('--epochs 2 -j 2 --log-interval 1'))[1])
+    assert written == yaml.safe_load(parse_args(train_focus.parser, settings('--epochs 2 -j 2 --log-interval 1'))[1])
     assert (run.folder / 'focus.png').read_bytes().startswith(b'\x89PNG')
 
     number = r'\d+\.\d+'
@@ -656,9 +656,9 @@ def test_damaged_checkpoints_are_one_line(train, refusal):
     last.write_bytes(data[:1000])
     for more in ('--resume auto', f'--resume {last}'):
         assert re.search('cannot be read .*newest good one is .*(checkpoint-0|model_best)', refusal(more, model=TINY))
-    assert 'cannot be made' in refusal(f'--initial-checkpoint {last}')
+    assert 'cannot be made' in refusal(f'--initial-checkpoint {last}', experiment='other')
     (last.parent / 'empty.pth').write_bytes(b'')
-    assert 'cannot be made' in refusal(f'--initial-checkpoint {last.parent}/empty.pth')
+    assert 'cannot be made' in refusal(f'--initial-checkpoint {last.parent}/empty.pth', experiment='other')
 
 
 def test_a_plain_runs_checkpoint_does_not_resume_as_a_focus_run(train, refusal):

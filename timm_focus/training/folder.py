@@ -195,7 +195,7 @@ class RunFolder:
         for path in self._damaged:
             if not own or _stood(path) > own[0].stands:
                 raise SettingsError(
-                    f'The checkpoint {path} cannot be read, so it is damaged: {newest_good(path)} Name one by --resume '
+                    f'The checkpoint {path} cannot be read and is damaged: {newest_good(path)} Name one by --resume '
                     'PATH, or remove what is damaged.')
         for k in own:
             if is_finite(load(k.path)):
