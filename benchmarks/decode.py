@@ -16,11 +16,12 @@ from pathlib import Path
 import PIL
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torchvision import io as tv_io
 from torchvision.transforms import v2
 
 from header import print_header, spread
-from timm_focus.data import create_scene_transform
+from timm_focus.data import use_simple_crop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -61,7 +62,8 @@ def readers(size):
     tensors = v2.Compose([
         v2.Resize(side, antialias=True), v2.RandomCrop(size), v2.RandomHorizontalFlip(),
         v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-    pillow = create_scene_transform('simple', size)
+    pillow = create_transform(size, is_training=True, color_jitter=0., interpolation='bilinear')
+    use_simple_crop(pillow, (size, size))
     found = {
         f'Pillow {PIL.__version__}': functools.partial(by_pillow, pillow),
         'Pillow with draft': functools.partial(by_pillow_draft, pillow, side),

@@ -14,7 +14,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 
 import train_focus
 from conftest import TINY, equal, evaluate
-from timm_focus.data import create_dataset, create_scene_transform, read_list
+from timm_focus.data import create_dataset, read_list
 from timm_focus.data.places365 import CATEGORIES
 from timm_focus.training import build_parser, parse_args
 from timm_focus.training.data import pick, targets_of
@@ -304,7 +304,7 @@ def test_there_is_one_evaluation_transform(image_folder, settings, photo):
     theirs = timm.data.resolve_model_data_config(train_focus.timm_focus.export_backbone(model))
     x = loader.dataset.transform(photo)
     assert torch.equal(x, timm.data.create_transform(**theirs)(photo))
-    assert torch.equal(x, create_scene_transform('eval', 32)(photo))
+    assert torch.equal(x, timm.data.create_transform(32, crop_pct=7 / 8, interpolation='bilinear')(photo))
 
 
 def test_args_yaml_names_the_data_again(train, tmp_path):

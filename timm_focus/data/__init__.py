@@ -3,4 +3,4 @@ from .dataset import SceneDataset, create_dataset, open_images
 from .images import read_image
 from .index import ImageIndex, cached_scan, list_images, read_list, scan_folder, subset, write_list
 from .places365 import find_places365, read_split
-from .transforms import create_scene_transform, use_simple_crop
+from .transforms import use_simple_crop

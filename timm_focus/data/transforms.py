@@ -1,11 +1,10 @@
 """The simple scheme's crop; everything else is timm's ("See More for Scene", section 3 and appendix)."""
-from typing import Any, Callable, Dict, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Sequence
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
 from torchvision import transforms
 
-__all__ = ['RESIZE_RATIO', 'create_scene_transform', 'fit_channels', 'use_simple_crop']
+__all__ = ['RESIZE_RATIO', 'fit_channels', 'use_simple_crop']
 
 RESIZE_RATIO = 8 / 7  # 256 for 224
 
@@ -48,35 +47,3 @@ def fit_channels(data_config: Dict[str, Any], channels: int) -> None:
         values = data_config[key]
         if len(values) != channels:
             data_config[key] = (sum(values) / len(values),) * channels
-
-
-def create_scene_transform(
-        scheme: str = 'simple',
-        size: Union[int, Tuple[int, int]] = 224,
-        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
-        interpolation: str = 'bilinear',
-) -> transforms.Compose:
-    """The paper's training transforms, and the one of evaluation: from a Pillow image to a normalised tensor.
-
-    Args:
-        scheme: 'simple' is a random crop of 7/8 and a flip; 'complex' a random resized crop of 8 to 100 % of the area,
-            a flip and colour jitter 0.4; 'eval' the centre crop of 7/8.
-        size: Height and width of the input.
-        mean: Mean of the normalisation, a number a channel.
-        std: Its standard deviation.
-        interpolation: How images are resized.
-
-    Raises:
-        ValueError: Another scheme.
-    """
-    common = dict(mean=mean, std=std, interpolation=interpolation)
-    if scheme == 'eval':
-        return create_transform(size, is_training=False, crop_pct=1 / RESIZE_RATIO, **common)
-    if scheme not in ('simple', 'complex'):
-        raise ValueError(f"There is no scheme {scheme!r}: give 'simple', 'complex' or 'eval'.")
-    jitter = 0.4 if scheme == 'complex' else 0.
-    transform = create_transform(size, is_training=True, color_jitter=jitter, **common)
-    if scheme == 'simple':
-        use_simple_crop(transform, size if isinstance(size, tuple) else (size, size), interpolation)
-    return transform
