@@ -54,12 +54,12 @@ def test_later_flags_of_timm_are_there():
         assert action.default == default, flag
 
 
-def test_where_the_defaults_differ_the_readme_says_so():
+def test_where_the_defaults_differ_the_docs_say_so():
     parser = build_parser()
     differing = {dest for _, dest, default, *_ in TIMM
                  if dest not in ('data', 'data_dir') and parser.get_default(dest) != default}
-    readme = (Path(__file__).parent.parent / 'README.md').read_text()
-    table = readme.split('| flag | here | timm | why |')[1].split('\n\n')[0]
+    page = (Path(__file__).parent.parent / 'docs/method.md').read_text()
+    table = page.split('| flag | here | timm | why |')[1].split('\n\n')[0]
     told = {f.removeprefix('--').replace('-', '_') for f in re.findall(r'`(--[\w-]+)`', table)}
     assert differing <= told
 

@@ -1,4 +1,4 @@
-"""README's commands, code and tables, as printed."""
+"""The commands, code and tables of README and of docs/, as printed."""
 import re
 import shlex
 import shutil
@@ -16,21 +16,24 @@ from timm_focus.commands.main import main as timm_focus_command
 from timm_focus.data.places365 import CATEGORIES, SIZES, VERSIONS
 from timm_focus.training import parse_args
 
-README = (ROOT / 'README.md').read_text()
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+TEXT = '\n'.join(page.read_text() for page in PAGES)
 SMALL = ['--img-size', '32', '-b', '4', '--epochs', '1', '-j', '0', '--device', 'cpu']
 
 
 def blocks(language):
-    return re.findall(rf'^```{language}\n(.*?)^```', README, re.M | re.S)
+    return re.findall(rf'^```{language}\n(.*?)^```', TEXT, re.M | re.S)
 
 
 def commands():
-    return [line for block in blocks('bash') for line in block.splitlines() if line and not line.startswith('#')]
+    lines = (line for block in blocks('bash') for line in block.replace('\\\n', ' ').splitlines()
+             if line and not line.startswith('#'))
+    return list(dict.fromkeys(lines))  # README's are in docs, too
 
 
 def script_arguments(command):
     """Arguments of the training script in a command, None if it does not start it."""
-    words = shlex.split(command)
+    words = shlex.split(command.removesuffix(' &'))
     for name in ('train_focus.py', 'train_focus'):
         if name in words:
             return words[words.index(name) + 1:]
@@ -133,7 +136,10 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', [
             'train_focus.py', str(image_folder), '--model', model, '--experiment', name, *SMALL])
         train_focus.main()
-    area, by_dataset, explain, explain_one, validate, rf, models = analysis_commands()
+    words = analysis_commands()
+    area, by_dataset = (w for w in words if w[0] == 'area')
+    explain, explain_one = (w for w in words if w[0] == 'explain')
+    validate, rf, models = (next(w for w in words if w[0] == name) for name in ('validate', 'rf', 'models'))
     capsys.readouterr()
     timm_focus_command([str(image_folder) if a == 'DIR' else a for a in area] + ['-j', '0'])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == [
@@ -190,8 +196,15 @@ def test_without_arguments(tmp_path, monkeypatch):
     assert list(tmp_path.glob('output/train/*/focus.png'))
 
 
-def test_loop_of_ones_own(photos):
+def test_the_step_in_readme(photos):
     code = next(b for b in blocks('python') if 'FocusLoss' in b)
+    namespace = dict(images=photos(2), labels=torch.tensor([0, 39]))
+    exec(code, namespace)
+    assert namespace['loss'].requires_grad and namespace['plain'](photos(1)).shape == (1, 40)
+
+
+def test_loop_of_ones_own(photos):
+    code = next(b for b in blocks('python') if 'FocusLoss' in b and 'optimizer' in b)
     assert 10 <= len(code.strip().splitlines()) <= 13
     torch.set_num_threads(1)
     loader = [(photos(4), torch.tensor([0, 1, 2, 39])) for _ in range(6)]
@@ -209,31 +222,28 @@ def test_loop_of_ones_own(photos):
     assert namespace['plain'](photos(1)).shape == (1, 40)
 
 
-def rows(heading):
-    table = README.split(heading)[1].split('\n\n')[0]
-    return [[cell.strip() for cell in row.split('|')[1:-1]] for row in table.splitlines() if row.startswith('| `')]
+def test_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 150
 
 
-def test_tables_name_real_flags_and_defaults():
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r'\]\(([^)#]+)(?:#[^)]*)?\)', page.read_text()):
+        assert '://' in target or (page.parent / target).exists(), target
+
+
+def test_the_table_of_differences_names_real_flags_and_defaults():
+    table = TEXT.split('| flag | here | timm | why |')[1].split('\n\n')[0]
     actions = {option: a for a in train_focus.parser._actions for option in a.option_strings}
-    focus = rows('| flag | default | meaning |')
-    named = [flag for row in focus for flag in re.findall(r'`(--[\w-]+)`', row[0])]
-    assert set(named) >= {o for o in actions if o.startswith('--focus-')}
-    for row in focus:
-        flags, defaults = re.findall(r'`(--[\w-]+)`', row[0]), row[1].split(', ')
-        for flag, default in zip(flags, defaults):
-            value = actions[flag].default
-            if value not in (None, False, ''):
-                assert default.strip('`') == f'{value:g}' if isinstance(value, float) else str(value), flag
-    for row in rows('| flag | here | timm | why |'):
-        for flag in re.findall(r'`(--[\w-]+)`', row[0]):
-            assert flag in actions, flag
+    named = [flag for row in table.splitlines() if row.startswith('| `')
+             for flag in re.findall(r'`(--[\w-]+)`', row.split('|')[1])]
+    assert len(named) > 15 and set(named) <= set(actions)
     assert actions['--weight-decay'].default == 2e-4 and actions['--epochs'].default == 40
     assert actions['--batch-size'].default == 256 and actions['--opt'].default == 'momentum'
 
 
 def test_prose_names_real_flags():
     known = train_focus.parser._option_string_actions
-    for page in (ROOT / 'README.md', *(ROOT / 'benchmarks').rglob('*.md'), *(ROOT / 'timm_focus').rglob('*.md')):
+    for page in (*PAGES, *(ROOT / 'benchmarks').rglob('*.md'), *(ROOT / 'timm_focus').rglob('*.md')):
         named = set(re.findall(r'--(?:focus|adl|acol|has)[a-z-]*', page.read_text()))
         assert not named - known.keys(), page
