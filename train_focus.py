@@ -15,6 +15,9 @@ import os
 import signal
 import sys
 
+# threads that wait are to sleep: torch's spin by default, against the processes that load images, where cores are few
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is loaded
+
 import timm
 import torch
 import torch.distributed as dist

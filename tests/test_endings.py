@@ -7,7 +7,8 @@ import uuid
 from types import SimpleNamespace
 
 import pytest
-from conftest import ENVIRONMENT
+import torch
+from conftest import ENVIRONMENT, equal
 
 # something happens before a step of a process; where it is signalled, SIGINT is not ignored, as in a background job
 STRUCK = """
@@ -42,7 +43,7 @@ def strike():
 forward = FocusTask.forward
 def counting(self, *args):
     global count
-    count -= os.environ.get('RANK', '0') == rank
+    count -= os.environ.get('RANK', '0') == rank and os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0'
     if not count:
         strike()
     return forward(self, *args)
@@ -68,9 +69,10 @@ def _processes(mark):
 @pytest.fixture
 def strike(settings, tmp_path):
     """`strike(what, flags, processes)` is a run in which that happens, and what it left."""
-    def run(what, flags=RUN, processes=1, rank=0, environment=()):
+    def run(what, flags=RUN, processes=1, rank=0, environment=(), step=4, restarts=0):
         mark = uuid.uuid4().hex
-        command = [*(TORCHRUN if processes > 1 else ()), '-c', STRUCK, what, str(rank), '4', *settings(flags)]
+        several = [*TORCHRUN[:2], '--max-restarts', str(restarts), *TORCHRUN[2:]] if processes > 1 else []
+        command = [*several, '-c', STRUCK, what, str(rank), str(step), *settings(flags)]
         log = tmp_path / 'log'
         with open(log, 'w') as f:
             process = subprocess.Popen(
@@ -134,3 +136,18 @@ def test_what_ends_one_process_ends_all(strike, what, rank, words):
     ended = strike(what, processes=2, rank=rank)
     assert ended.code and words in ended.log and not ended.left, ended
     assert 'forcefully' not in ended.log  # torchrun lost patience, after 30 seconds
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_run_anew(strike, tmp_path):
+    """Ten times, at ten steps, either process: what it comes to is what an undisturbed run comes to."""
+    flags = '-j 0 -b 4 --epochs 2 --recovery-interval 1 --model-ema --model-ema-decay 0.8 --experiment'
+    assert strike('nothing', f'{flags} whole', processes=2).code == 0
+    whole = torch.load(tmp_path / 'out/whole/last.pth.tar', weights_only=False)
+    for i in range(10):
+        ended = strike('SIGKILL', f'{flags} run{i} --resume auto', processes=2, rank=i % 2, step=1 + i // 2, restarts=3)
+        assert ended.code == 0 and not ended.left, (i, ended)
+        assert 'Resuming' in ended.log or i < 2, (i, ended)  # the first step has no checkpoint before it
+        saved = torch.load(tmp_path / f'out/run{i}/last.pth.tar', weights_only=False)
+        for state in ('state_dict', 'state_dict_ema'):
+            assert equal(saved[state], whole[state]), (i, state)

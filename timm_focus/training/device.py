@@ -5,9 +5,11 @@ import ctypes
 import functools
 import importlib
 import logging
-from typing import Any, Callable, Tuple
+import os
+from typing import Any, Callable, Iterator, Tuple
 
 import torch
+import torch.distributed as dist
 from timm.layers import set_fast_norm
 from timm.utils import NativeScaler, init_distributed_device
 
@@ -37,6 +39,22 @@ def _lists_no_checkpoints(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith('Current checkpoints:')
 
 
+def _rendezvous(url: str, **kwargs: Any) -> Iterator[Tuple[dist.Store, int, int]]:
+    """torch's `env://`, with keys that differ from start to start.
+
+    torchrun keeps one store over its restarts, and in it the addresses of processes that are gone: gloo connects to
+    these, and fails or waits for half an hour. Over several machines the starts may be counted differently, so there
+    torch's own way out has to do (docs/training.md).
+    """
+    for store, rank, world_size in dist.rendezvous('env://', **kwargs):
+        if dist.is_torchelastic_launched() and os.environ.get('GROUP_WORLD_SIZE') == '1':
+            store = dist.PrefixStore(f'start {os.environ["TORCHELASTIC_RESTART_COUNT"]}', store)
+        yield store, rank, world_size
+
+
+dist.register_rendezvous_handler('timmfocus', _rendezvous)
+
+
 def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any]:
     """Choose and prepare the device; adds rank and world size to the settings.
 
@@ -61,7 +79,9 @@ def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any
     if args.sync_bn and not args.device.startswith('cuda'):
         raise SettingsError('--sync-bn needs GPUs: leave it out on the CPU, where --dist-bn averages the statistics.')
     with explained(f'--device is {args.device}, which cannot be used'):
+        args.dist_url = 'timmfocus://'
         device = init_distributed_device(args)
+        del args.dist_url
     if device.type == 'cpu':
         keep_freed_memory()
     logging.getLogger().setLevel(logging.INFO if args.rank == 0 else logging.WARNING)
