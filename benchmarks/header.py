@@ -1,5 +1,4 @@
 """The first lines of every result: what was run, when, on which machine, with which versions."""
-import argparse
 import datetime
 import os
 import platform
@@ -17,8 +16,8 @@ def print_header(**settings: object) -> None:
     """Print command, machine, versions and the settings that matter."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     print(f'# python {shlex.join(sys.argv)}')
-    print(f'# {datetime.date.today()}, {device}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads; '
-          f'Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}')
+    print(f'# {datetime.date.today()}, {device}, {len(os.sched_getaffinity(0))} cores, '
+          f'{torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}')
     print('# ' + ', '.join(f'{name} {value}' for name, value in settings.items()), flush=True)
 
 

@@ -90,7 +90,7 @@ def read_all_paths(data, barrier):
     for _ in range(2):  # started; measured
         barrier.wait()
     if isinstance(data, list):
-        for path, target in data:
+        for _ in data:
             pass
     else:
         for i in range(len(data)):

@@ -46,8 +46,8 @@ def parse_args():
     parser.add_argument('-j', '--workers', type=int, default=2, help='workers of each run (default: 2)')
     parser.add_argument('--steps', type=int, default=40, help='steps of a process (default: 40)')
     parser.add_argument('--repeats', type=int, default=3, help='processes of each kind (default: 3)')
-    parser.add_argument('--processes', action='store_true', help='two processes of a thread against one of two threads, '
-                        'in place of the bare loop')
+    parser.add_argument('--processes', action='store_true', help='two processes of a thread against one of two '
+                        'threads, in place of the bare loop')
     return parser.parse_args()
 
 
@@ -83,8 +83,8 @@ def main():
         return [
             sys.executable, *(launch if n_processes > 1 else []), '-m', 'train_focus', args.data, '--model', args.model,
             '--img-size', str(args.img_size), '-b', str(share), '-j', str(args.workers // n_processes), '--epochs', '1',
-            '--val-split', '', '--log-interval', str(every), '--device', 'cpu', '--output', output, '--experiment', 'run',
-            '--images-per-class', str(-(-images // classes)), '--sched', 'none']
+            '--val-split', '', '--log-interval', str(every), '--device', 'cpu', '--output', output,
+            '--experiment', 'run', '--images-per-class', str(-(-images // classes)), '--sched', 'none']
 
     bare = [sys.executable, '-c', BARE, args.model, *map(str, (
         args.img_size, args.batch_size, args.steps, classes, every))]

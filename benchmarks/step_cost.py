@@ -38,7 +38,7 @@ def parse_args():
     parser.add_argument('-b', '--batch-size', type=int, default=8, help='images a step (default: 8)')
     parser.add_argument('--img-size', type=int, default=224, help='height and width (default: 224)')
     parser.add_argument('--num-classes', type=int, default=365, help='classes (default: 365)')
-    parser.add_argument('--steps', type=int, default=15, help='timed steps of each, 0 for the counts alone (default: 15)')
+    parser.add_argument('--steps', type=int, default=15, help='timed steps of each, 0 for counts alone (default: 15)')
     parser.add_argument('--kinds', nargs='+', default=list(KINDS), choices=list(KINDS)[1:], metavar='KIND',
                         help=f'what to compare with plain steps (default: {", ".join(list(KINDS)[1:])})')
     parser.add_argument('--no-counts', action='store_true', help='time alone')

@@ -17,12 +17,12 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, TINY
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
-import accuracy  # noqa: E402
-import accuracy_report  # noqa: E402
-from accuracy_matrix import CLAIMS, MATRIX, METHODS  # noqa: E402
-from accuracy_report import COLUMNS, judge  # noqa: E402
+import accuracy
+import accuracy_report
+from accuracy_matrix import CLAIMS, MATRIX, METHODS
+from accuracy_report import COLUMNS, judge
 
-from timm_focus.analysis.comparison import contrast  # noqa: E402
+from timm_focus.analysis.comparison import contrast
 
 SETTINGS = ['--model', TINY, '--tier', '1', '--img-size', '48', '--seeds', '1', '--device', 'cpu', '-j', '0']
 
@@ -384,5 +384,6 @@ def test_the_readme_compares_at_equal_compute():
         losses = []
         for row in plain:
             folder = accuracy.RESULTS / where[1] / f'{row["model"]}-{row["method"]}-{row["seed"]}'
-            losses.append(float(list(csv.DictReader((folder / 'summary.csv').read_text().splitlines()))[-1]['train_loss']))
+            epochs_run = list(csv.DictReader((folder / 'summary.csv').read_text().splitlines()))
+            losses.append(float(epochs_run[-1]['train_loss']))
         assert statistics.fmean(losses) == pytest.approx(float(loss), abs=0.51 * 10 ** -len(loss.partition('.')[2]))

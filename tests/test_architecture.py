@@ -1,4 +1,4 @@
-"""Who may import whom, as README's section on the architecture says."""
+"""Who may import whom, as docs/architecture.md says."""
 import ast
 from pathlib import Path
 

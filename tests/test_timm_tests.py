@@ -1,4 +1,4 @@
-"""timm's own tests, those of its sdist, on what stands in for timm's: $TIMM_FOCUS_TIMM_TESTS names it (not copied here)."""
+"""timm's own tests, those of its sdist, on what stands in for timm's: $TIMM_FOCUS_TIMM_TESTS names it, not copied."""
 import os
 import shutil
 import subprocess

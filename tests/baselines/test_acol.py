@@ -8,7 +8,6 @@ from conftest import TINY, equal, evaluate, finite
 from torch import nn
 from torch.nn import functional as F
 
-import timm_focus  # registers shufflenetv2_*
 from timm_focus.baselines import ACoL, AcolNet, create_acol
 from timm_focus.baselines.acol import MapHead, erase_class
 from timm_focus.runs import load_model

@@ -8,7 +8,6 @@ import torch
 from conftest import TINY, equal, finite
 from timm.utils import ModelEmaV3
 
-import timm_focus  # registers shufflenetv2_*
 from timm_focus.baselines import adl, adl_modules, drop_attention, insert_adl
 
 pytestmark = pytest.mark.usefixtures('quietly')

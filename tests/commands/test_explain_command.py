@@ -262,7 +262,8 @@ def test_all_stays_in_the_output_folder(command, refusal, photo, tmp_path):
     for _ in range(2):
         _, _, manifest = command('.', *SMALL)
         assert [e['file'] for e in manifest['images']] == ['sub/a.png'], 'its own pictures are passed over'
-    for images, output in ((tmp_path / 'here/sub', tmp_path / 'here/sub'), (tmp_path / 'here/sub/a.png', '../here/sub')):
+    sub = tmp_path / 'here/sub'
+    for images, output in ((sub, sub), (sub / 'a.png', '../here/sub')):
         assert 'would write among the images in' in refusal(images, *SMALL, '--output', output)
 
 

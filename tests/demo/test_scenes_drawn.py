@@ -97,7 +97,7 @@ def test_every_piece_can_be_drawn():
 def test_most_pieces_belong_to_several_classes():
     owners = {}
     for scene, recipe in COMPOSITIONS.items():
-        for piece, probability in {**recipe.grounds, **recipe.pieces}.items():
+        for piece in {**recipe.grounds, **recipe.pieces}:
             owners.setdefault(piece, set()).add(scene)
         assert all(0 < probability < 1 for probability in recipe.pieces.values())
     assert sum(len(scenes) > 1 for scenes in owners.values()) > 0.8 * len(owners)

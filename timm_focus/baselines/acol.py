@@ -68,7 +68,9 @@ def erase_class(maps: Tensor, target: Tensor, threshold: float = THRESHOLD) -> T
 
 
 class MapHead(nn.Sequential):
-    """A convolutional classifier: features `[B, C, h, w]` to maps of the classes `[B, K, h, w]`, whose means are logits.
+    """A convolutional classifier: features `[B, C, h, w]` to maps of the classes `[B, K, h, w]`.
+
+    The means of the maps are the logits.
 
     Args:
         in_chs: channels of the features.

@@ -39,7 +39,8 @@ ERASED_BY = ('erased_head', 'main')
 
 _THREE = (
     'A FocusNet in training gives three: main, side and erased logits, which timm_focus.FocusLoss takes. '
-    "train_focus.py trains it; for a script that trains plain models, such as timm's train.py, leave out focus_ before the name.")
+    "train_focus.py trains it; for a script that trains plain models, such as timm's train.py, leave out focus_ before "
+    'the name.')
 
 
 class FocusOutput(NamedTuple):

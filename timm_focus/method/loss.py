@@ -18,7 +18,6 @@ import math
 import warnings
 from typing import Callable, Dict, Optional
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,6 +1,6 @@
 """What timm sees: importing this registers ShuffleNetV2 and `focus_<name>` for every timm model that classifies."""
 from . import shufflenetv2
 from .registry import FOCUS_ARGS, create_focus_net, register_focus_models
-from .shufflenetv2 import *
+from .shufflenetv2 import *  # noqa: F403  as timm's own packages of models do
 
 register_focus_models()

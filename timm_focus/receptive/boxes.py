@@ -65,7 +65,8 @@ def over(edge: Tensor, dims: Sequence[int]) -> Tensor:
     """Around all that lies along some dimensions, of which size 1 remains."""
     if not dims:
         return edge
-    return thinned(edge).amin(tuple(dims), keepdim=True).expand([1 if d in dims else n for d, n in enumerate(edge.shape)])
+    shape = [1 if d in dims else n for d, n in enumerate(edge.shape)]
+    return thinned(edge).amin(tuple(dims), keepdim=True).expand(shape)
 
 
 def slide(edge: Tensor, shape: Sequence[int], tables: Dict[int, Tensor]) -> Tensor:

@@ -287,8 +287,9 @@ def _pool(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
 def _tables(result: Tensor, kernels: Sequence[int], *settings: Sequence[Any]) -> Dict[int, Tensor]:
     """For `slide`: `kernel_taps` along the last dimensions, of a setting for each of them, or of one for all."""
     first = result.dim() - len(kernels)
-    return {first + i: kernel_taps(result.shape[first + i], kernel, *(setting[i % len(setting)] for setting in settings))
-            for i, kernel in enumerate(kernels)}
+    return {
+        first + i: kernel_taps(result.shape[first + i], kernel, *(setting[i % len(setting)] for setting in settings))
+        for i, kernel in enumerate(kernels)}
 
 
 def _windows(a: Dict[str, Any], size: Sequence[int]) -> List[int]:
@@ -314,8 +315,8 @@ def _unfold(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
 def _fold(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
     """The reverse: each element from the taps that lie on it."""
     (h, w), shape = a['kernel_size'], result.shape
-    rows, columns = (kernel_taps(n, kernel, stride, padding, dilation, True) for n, kernel, stride, padding, dilation in zip(
-        shape[2:], a['kernel_size'], a['stride'], a['padding'], a['dilation']))
+    settings = zip(shape[2:], a['kernel_size'], a['stride'], a['padding'], a['dilation'])
+    rows, columns = (kernel_taps(*setting, transposed=True) for setting in settings)
     taps = [reshaped(edge, [*shape[:2], h, w, *_windows(a, shape[2:])]) for edge in _seen(a['self'])]
     return union([
         [slide(edge[:, :, i, j], shape, {2: rows[:, i:i + 1], 3: columns[:, j:j + 1]}) for edge in taps]

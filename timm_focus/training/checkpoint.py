@@ -323,7 +323,7 @@ class FocusCheckpointSaver(CheckpointSaver):
             try:
                 super()._save(f, epoch, metric)
             except RuntimeError as e:  # torch's writer, when the file did not take what it was given
-                raise _cause(e, OSError) or e
+                raise _cause(e, OSError) or e  # noqa: B904  its cause is this already
 
     def _duplicate(self, src: str, dst: str) -> None:
         copy_whole(src, dst)

@@ -2,7 +2,6 @@
 import csv
 import io
 import logging
-import os
 from typing import Any, Dict, List
 
 from timm_focus.utils import write_whole
