@@ -1,6 +1,7 @@
 """What a run is trained and validated on: this project's data sets and timm's, in timm's loaders, reproducible."""
 import argparse
 import contextlib
+import datetime
 import logging
 import os
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -72,11 +73,16 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
 @contextlib.contextmanager
 def _first_here(args: argparse.Namespace) -> Iterator[None]:
     """The first process of each machine goes before the others."""
-    if args.distributed and args.local_rank != 0:
-        dist.barrier()
+    if not args.distributed:
+        yield
+        return
+    # not over NCCL, which gives up after ten minutes: a slow disk takes longer for millions of files
+    group = dist.new_group(backend='gloo', timeout=datetime.timedelta(days=1))
+    if args.local_rank != 0:
+        dist.barrier(group)
     yield
-    if args.distributed and args.local_rank == 0:
-        dist.barrier()
+    if args.local_rank == 0:
+        dist.barrier(group)
 
 
 def _find_source(args: argparse.Namespace) -> str:
