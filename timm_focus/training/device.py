@@ -73,7 +73,8 @@ def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any
         raise SettingsError(f'--device is {args.device}, but torch finds no CUDA device: leave it out, or give cpu.')
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+        # the fastest algorithm of a convolution is found by trying, unless the same bits are wanted each time
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     if args.fast_norm:
         set_fast_norm()
     if args.sync_bn and not args.device.startswith('cuda'):
