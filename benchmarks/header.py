@@ -17,7 +17,8 @@ def print_header(**settings: object) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     print(f'# python {shlex.join(sys.argv)}')
     print(f'# {datetime.date.today()}, {device}, {len(os.sched_getaffinity(0))} cores, '
-          f'{torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}')
+          f'{torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}, '
+          f'timm {timm.__version__}')
     print('# ' + ', '.join(f'{name} {value}' for name, value in settings.items()), flush=True)
 
 

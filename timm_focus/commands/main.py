@@ -16,7 +16,8 @@ __all__ = ['main']
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `timm-focus`."""
-    parser = Parser(prog='timm-focus', description='Train a network, see what it looks at and what it costs, and publish it.')
+    parser = Parser(
+        prog='timm-focus', description='Train a network, see what it looks at and what it costs, and publish it.')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, parser_class=Parser)
     for module in (area, explain, export, models, push, rf, train, validate):
         module.add_parser(commands)
