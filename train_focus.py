@@ -282,7 +282,7 @@ def build_model(args):
         model = create_model(
             pretrained=args.pretrained or bool(args.pretrained_path), pretrained_cfg_overlay=overlay or None,
             checkpoint_path=args.initial_checkpoint, **kwargs)
-        args.in_chans = model.in_chans
+        args.in_chans = getattr(model, 'in_chans', args.in_chans or 3)
         if wrapped:
             model = timm_focus.FocusNet(model, **focus_args)
         if args.method == 'acol':

@@ -15,7 +15,9 @@ def timm_tests(tmp_path):
     if not path:
         pytest.skip("timm's own tests are not here: name the unpacked sdist in TIMM_FOCUS_TIMM_TESTS")
     shutil.copytree(Path(path) / 'tests', tmp_path / 'tests')
-    (tmp_path / 'train.py').write_text("import sys\nimport train_focus\nsys.modules['train'] = train_focus\n")
+    (tmp_path / 'train.py').write_text(
+        "import sys\nimport train_focus\nsys.modules['train'] = train_focus\n"
+        "train_focus.parser.set_defaults(model='resnet50')  # as in timm's\n")
 
     def run(*arguments):
         process = subprocess.run(
@@ -34,5 +36,6 @@ def test_models(timm_tests):
 
 
 def test_train_resume(timm_tests):
-    summary = timm_tests('tests/test_train_resume.py')
-    assert int(summary.split(' passed')[0].split()[-1]) >= 12
+    """But for one that has a run overwrite another, which takes --overwrite here."""
+    summary = timm_tests('tests/test_train_resume.py', '-k', 'not fresh_run_resets_existing_summary')
+    assert int(summary.split(' passed')[0].split()[-1]) >= 11

@@ -53,7 +53,7 @@ def test_models_without_batch_norm_train_on_one_image(model):
 
 def test_what_is_told_of_batches_and_classes(train, refusal, image_folder):
     """Before the first step of a run."""
-    run = train('-b 16 --num-classes 1000')
+    run = train('-b 16 --num-classes 1000', 'warned')
     before, _ = run.err.split('Train: 0')
     assert '1 epochs make 1 updates and leave out 8 of the 24 training images in each. Give a smaller' in before
     assert '--num-classes is 1000, but the data has 2 classes: 998 outputs learn nothing. Leave the flag out.' in before

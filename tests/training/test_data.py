@@ -176,7 +176,7 @@ def test_shards_are_found_by_their_info(train, image_folder, tmp_path, refusal):
             name=name, num_samples=len(files), filenames=names,
             shard_lengths=[min(8, len(files) - 8 * k) for k in range(len(names))])
     (shards / '_info.json').write_text(json.dumps(info))
-    run = train('-b 4', model=TINY, data=shards)
+    run = train('-b 4', 'shards', model=TINY, data=shards)
     assert '24 training images, 10 validation images, 2 classes' in run.err and 'shuffles by itself' in run.err
     model = timm.create_model(TINY, num_classes=2)
     model.load_state_dict(run.weights())

@@ -18,6 +18,8 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from timm_focus.utils import open_whole
+
 from .checkpoint import FocusCheckpointSaver, Progress, check_finite, gather_buffers
 from .interrupt import Interrupted, Interruption
 from .reproducible import seed_all
@@ -236,7 +238,8 @@ def train_one_epoch(
                         f'left {_duration(left * seconds)}')
                     if args.save_images and saver is not None:
                         path = os.path.join(saver.checkpoint_dir, f'train-batch-{batch}.jpg')
-                        save_image(input.float(), path, padding=0, normalize=True)
+                        with open_whole(path, 'wb') as f:
+                            save_image(input.float(), f, format='jpeg', padding=0, normalize=True)
                 recent, began, logged = Averages(device), time.perf_counter(), batch + 1
                 waited.seconds = 0.
 

@@ -79,9 +79,13 @@ class Journal:
         scalars = {f'train/{k}': v for k, v in train_metrics.items()}
         scalars.update({f'eval/{k}': v for k, v in (eval_metrics or {}).items()}, lr=lr)
         if self.tensorboard is not None:
-            for name, value in scalars.items():
-                self.tensorboard.add_scalar(name, value, epoch)
-            self.tensorboard.flush()
+            try:
+                for name, value in scalars.items():
+                    self.tensorboard.add_scalar(name, value, epoch)
+                self.tensorboard.flush()
+            except OSError as e:  # the numbers are in summary.csv
+                _logger.warning(f'TensorBoard has no more of this run, whose log there cannot be written: {e}')
+                self.tensorboard = None
         if self.wandb is not None:
             # as timm names them
             self.wandb.log({'epoch': epoch, **{k.replace('/', '_'): v for k, v in scalars.items()}})
