@@ -16,7 +16,7 @@ import train_focus
 from conftest import TINY, Run, equal, evaluate, finite
 from timm_focus import export_backbone
 from timm_focus.baselines import create_acol
-from timm_focus.training import FocusCheckpointSaver, parse_args
+from timm_focus.training import FocusCheckpointSaver, Progress, parse_args
 
 pytestmark = pytest.mark.usefixtures('quietly')
 NO_BATCH_NORM = 'convnext_atto'
@@ -289,7 +289,7 @@ def test_the_last_update_of_an_epoch_may_be_of_fewer_batches(train, monkeypatch)
     recoveries = []
     monkeypatch.setattr(FocusCheckpointSaver, 'save_recovery', lambda self, *_, **__: recoveries.append(self.progress))
     run = train('-b 4 --grad-accum-steps 4 --recovery-interval 1')  # 6 batches: an update of 4, one of 2
-    assert run.checkpoint()['saver']['progress'] == {'epoch': 1, 'batch': 0, 'updates': 2, 'totals': None}
+    assert Progress(**run.checkpoint()['saver']['progress']) == Progress(1, 0, 2)
     progress, = recoveries
     assert progress[:3] == (0, 4, 1) and progress.totals['count'] == 16
 
