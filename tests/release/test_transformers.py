@@ -1,4 +1,4 @@
-"""An export in transformers: the same logits, bit for bit."""
+"""An export in transformers: timm's weights and images bit for bit, and so its logits."""
 import json
 import os
 import subprocess
@@ -18,14 +18,25 @@ import json, re, sys
 sys.modules['timm_focus'] = None  # as where it is not installed
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-import torch
+import timm, torch
+torch.set_num_threads(1)
 image = Image.open(sys.argv[1]).convert('RGB')
 found = {}
 for folder in sys.argv[2:]:
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    plain = timm.create_model('local-dir:' + folder, pretrained=True).eval()
+    x = timm.data.create_transform(**timm.data.resolve_data_config({}, model=plain))(image)[None]
     with torch.no_grad():
-        found[folder] = model(processor(image, return_tensors='pt')['pixel_values']).logits.tolist()
+        y, logits = processor(image, return_tensors='pt')['pixel_values'], plain(x)
+        ours, theirs = plain.state_dict(), model.timm_model.state_dict()
+        assert torch.equal(x, y) and ours.keys() == theirs.keys(), folder
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours), folder
+        # weights that lie elsewhere in memory may be summed in another order: exactly where they lie alike
+        torch.testing.assert_close(model(y).logits, logits, atol=1e-5, rtol=1e-5)
+        plain.load_state_dict(theirs)
+        assert torch.equal(plain(y), logits), folder
+    found[folder] = logits.tolist()
     assert model.config.id2label == {0: 'a', 1: 'b', 2: 'c'}
 card = open(sys.argv[2] + '/README.md').read()
 (block,) = [b for b in re.findall(r'^```python\\n(.*?)^```', card, re.M | re.S) if 'transformers' in b]
@@ -36,7 +47,7 @@ print(json.dumps(found))
 
 
 def test_the_same_logits(hub, tmp_path, photo):
-    """From a folder, of models of several kinds, and from the Hub by the lines of the card."""
+    """From a folder, of models of several kinds; and from the Hub by the lines of the card."""
     photo.save(tmp_path / 'photo.png')
     models = {
         'resnet': timm.create_model('focus_test_resnet', num_classes=3),
@@ -52,13 +63,12 @@ def test_the_same_logits(hub, tmp_path, photo):
         env={**ENVIRONMENT, **hub.environment, 'TRANSFORMERS_VERBOSITY': 'error', 'PYTHONPATH': os.getcwd()})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    for folder in folders:
-        plain = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-        transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=plain))
+    for (name, model), folder in zip(models.items(), folders):
+        config = json.loads((tmp_path / name / 'config.json').read_text())
+        transform = timm.data.create_transform(**timm.data.resolve_data_config(config['pretrained_cfg']))
         with torch.no_grad():
-            logits = plain(transform(photo)[None])
-        assert torch.equal(torch.tensor(found[folder]), logits), folder
-        config = json.loads(open(f'{folder}/config.json').read())
+            logits = model.eval()(transform(photo)[None])
+        torch.testing.assert_close(torch.tensor(found[folder]), logits, atol=1e-5, rtol=1e-5)  # of another process
         assert config['num_classes'] == 3 and 'num_classes' not in config['model_args']
         if folder == folders[0]:
             expected = dict(zip('abc', logits[0].softmax(0).tolist()))
