@@ -96,6 +96,9 @@ def test_links_are_followed_and_loops_are_not(tree, tmp_path):
     assert [index.relative(i) for i in range(3)] == found
     os.symlink(root, tmp_path / 'link')
     assert len(list_images(tmp_path / 'link')) == 3, 'the folder itself may be a link'
+    os.symlink(tmp_path, tmp_path / 'elsewhere/b/out')
+    found, left_out = walked(root)
+    assert len(found) == 3 and left_out.counts == {'loop': 2}, 'it lies in the folders around the root, too'
 
 
 def test_a_folder_apart_is_passed_over_by_whatever_name(tree, tmp_path):

@@ -350,15 +350,14 @@ def test_endings_added_to_timms_are_images(tree):
         set_img_extensions(before)
 
 
-@pytest.mark.parametrize('name, bytes_', [(b'caf\xe9', r"'caf\xe9'"), (b'two\nlines', r"'two\nlines'")])
-def test_a_class_whose_name_no_list_can_hold(name, bytes_, tree, jpeg):
+@pytest.mark.parametrize('name, words', [(b'caf\xe9', 'no UTF-8'), (b'two\nlines', 'a line break')])
+def test_a_class_whose_name_no_list_can_hold(name, words, tree, jpeg):
     root = tree('a/1.jpg')
     os.mkdir(os.path.join(os.fsencode(root), name))
     with open(os.path.join(os.fsencode(root), name, b'2.jpg'), 'wb') as f:
         f.write(jpeg)
-    with pytest.raises(ValueError) as e:
+    with pytest.raises(ValueError, match=f'(?s){words}.* rename its folder'):
         scan_folder(root)
-    assert '1 of the class folders in' in str(e.value) and f'{bytes_}. Rename' in str(e.value)
     assert len(list_images(root)) == 2, 'where folders are no classes, their names matter not'
 
 

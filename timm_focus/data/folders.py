@@ -9,6 +9,7 @@ import logging
 import os
 import posixpath
 from collections import Counter
+from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from timm_focus.utils import shown
@@ -132,12 +133,13 @@ def walk(root: str, left_out: LeftOut, apart: Optional[str] = None) -> Iterator[
     """
     endings = image_endings()
     apart = apart and os.path.realpath(apart)
-    pending = [('', ())]
+    outside = tuple(_number(os.stat(folder)) for folder in Path(os.path.realpath(root)).parents)
+    pending = [('', outside)]
     while pending:
         path, above = pending.pop()
         place = os.path.join(root, path)
         status = os.stat(place)  # before the listing: a change during it must show afterwards
-        this = (status.st_dev, status.st_ino)
+        this = _number(status)
         if this in above:
             left_out.note('loop', path)
             continue
@@ -157,6 +159,11 @@ def walk(root: str, left_out: LeftOut, apart: Optional[str] = None) -> Iterator[
                 else:
                     left_out.note('broken' if entry.is_symlink() else 'irregular', posixpath.join(path, name))
         yield Folder(path, folder_state(place, status), names)
+
+
+def _number(status: os.stat_result) -> Tuple[int, int]:
+    """What a folder is known by, by whatever path it is reached."""
+    return status.st_dev, status.st_ino
 
 
 def _is(ask) -> bool:

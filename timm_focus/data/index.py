@@ -14,7 +14,6 @@ import logging
 import os
 import posixpath
 import time
-import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from timm.utils import natural_key
 
 from timm_focus.utils import open_whole, shown, some
+from timm_focus.utils.text import check_names
 
 from .folders import LeftOut, folder_state, walk
 from .images import image_endings
@@ -327,13 +327,8 @@ def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int
     if not images:
         raise ValueError(_no_images(left_out))
     labels = {folder: folder if nested else posixpath.basename(folder) for folder in images}
-    odd = sorted(label for label in set(labels.values()) if any(unicodedata.category(c) in ('Cc', 'Cs') for c in label))
-    if odd:
-        names = some(repr(os.fsencode(name))[1:] for name in odd)
-        raise ValueError(
-            f'{len(odd)} of the class folders in {shown(root)} have names that are no UTF-8 or have control '
-            f'characters, which no list of classes can hold: {names}. Rename them.')
     class_names = sorted(set(labels.values()), key=lambda name: (natural_key(name), name))
+    check_names(class_names)
     if len(class_names) < len(images):
         seen = defaultdict(list)
         for folder in sorted(images):
