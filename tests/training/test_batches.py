@@ -57,11 +57,11 @@ def test_what_is_told_of_batches_and_classes(train, refusal, image_folder):
     before, _ = run.err.split('Train: 0')
     assert '1 epochs make 1 updates and leave out 8 of the 24 training images in each. Give a smaller' in before
     assert '--num-classes is 1000, but the data has 2 classes: 998 outputs learn nothing. Leave the flag out.' in before
-    assert 'one image of 32 x 32' in refusal('-b 1')
+    assert 'one image of 32 x 32' in refusal('-b 1', experiment='other')
     for split in ('train', 'val'):
         (image_folder / split / 'right').rename(image_folder / f'{split}-right')
-    assert 'There is one class, left, and a classifier' in refusal()
-    assert 'There is one class, left, and a classifier' in refusal('--num-classes 5')
+    assert 'There is one class, left, and a classifier' in refusal(experiment='other')
+    assert 'There is one class, left, and a classifier' in refusal('--num-classes 5', experiment='other')
 
 
 def test_a_small_share_of_a_small_batch_trains(train):

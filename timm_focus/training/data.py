@@ -50,7 +50,7 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
         check_names(args.label_names)
     except ValueError as e:
         raise SettingsError(str(e)) from e
-    if len(args.label_names) == 1 or args.num_classes == 1:
+    if len(args.label_names) == 1 or (not args.label_names and args.num_classes == 1):
         one = args.label_names[0] if args.label_names else 'by --num-classes 1'
         raise SettingsError(
             f'There is one class, {one}, and a classifier tells classes apart: give images of two or more.')
