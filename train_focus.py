@@ -24,7 +24,7 @@ import torch.distributed as dist
 import yaml
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
-from timm.models import create_model, resolve_model_input_args
+from timm.models import create_model
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import distribute_bn, setup_default_logging
@@ -32,6 +32,7 @@ from timm.utils import distribute_bn, setup_default_logging
 import timm_focus  # registers focus_<name>
 from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
+from timm_focus.runs import model_arguments, start_from
 from timm_focus.training import (
     FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, TwoSteps,
     build_parser, changed_settings, check_order, check_readable, check_smallest_batch, conclude, create_datasets,
@@ -42,6 +43,7 @@ from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.checkpoint import restore_buffers
 from timm_focus.training.task import classifiers
 from timm_focus.utils import FileError, write_whole
+from timm_focus.utils.memory_format import use_channels_last
 from timm_focus.utils.secrets import discreet
 
 _logger = logging.getLogger('train')
@@ -86,9 +88,14 @@ def main():
     with explained('The augmentation or interpolation cannot be made'):
         loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
     check_smallest_batch(model, args, data_config['input_size'])
-    model.to(device, getattr(torch, args.model_dtype or 'float32'))
+    model_dtype = getattr(torch, args.model_dtype or 'float32')
+    model.to(device, model_dtype)
     if args.channels_last:
-        model.to(memory_format=torch.channels_last)
+        why = use_channels_last(model, torch.zeros(1, *data_config['input_size'], device=device, dtype=model_dtype))
+        if why:
+            args.channels_last = False
+            _logger.warning(f'{args.model} cannot be trained with channels last, so it is trained without, which may '
+                            f'take longer: {why}')
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     if args.distributed and args.sync_bn:
@@ -265,26 +272,21 @@ def build_model(args):
         near = difflib.get_close_matches(args.model.split('.')[0], timm.list_models(), 1)
         hint = f' Did you mean {near[0]}?' if near else ''
         raise SettingsError(f'timm knows no model {args.model}: timm.list_models() names them.{hint}')
-    kwargs = dict(
-        num_classes=args.num_classes, drop_rate=args.drop, drop_path_rate=args.drop_path,
-        drop_block_rate=args.drop_block, global_pool=args.gp, bn_momentum=args.bn_momentum, bn_eps=args.bn_eps,
-        in_chans=args.in_chans)
-    if args.initial_checkpoint and not os.path.isfile(args.initial_checkpoint):
-        raise SettingsError(f'There is no checkpoint {args.initial_checkpoint} to start from.')
-    overlay = dict(args.pretrained_cfg_overlay)
-    if args.pretrained_path:
-        overlay.update(file=args.pretrained_path, num_classes=-1)  # -1: the file's classifier is not asked for
-    wrapped = args.method == 'focus' and (sourced or not args.model.startswith('focus_'))
+    weights = args.initial_checkpoint or args.pretrained_path or (args.model if sourced and args.pretrained else '')
     with explained(f'The model {args.model} cannot be made'):
-        kwargs = resolve_model_input_args(args.model, vars(args), **{**kwargs, **args.model_kwargs})
-        if args.method == 'focus' and not wrapped:
-            kwargs.update(focus_args)
+        kwargs = model_arguments(args.model.removeprefix('focus_'), vars(args))
         model = create_model(
-            pretrained=args.pretrained or bool(args.pretrained_path), pretrained_cfg_overlay=overlay or None,
-            checkpoint_path=args.initial_checkpoint, **kwargs)
+            pretrained=args.pretrained and not weights,
+            pretrained_cfg_overlay=dict(args.pretrained_cfg_overlay) or None, **kwargs)
         args.in_chans = getattr(model, 'in_chans', args.in_chans or 3)
-        if wrapped:
+        if args.method == 'focus':
             model = timm_focus.FocusNet(model, **focus_args)
+    if weights:
+        try:
+            _logger.info(start_from(model, weights, new_classifier=weights == args.pretrained_path))
+        except ValueError as e:
+            raise SettingsError(str(e)) from e
+    with explained(f'The model {args.model} cannot be made'):
         if args.method == 'acol':
             num_classes = model.num_classes
             model.reset_classifier(0)

@@ -90,11 +90,13 @@ def test_tables(command):
     (['models', 'nonsense*'], 'No model is called nonsense'),
     (['models', 'resnet18', '--format', 'xml'], 'invalid choice'),
     (['nonsense'], 'invalid choice'),
-    (['area', 'nowhere', '--model', TINY], 'There is no folder nowhere'),
+    (['area', 'nowhere', '--model', TINY, '--random-weights'], 'There is no folder nowhere'),
+    (['area', 'nowhere', '--model', TINY], f'{TINY} would have random weights: give its --checkpoint or --pretrained'),
+    (['explain', 'nowhere.jpg', '--model', TINY], 'There is no file or folder nowhere.jpg'),
     (['area', 'nowhere'], 'No model is named'),
     (['area', 'nowhere', '--model', TINY, '--threshold', 'median'], "There is no threshold 'median'"),
     (['area', 'nowhere', '--model', TINY, '--checkpoint', 'nowhere.pth'], 'There is no checkpoint nowhere.pth'),
-    (['area', 'nowhere', '--model', TINY, '--model', TINY], 'named twice'),
+    (['area', 'nowhere', '--model', TINY, '--model', TINY, '--random-weights'], 'named twice'),
     (['area', 'nowhere', '--model', TINY, '--checkpoint', 'a', '--checkpoint', 'b'], '1 --model and 2 --checkpoint'),
 ])
 def test_a_mistake_is_one_line(refusal, argv, words, tmp_path, monkeypatch):
@@ -117,12 +119,12 @@ def test_a_run_is_loaded_as_it_was_evaluated(run_folder, image_folder):
 def test_weights_of_another_architecture_are_told(run_folder, refusal, tmp_path):
     path = run_folder / 'model_best.pth.tar'
     line = refusal('area', 'x', '--model', 'resnet18', '--checkpoint', path)
-    assert re.search(r'of another architecture: of \d+ tensors \d+ are missing, such as .*; \d+ are unknown', line)
+    assert re.search(r'of another architecture: of \d+ tensors \d+ fit; \d+ are missing, such as .*; \d+ are unknown', line)
     line = refusal('area', 'x', '--model', 'resnet14t', '--checkpoint', path)
     assert 'are missing' in line
     state = timm.create_model(TINY).state_dict()
     torch.save({**state, 'fc.bias': state['fc.bias'][:1]}, tmp_path / 'w.pth')
-    assert re.search(r'1 have other shapes, such as fc.bias \(1,\) for \(1000,\)',
+    assert re.search('num_classes differs in it: 1000 of fc.weight, 1 of fc.bias',
                      refusal('area', 'x', '--model', TINY, '--checkpoint', tmp_path / 'w.pth'))
     (tmp_path / 'broken.pth').write_bytes(b'nothing')
     assert 'cannot be read' in refusal('area', 'x', '--model', TINY, '--checkpoint', tmp_path / 'broken.pth')
@@ -172,8 +174,8 @@ def test_torchvisions_weights_are_evaluated_as_they_were_published(tmp_path, mon
 
 def test_a_broken_measurement_goes_on(command, image_folder, tmp_path):
     out = tmp_path / 'area'
-    argv = ('area', image_folder, '--model', 'torchvision:shufflenet_v2_x0_5', '--img-size', '64', '-j', '0',
-            '--output', out)
+    argv = ('area', image_folder, '--model', 'torchvision:shufflenet_v2_x0_5', '--random-weights', '--img-size', '64',
+            '-j', '0', '--output', out)
     torch.manual_seed(0)
     command(*argv)
     whole = (out / 'area.csv').read_text()
@@ -194,7 +196,7 @@ def test_folders_are_pooled_or_told_apart(command, image_folder, tmp_path):
     Image.open(flat / '0.jpg').convert('CMYK').save(flat / 'cmyk.jpg')
     Image.new('RGB', (1, 1)).save(flat / 'pixel.png')
     (flat / 'broken.jpg').write_bytes(b'no image')
-    argv = ('area', image_folder, flat, '--model', TINY, '--model', 'vit_tiny_patch16_224', '--img-size', '64',
+    argv = ('area', image_folder, flat, '--model', TINY, '--model', 'vit_tiny_patch16_224', '--random-weights', '--img-size', '64',
             '-j', '0', '--output', tmp_path / 'area')
     text = command(*argv)
     pooled = json.loads((tmp_path / 'area/area.json').read_text())
@@ -210,11 +212,12 @@ def test_folders_are_pooled_or_told_apart(command, image_folder, tmp_path):
 
 
 def test_other_settings_do_not_mix(command, refusal, image_folder, tmp_path):
-    argv = ('area', image_folder, '--model', TINY, '--img-size', '64', '-j', '0', '--output', tmp_path / 'area')
+    argv = ('area', image_folder, '--model', TINY, '--random-weights', '--img-size', '64', '-j', '0',
+            '--output', tmp_path / 'area')
     command(*argv)
     assert 'holds a measurement with other settings' in refusal(*argv, '--threshold', 'otsu')
     (tmp_path / 'empty').mkdir()
-    assert 'There are no images in' in refusal('area', tmp_path / 'empty', '--model', TINY)
+    assert 'There are no images in' in refusal('area', tmp_path / 'empty', '--model', TINY, '--random-weights')
 
 
 def test_the_command_is_installed(launch):

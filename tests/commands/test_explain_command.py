@@ -21,7 +21,7 @@ from timm_focus.runs import load_model
 from timm_focus.commands.main import main
 from timm_focus.commands.sources import Placement, place
 
-SMALL = ('--model', 'test_resnet', '--img-size', '96', '-j', '0')
+SMALL = ('--model', 'test_resnet', '--random-weights', '--img-size', '96', '-j', '0')
 
 
 @pytest.fixture
@@ -405,4 +405,4 @@ def test_weights_that_cannot_answer_are_told(refusal, image_folder, tmp_path):
     line = refusal(image_folder, '--model', 'test_resnet', '--checkpoint', tmp_path / 'w.pth')
     assert 'takes images of 5 channels, but files are read with 1 or 3' in line
     torch.save([1, 2], tmp_path / 'w.pth')
-    assert 'holds a list, no weights' in refusal(image_folder, '--model', TINY, '--checkpoint', tmp_path / 'w.pth')
+    assert 'holds a list, not weights' in refusal(image_folder, '--model', TINY, '--checkpoint', tmp_path / 'w.pth')

@@ -216,8 +216,8 @@ def test_a_folder_of_results_is_not_overwritten_by_others(command, refusal, imag
     (['--erase', '101'], '--erase is 101'),
     (['--erase', 'nan'], '--erase is nan'),
     (['--img-size', '32'], 'is 1 x 1 at images of 32 x 32, so it ranks no pixels: .*leave the erasing off'),
-    (['--model', TINY], f'{TINY} would be measured with random weights: give its --checkpoint'),
-    (['--model', 'torchvision:resnet18'], 'torchvision:resnet18 would be measured with random'),
+    (['--model', TINY], f'{TINY} would have random weights: give its --checkpoint'),
+    (['--model', 'torchvision:resnet18'], 'torchvision:resnet18 would have random'),
     (['--batch-size', '0'], 'argument -b/--batch-size: 0 is given, where 1 or more is allowed'),
     (['--img-size', '-64'], '--img-size: -64 is given, where 1 or more is allowed'),
 ])

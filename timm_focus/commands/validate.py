@@ -44,9 +44,6 @@ def run(args: argparse.Namespace) -> None:
     wrong = [p for p in percents if not 0 < p <= 100]
     if wrong:
         raise ValueError(f'--erase is {wrong[0]:g}: give percentages above 0 and at most 100.')
-    if args.model and not args.checkpoint and not args.pretrained:
-        raise ValueError(f'{args.model[0]} would be measured with random weights: give its --checkpoint, or '
-                         '--pretrained.')
     dataset = open_labelled_images(args.data)
     models = load_models(args)
     settings = [_settings(loaded, args.data, percents) for loaded in models]
@@ -93,8 +90,9 @@ def match_classes(
 ) -> Tuple[List[int], List[str]]:
     """Which class of a model each class of a data set is, and what to call the model's classes.
 
-    By name if the model has names; by WordNet number (n01440764) if the folders bear these and the model has as many
-    classes as one of ImageNet's sets; else by number, if they have equally many.
+    By name if the model has names, or if the folders bear those of Places365 and the model has as many classes; by
+    WordNet number (n01440764) if the folders bear these and the model has as many classes as one of ImageNet's sets;
+    else by number, if they have equally many.
 
     Args:
         loaded: The model.
@@ -107,11 +105,15 @@ def match_classes(
     """
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
+    from timm_focus.data.places365 import CATEGORIES
+
     candidates = [loaded.label_names] if 0 < len(loaded.label_names) <= n_classes else []
     subset = infer_imagenet_subset(dict(num_classes=n_classes))
     folders = [names[i] for i in present]
     if subset and all(re.fullmatch(r'n\d{8}', name) for name in folders):
         candidates.append(ImageNetInfo(subset).label_names())
+    if n_classes == len(CATEGORIES) and {_key(name) for name in folders} <= {_key(name) for name in CATEGORIES}:
+        candidates.append(list(CATEGORIES))
     unknown, known = [], []
     for known in candidates:
         numbers = {_key(name): i for i, name in enumerate(known)}

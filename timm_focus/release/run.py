@@ -6,7 +6,7 @@ import os
 from typing import Any, Dict, List, Optional
 
 from timm_focus.data import open_images
-from timm_focus.runs import Loaded, check_plain, load_model
+from timm_focus.runs import Loaded, check_plain, load_model, read_class_names
 
 from .export import KIND, sent_as_it_is, write_export
 from .folder import check_free
@@ -77,8 +77,7 @@ def export_run(
 def _label_names(loaded: Loaded, class_map: Optional[str], home: str) -> List[str]:
     path = class_map or os.path.join(home, 'classes.txt')
     if class_map or (not loaded.label_names and os.path.isfile(path)):
-        with open(path) as f:
-            return [line.strip() for line in f if line.strip()]
+        return read_class_names(path)
     return loaded.label_names
 
 
