@@ -17,7 +17,7 @@ from conftest import TINY, equal, evaluate
 from timm_focus.data import create_dataset, read_list
 from timm_focus.data.places365 import CATEGORIES
 from timm_focus.training import build_parser, parse_args
-from timm_focus.training.data import pick, targets_of
+from timm_focus.data.readers import pick
 
 pytestmark = pytest.mark.usefixtures('quietly')
 NESTED = [f'{name[0]}/{name}' for name in CATEGORIES]
@@ -181,7 +181,7 @@ def test_shards_are_found_by_their_info(train, image_folder, tmp_path, refusal):
     model = timm.create_model(TINY, num_classes=2)
     model.load_state_dict(run.weights())
     assert evaluate(model, image_folder)[1] == run.column('eval_top1')[0]
-    assert 'does not tell the classes' in refusal('--images-per-class 2', data=shards, model=TINY)
+    assert '--images-per-class is of images with numbers' in refusal('--images-per-class 2', data=shards, model=TINY)
     del info['num_classes']
     (shards / '_info.json').write_text(json.dumps(info))
     run = train('-b 4', 'untold', model=TINY, data=shards)
@@ -275,7 +275,7 @@ def test_other_scripts_and_timms_loaders_take_the_data_sets(places, image_folder
     plain = timm.data.create_dataset('', root=str(image_folder), split='train')
     ours = create_dataset('', image_folder, 'train')
     assert [ours.filename(i) for i in range(24)] == [plain.filename(i) for i in range(24)]
-    assert targets_of(plain) == [ours.reader[i][1] for i in range(24)]
+    assert [plain.reader[i][1] for i in range(24)] == ours.reader.targets.tolist()
 
 
 def test_the_model_carries_labels_and_evaluation(image_folder, settings):

@@ -1,55 +1,32 @@
 """Images as a timm data set, which timm's loaders, samplers and AugMix work with, found from a folder alone."""
 import logging
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
-import numpy as np
+import timm.data
 import torch
+from PIL import Image, ImageOps
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
-from torch.utils.data import Subset
 
 from timm_focus.utils import shown, some
 
 from .folders import is_debris
-from .images import open_regular, read_image
-from .index import ImageIndex, cached_scan, folders, list_images, missing, read_list, subset
+from .images import read_image
+from .index import ImageIndex, cached_scan, folders, list_images, missing, read_list
+from .libraries import HfdsReader, TorchReader, saved_as
 from .places365 import find_places365, read_split
+from .readers import IndexReader, by_names, draw, map_classes
+from .tars import INFO, ShardReader, has_splits, scan_tar
 
-__all__ = [
-    'FOLDER', 'PLACES365', 'IndexReader', 'PickedDataset', 'SceneDataset', 'create_dataset', 'open_images', 'pick']
+__all__ = ['FOLDER', 'PLACES365', 'STREAMS', 'SceneDataset', 'create_dataset', 'found_name', 'open_images']
 
 PLACES365, FOLDER = 'places365', 'folder'
+LIBRARIES, STREAMS = ('hfds', 'torch', 'wds'), ('hfids', 'tfds')  # by the beginnings of timm's names
 # names of splits that mean the same, as in timm
 TRAIN, EVAL = ('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation')
 
 _logger = logging.getLogger(__name__)
-
-
-class IndexReader(Reader):
-    """timm's reader of an index: files with their targets.
-
-    Args:
-        index: The images.
-    """
-
-    def __init__(self, index: ImageIndex):
-        super().__init__()
-        self.index = index
-        self.root = index.root
-        self.class_to_idx: Dict[str, int] = {name: i for i, name in enumerate(index.class_names)}
-
-    def __getitem__(self, i: int) -> Tuple[Any, int]:
-        return open_regular(self.index.path(i)), self.index.target(i)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        if absolute:
-            return self.index.path(index)
-        relative = self.index.relative(index)
-        return relative.rsplit('/', 1)[-1] if basename else relative
 
 
 class SceneDataset(ImageDataset):
@@ -58,7 +35,7 @@ class SceneDataset(ImageDataset):
     Each is named once in the log, by whichever worker meets it first, and the next one takes its place, as in timm.
 
     Args:
-        index: The images.
+        index: The images, or a reader of them.
         found: What they were found as, in words.
         input_img_mode: Pillow mode to convert to.
         transform: Applied to each image; timm's loaders set it.
@@ -70,24 +47,36 @@ class SceneDataset(ImageDataset):
 
     def __init__(
             self,
-            index: ImageIndex,
+            index: Union[ImageIndex, Reader],
             found: str = '',
             input_img_mode: str = 'RGB',
             transform: Optional[Callable] = None,
             target_transform: Optional[Callable] = None,
     ):
+        reader = index if isinstance(index, Reader) else IndexReader(index)
         super().__init__(
-            index.root, reader=IndexReader(index), input_img_mode=input_img_mode, transform=transform,
+            reader.root, reader=reader, input_img_mode=input_img_mode, transform=transform,
             target_transform=target_transform)
         self.found = found
-        self.bad = torch.zeros(len(index), dtype=torch.uint8).share_memory_()
+        self.bad = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
+
+    def read(self, i: int, upright: bool = False) -> Tuple[Image.Image, int]:
+        """Image i as it is, in the data set's mode, and its class.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        file, target = self.reader[i]
+        if isinstance(file, Image.Image):  # of a library that opens by itself
+            image = ImageOps.exif_transpose(file) if upright else file
+            return image.convert(self.input_img_mode), target
+        with file:
+            return read_image(file, self.input_img_mode, upright), target
 
     def __getitem__(self, i: int) -> Tuple[Any, int]:
         for _ in range(len(self)):
             try:
-                file, target = self.reader[i]
-                with file:
-                    image = read_image(file, self.input_img_mode)
+                image, target = self.read(i)
                 break
             except OSError as e:
                 if not self.bad[i]:
@@ -112,12 +101,19 @@ def create_dataset(
         images_per_class: Optional[int] = None,
         subset_seed: int = 0,
         input_img_mode: str = 'RGB',
+        class_map: Optional[Union[str, os.PathLike]] = None,
+        input_key: Optional[str] = None,
+        target_key: Optional[str] = None,
+        download: bool = False,
+        trust_remote_code: bool = False,
 ) -> SceneDataset:
-    """A split of Places365, in whatever layout it lies in a folder, or of any tree of class folders.
+    """A split of Places365, in whatever layout it lies in a folder, of any tree or archive of class folders, or of a
+    data set that a library reads.
 
     Args:
-        name: 'places365' or 'folder'; '' takes what is found.
-        root: Folder of the data set, with the splits in it.
+        name: 'places365' or 'folder'; 'hfds/<name or folder>', 'torch/<name>' or 'wds/<name>', as timm calls them; ''
+            takes what is found.
+        root: Folder of the data set, with the splits in it, or an archive.
         split: Name of the split: 'train', 'validation' and their synonyms, or for a tree its folder.
         class_names: Names of the classes by index: give those of training to the other splits.
         version: Of Places365, 'standard' or 'challenge'.
@@ -126,65 +122,182 @@ def create_dataset(
         images_per_class: As many images of each class, drawn at random; see `subset`.
         subset_seed: What they are drawn by.
         input_img_mode: Pillow mode to convert to.
+        class_map: File of class names, by line their indices; images of others are left out, and counted in the log.
+        input_key, target_key: Of hfds/ and wds/, where the images and their classes are.
+        download: Let torch/ download.
+        trust_remote_code: Let hfds/ run code of the data set.
 
     Raises:
         ValueError: Nothing of the kind is there, or it makes no sense: one sentence with the first offenders.
         OSError: Something cannot be read.
+        ImportError: A library is not installed.
     """
-    if name not in ('', PLACES365, FOLDER):
-        raise ValueError(f"There is no data set {name!r} here: give '{PLACES365}', '{FOLDER}' or '' for what is found.")
-    if not os.path.isdir(root):
-        raise ValueError(f'There is no folder {os.fspath(root)}: name one with train/<class>/ and val/<class>/.')
-    layout = find_places365(root, version, size) if name != FOLDER else None
-    if layout is None and (name == PLACES365 or version or size):
-        raise ValueError(f'There is no Places365 in {os.fspath(root)}: name the folder that its archives, lists or '
-                         'class folders are in.')
-    if layout is not None:
-        part = 'train' if split in TRAIN else 'val' if split in EVAL else split
-        try:
-            index = read_split(layout, part)
-        except ValueError as e:
-            if name == PLACES365:
-                raise
-            raise ValueError(f'{e} (It was taken for Places365: --dataset {FOLDER} reads plain class folders.)') from e
-        found = f'{layout.describe()}, official class indices'
-        if class_names is not None and list(class_names) != index.class_names:
-            raise ValueError(f'The classes of {os.fspath(root)} are those of Places365, but training has others.')
+    root = os.fspath(root)
+    names = [split, *next((synonyms for synonyms in (TRAIN, EVAL) if split in synonyms), ())]
+    kind, _, rest = name.partition('/')
+    kind = kind.lower() if rest else ''
+    if kind in STREAMS:
+        raise ValueError(f'{name} is a stream, whose images have no numbers: give hfds/ in place of hfids/, and shards '
+                         '(wds/) in place of tfds/.')
+    if kind in LIBRARIES:
+        reader, found = _library_reader(kind, rest, root, names, input_key, target_key, download, trust_remote_code)
+    elif name not in ('', PLACES365, FOLDER):
+        raise ValueError(f"There is no data set {name!r} here: give '{PLACES365}', '{FOLDER}', one of hfds/, torch/ "
+                         "and wds/, or '' for what is found.")
+    elif name != PLACES365 and (archive := _archive(root, names)):
+        reader = scan_tar(archive, names if archive == root else ())
+        found = f'class folders in {archive}, class indices by their sorted names'
     else:
-        folder = split_folder(root, split)
-        index = cached_scan(folder, class_names=class_names)
-        if class_names is None:
-            _check_class_folders(index)
-        found = f'class folders in {folder}, class indices by their sorted names'
-    if image_list is not None:
-        index = read_list(image_list, index.root, class_names=index.class_names)
-        gone = missing(index)
-        if len(gone):
-            raise ValueError(f'{os.fspath(image_list)} lists {len(gone)} images of {len(index)} that are not in '
-                             f'{index.root}: {some(index.relative(i) for i in gone[:4])}')
+        index, found = _scan_split(name, root, split, class_names if class_map is None else None, version, size)
+        reader, version, size = IndexReader(index), None, None
+    if image_list is not None and isinstance(reader, IndexReader):
+        reader = IndexReader(_listed(image_list, reader.index))
         found += f', those in {os.fspath(image_list)}'
+        image_list = None
+    for flag, value in (('places-version', version), ('places-size', size), ('train-list', image_list)):
+        if value is not None:
+            raise ValueError(f'--{flag} is of folders of images, and {name or root} is none: leave it out.')
+    if class_map is not None:
+        reader = map_classes(reader, class_map)
+    if class_names is not None:
+        reader = by_names(reader, class_names)
     if images_per_class is not None:
-        index = subset(index, images_per_class, subset_seed)
+        reader = draw(reader, images_per_class, subset_seed)
         found += f', {images_per_class} of each class (seed {subset_seed})'
-    return SceneDataset(index, found, input_img_mode)
+    return SceneDataset(reader, found, input_img_mode)
 
 
-def open_images(path: Union[str, os.PathLike], apart: Optional[Union[str, os.PathLike]] = None) -> SceneDataset:
-    """The images of a folder: its validation split if it has splits, else all that are in it, as one class.
+def open_images(
+        path: Union[str, os.PathLike] = '',
+        dataset: str = '',
+        split: str = '',
+        apart: Optional[Union[str, os.PathLike]] = None,
+        labelled: bool = False,
+        **kwargs: Any,
+) -> SceneDataset:
+    """The images that a command is to look at: the validation split of a data set, or all that are in a folder.
 
     Args:
-        path: The folder.
-        apart: A folder in it that is passed over.
+        path: A folder, with or without splits, or a tar archive.
+        dataset: See `create_dataset`, as `name` there.
+        split: Another split than validation.
+        apart: A folder in it that is passed over, where all images of a folder are taken.
+        labelled: Classes are needed: the folders of a folder without splits are classes.
+        **kwargs: As of `create_dataset`.
 
     Raises:
         ValueError: There is no such folder, or there are no images in it.
         OSError: A folder cannot be read.
     """
-    if not os.path.isdir(path):
-        raise ValueError(f'There is no folder {shown(os.fspath(path))}.')
-    if any(os.path.isdir(os.path.join(path, split)) for split in EVAL) or find_places365(path):
-        return create_dataset('', path, 'validation')
-    return SceneDataset(list_images(path, apart), f'images in {os.fspath(path)}')
+    path = os.fspath(path)
+    if not dataset and not os.path.exists(path):
+        raise ValueError(f'There is no folder {shown(path)}.')
+    dataset = found_name(path, dataset)
+    parts = (*EVAL, *TRAIN) if labelled else EVAL
+    whole = not (dataset or split or find_places365(path))
+    if whole and os.path.isdir(path) and not _archive(path, EVAL) \
+            and not any(os.path.isdir(os.path.join(path, part)) for part in parts):
+        if not labelled:
+            return SceneDataset(list_images(path, apart), f'images in {path}')
+        reader: Reader = IndexReader(cached_scan(path))
+        if kwargs.get('class_map') is not None:
+            reader = map_classes(reader, kwargs['class_map'])
+        return SceneDataset(reader, f'class folders in {path}')
+    if whole and os.path.isfile(path) and not has_splits(path):
+        return SceneDataset(scan_tar(path), f'class folders in {path}')
+    return create_dataset(dataset, path, split or 'validation', **kwargs)
+
+
+def found_name(root: str, name: str) -> str:
+    """What a folder is by `create_dataset`'s name where none is given: shards are told by their description.
+
+    Raises:
+        ValueError: It is of a kind that has to be named, and which.
+    """
+    if name or not os.path.isdir(root):
+        return name
+    if any(os.path.isfile(os.path.join(root, info)) for info in INFO):
+        return f'wds/{os.path.basename(os.path.abspath(root))}'
+    saved = saved_as(root)
+    if saved:
+        raise ValueError(f'{shown(root)} holds {saved}: give --dataset hfds/{shown(root)} in its place.')
+    return name
+
+
+def _library_reader(
+        kind: str,
+        rest: str,
+        root: str,
+        names: Sequence[str],
+        input_key: Optional[str],
+        target_key: Optional[str],
+        download: bool,
+        trust_remote_code: bool,
+) -> Tuple[Reader, str]:
+    if kind == 'hfds':
+        reader: Any = HfdsReader(rest, names, root, input_key, target_key, trust_remote_code)
+        return reader, f'{reader.split} of {rest}, read by datasets'
+    if kind == 'wds':
+        if not os.path.isdir(root):
+            raise ValueError(f'There is no folder {shown(root)} of shards: wds/{rest} is read from a folder here.')
+        return ShardReader(root, names, target_key), f'{names[0]} of the shards in {root}'
+    try:
+        theirs = timm.data.create_dataset(f'torch/{rest}', root=root or None, split=names[0], download=download)
+    except Exception as e:  # of its many data sets, and timm's asserts
+        raise ValueError(f'torch/{rest} cannot be read from {shown(root)}: {" ".join(str(e).split())[:500]}') from e
+    return TorchReader(theirs, root), f'{names[0]} of {rest} in {root}, read by torchvision'
+
+
+def _archive(root: str, names: Sequence[str]) -> str:
+    """The archive that a split is read from: the root itself or a file in it, '' if there is none."""
+    if os.path.isfile(root):
+        return root
+    if any(os.path.isdir(os.path.join(root, name)) for name in names):
+        return ''
+    files = [os.path.join(root, name if name.endswith('.tar') else f'{name}.tar') for name in names]
+    return next((file for file in files if os.path.isfile(file)), '')
+
+
+def _scan_split(
+        name: str,
+        root: str,
+        split: str,
+        class_names: Optional[Sequence[str]],
+        version: Optional[str],
+        size: Optional[str],
+) -> Tuple[ImageIndex, str]:
+    """A split of a folder, and what it was found as."""
+    if not os.path.isdir(root):
+        raise ValueError(f'There is no folder {shown(root)}: name one with train/<class>/ and val/<class>/.')
+    layout = find_places365(root, version, size) if name != FOLDER else None
+    if layout is None and (name == PLACES365 or version or size):
+        raise ValueError(f'There is no Places365 in {shown(root)}: name the folder that its archives, lists or class '
+                         'folders are in.')
+    if layout is None:
+        folder = split_folder(root, split)
+        index = cached_scan(folder, class_names=class_names)
+        if class_names is None:
+            _check_class_folders(index)
+        return index, f'class folders in {folder}, class indices by their sorted names'
+    part = 'train' if split in TRAIN else 'val' if split in EVAL else split
+    try:
+        index = read_split(layout, part)
+    except ValueError as e:
+        if name == PLACES365:
+            raise
+        raise ValueError(f'{e} (It was taken for Places365: --dataset {FOLDER} reads plain class folders.)') from e
+    if class_names is not None and list(class_names) != index.class_names:
+        raise ValueError(f'The classes of {shown(root)} are those of Places365, but training has others.')
+    return index, f'{layout.describe()}, official class indices'
+
+
+def _listed(image_list: Union[str, os.PathLike], index: ImageIndex) -> ImageIndex:
+    listed = read_list(image_list, index.root, class_names=index.class_names)
+    gone = missing(listed)
+    if len(gone):
+        raise ValueError(f'{os.fspath(image_list)} lists {len(gone)} images of {len(listed)} that are not in '
+                         f'{shown(index.root)}: {some(listed.relative(i) for i in gone[:4])}')
+    return listed
 
 
 def split_folder(root: Union[str, os.PathLike], split: str) -> str:
@@ -198,7 +311,12 @@ def split_folder(root: Union[str, os.PathLike], split: str) -> str:
         folder = os.path.join(root, name)
         if os.path.exists(folder):
             return folder
-    raise ValueError(f'{os.fspath(root)} has no folder {split}: put the images into <split>/<class>/.')
+    tars = sorted(name for name in os.listdir(root) if name.endswith('.tar'))
+    if tars:
+        raise ValueError(
+            f'{shown(os.fspath(root))} has no folder {split}, but archives, such as {some(tars[:4])}: name one as the '
+            "split, or, of shards, give --dataset wds/NAME and splits such as 'train-{0000..0009}.tar|1000'.")
+    raise ValueError(f'{shown(os.fspath(root))} has no folder {split}: put the images into <split>/<class>/.')
 
 
 def _check_class_folders(index: ImageIndex) -> None:
@@ -209,42 +327,3 @@ def _check_class_folders(index: ImageIndex) -> None:
     if empty:
         raise ValueError(
             f'{len(empty)} of the class folders in {index.root} have no images: {some(empty)}. Fill or remove them.')
-
-
-def pick(targets: Sequence[int], images_per_class: int, seed: int) -> List[int]:
-    """Indices of as many images of each class, drawn at random, of a data set that names no files.
-
-    Raises:
-        ValueError: A class with fewer images.
-    """
-    names = [str(i).encode() for i in range(len(targets))]
-    offsets = np.cumsum([0, *map(len, names)])
-    classes = [str(k) for k in range(max(targets) + 1)]
-    index = ImageIndex(
-        '', np.frombuffer(b''.join(names), np.uint8), offsets, np.asarray(targets, np.int32), classes)
-    drawn = subset(index, images_per_class, seed)
-    return [int(drawn.relative(i)) for i in range(len(drawn))]
-
-
-class PickedDataset(Subset):
-    """Some of the images of a data set, with its transform where timm's loaders look for it."""
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
-
-    @property
-    def input_img_mode(self) -> str:
-        return self.dataset.input_img_mode
-
-    @input_img_mode.setter
-    def input_img_mode(self, mode: str) -> None:
-        self.dataset.input_img_mode = mode
-
-    @property
-    def reader(self) -> Any:
-        return self.dataset.reader

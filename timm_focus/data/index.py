@@ -320,6 +320,21 @@ def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int
         states[folder.path] = folder.state
         if folder.images:
             images[folder.path] = folder.images
+    return tree_index(root, images, left_out, nested), states, left_out
+
+
+def tree_index(root: str, images: Dict[str, List[str]], left_out: LeftOut, nested: bool = False) -> ImageIndex:
+    """An index of images by the folders that they are in, with timm's classes in timm's order.
+
+    Args:
+        root: What the folders are in, for the index and for messages.
+        images: Names of the images in each folder, by its path from the root.
+        left_out: What else is there.
+        nested: See `scan_folder`.
+
+    Raises:
+        ValueError: There are no images, some in no class folder, or a class whose name is no text.
+    """
     if '' in images:
         raise ValueError(
             f'{len(images[""])} images lie in {shown(root)} outside its class folders, such as '
@@ -347,10 +362,9 @@ def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int
         paths.append(b''.join(encoded))
         lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
         targets.append(np.fromiter((numbers[labels[folder]] for folder, _ in files), np.int32, len(files)))
-    index = ImageIndex(
+    return ImageIndex(
         root, np.frombuffer(b''.join(paths), np.uint8), _offsets(np.concatenate(lengths)), np.concatenate(targets),
         class_names)
-    return index, states, left_out
 
 
 def _blocks(images: Dict[str, List[str]]) -> List[List[str]]:

@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+import numpy as np
 import timm.data
 import torch
 import torch.distributed as dist
@@ -13,11 +14,14 @@ from timm.data import AugMixDataset, FastCollateMixup, IterableImageDataset, Mix
 from torch.utils.data import Dataset
 
 from timm_focus.data import create_dataset, use_simple_crop, write_list
-from timm_focus.data.dataset import FOLDER, PLACES365, PickedDataset, pick
+from timm_focus.data.dataset import FOLDER, PLACES365, STREAMS, found_name
 from timm_focus.data.images import image_mode
+from timm_focus.data.libraries import forbid_programs
+from timm_focus.data.readers import PartReader
+from timm_focus.data.tars import class_info
 from timm_focus.data.transforms import fit_channels
 from timm_focus.demo import SYNTHETIC
-from timm_focus.utils import write_whole
+from timm_focus.utils import some, write_whole
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import check_names
 
@@ -43,8 +47,8 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
             args.data_dir = str(synthetic_scenes())
     source = _find_source(args)
     with _first_here(args):  # whose index of a large tree the others find in the cache
-        load = _scene_datasets if source in (PLACES365, FOLDER, '') else _timm_datasets
-        train, val = load(args, source)
+        streams = source.partition('/')[0].lower() in (*STREAMS, 'wds')
+        train, val = (_streams if streams else _numbered)(args, source)
     args.label_names = label_names(train)
     try:
         check_names(args.label_names)
@@ -54,8 +58,8 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
         one = args.label_names[0] if args.label_names else 'by --num-classes 1'
         raise SettingsError(
             f'There is one class, {one}, and a classifier tells classes apart: give images of two or more.')
-    info = getattr(getattr(train, 'reader', None), 'info', None) or {}  # of WebDataset shards
-    n_classes = len(args.label_names) or info.get('num_classes')
+    _tell_empty_classes(args, dict(training=train, validation=val))
+    n_classes = len(args.label_names) or class_info(getattr(train.reader, 'info', None))[1]
     if args.num_classes is None:
         args.num_classes = n_classes
         if n_classes is None and args.rank == 0:
@@ -86,63 +90,82 @@ def _first_here(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _find_source(args: argparse.Namespace) -> str:
-    """Who reads the data: this project places365, folder or, '', whichever is found; timm what else it has."""
+    """The data set's name: this project's places365, folder or, '', whichever is found; or a library's."""
     name = args.dataset.lower()
     if name == SYNTHETIC or name in ('imagefolder', 'image_folder'):  # timm's other names of a folder
         name = FOLDER
-    if name in ('', FOLDER) and args.data_dir is not None:
-        archives = [args.data_dir, *(os.path.join(args.data_dir, s) for s in (args.train_split, args.val_split))]
-        if args.class_map or any(map(os.path.isfile, archives)):
-            return 'timm'
-        if not name and os.path.isfile(os.path.join(args.data_dir, '_info.json')):
-            return f'wds/{os.path.basename(os.path.abspath(args.data_dir))}'  # shards, as timm's info describes them
-    return name if name in ('', FOLDER, PLACES365) else args.dataset
+    name = name if name in ('', FOLDER, PLACES365) else args.dataset
+    try:
+        return found_name(args.data_dir or '', name)
+    except ValueError as e:
+        raise SettingsError(str(e)) from e
 
 
-def _scene_datasets(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
-    common = dict(version=args.places_version, size=args.places_size)
+def _numbered(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
+    """Data sets whose images have numbers."""
+    common = dict(
+        version=args.places_version, size=args.places_size, class_map=args.class_map or None, input_key=args.input_key,
+        target_key=args.target_key, download=args.dataset_download, trust_remote_code=args.dataset_trust_remote_code)
     try:
         train = create_dataset(
-            name, args.data_dir, args.train_split, image_list=args.train_list, images_per_class=args.images_per_class,
-            subset_seed=args.subset_seed, **common)
-    except (ValueError, OSError) as e:
+            name, args.data_dir or '', args.train_split, image_list=args.train_list,
+            images_per_class=args.images_per_class, subset_seed=args.subset_seed, **common)
+    except (ImportError, ValueError, OSError) as e:
         raise SettingsError(str(e)) from e
     if not args.val_split:
         return train, None
     try:
         # the training classes rule: a class without validation images must not shift those after it
         return train, create_dataset(
-            name, args.data_dir, args.val_split, class_names=train.reader.index.class_names, **common)
+            name, args.data_dir or '', args.val_split, class_names=label_names(train), **common)
     except (ValueError, OSError) as e:
         raise SettingsError(f"{e} (--val-split '' does without validation.)") from e
 
 
-def _timm_datasets(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
-    for flag in ('places_version', 'places_size', 'train_list'):
+class _Stream(IterableImageDataset):
+    """timm's data set of a stream, for which Pillow starts no program in the workers that open the images."""
+
+    def __iter__(self) -> Iterator[Any]:
+        forbid_programs()
+        return super().__iter__()
+
+
+def _streams(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
+    """Data sets that timm reads one image after the other."""
+    for flag in ('places_version', 'places_size', 'train_list', 'images_per_class'):
         if getattr(args, flag) is not None:
-            raise SettingsError(
-                f'--{flag.replace("_", "-")} is of folders of images, and {args.dataset or args.data_dir} is none that '
-                'this script reads by itself: leave it out.')
+            raise SettingsError(f'--{flag.replace("_", "-")} is of images with numbers, and {args.dataset or name} is '
+                                'a stream: leave it out.')
     common = dict(
-        name='' if name == 'timm' else name, root=args.data_dir, download=args.dataset_download, seed=args.seed,
-        input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
-        class_map=args.class_map)
+        name=name, root=args.data_dir, download=args.dataset_download, seed=args.seed, input_key=args.input_key,
+        target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code, class_map=args.class_map)
 
     def load(split: str, flag: str, **kwargs: Any) -> Dataset:
         with explained(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read'):
-            return timm.data.create_dataset(split=split, **common, **kwargs)
+            stream = timm.data.create_dataset(split=split, **common, **kwargs)
+            return _Stream(stream.reader.root if hasattr(stream.reader, 'root') else '', reader=stream.reader)
 
     train = load(
         args.train_split, 'train-split', is_training=True, batch_size=args.batch_size, repeats=args.epoch_repeats,
         num_samples=args.train_num_samples)
-    if args.images_per_class:
-        with explained(f'--images-per-class {args.images_per_class} cannot be drawn'):
-            train = PickedDataset(train, pick(targets_of(train), args.images_per_class, args.subset_seed))
     if not args.val_split:
         return train, None
     return train, load(
         args.val_split, 'val-split', batch_size=args.validation_batch_size or args.batch_size,
         num_samples=args.val_num_samples)
+
+
+def _tell_empty_classes(args: argparse.Namespace, datasets: Dict[str, Optional[Dataset]]) -> None:
+    """Say which classes have no images, where a data set knows."""
+    for split, dataset in datasets.items():
+        targets = getattr(getattr(dataset, 'reader', None), 'targets', None)
+        if targets is None or not args.label_names:
+            continue
+        counts = np.bincount(targets, minlength=len(args.label_names))
+        empty = [name for name, count in zip(args.label_names, counts) if not count]
+        if empty and args.rank == 0:
+            _logger.warning(
+                f'{len(empty)} of the {len(args.label_names)} classes have no {split} images: {some(empty)}.')
 
 
 def fit_images(
@@ -166,41 +189,27 @@ def fit_images(
         holder.input_img_mode = mode
 
 
-def targets_of(dataset: Dataset) -> List[int]:
-    """Targets of all images of a data set, without decoding one.
-
-    Raises:
-        SettingsError: The data set does not tell.
-    """
-    reader = getattr(dataset, 'reader', dataset)
-    if hasattr(reader, 'targets'):
-        return [int(t) for t in reader.targets]
-    if hasattr(reader, 'samples'):
-        return [int(sample[1]) for sample in reader.samples]
-    if hasattr(reader, 'label_key'):
-        return [int(t) for t in reader.dataset[reader.label_key]]
-    raise SettingsError('the data set does not tell the classes of its images: leave the flag out')
-
-
 def label_names(dataset: Dataset) -> List[str]:
     """Names of the classes by index, [] if the data set does not tell."""
     reader = getattr(dataset, 'reader', None)
-    numbers = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
+    numbers = getattr(reader, 'class_to_idx', None) or {}
     names = [str(i) for i in range(max(numbers.values(), default=-1) + 1)]
     for name, i in numbers.items():
         names[i] = str(name)
-    return names
+    return names or class_info(getattr(reader, 'info', None))[0]
 
 
 def keep_lists(args: argparse.Namespace, dataset: Dataset, folder: str) -> None:
     """Write the classes of a run, a line each, and the images that were picked to train on, into its folder."""
     if args.label_names:
         write_whole(os.path.join(folder, 'classes.txt'), ''.join(f'{name}\n' for name in args.label_names))
+    if not (args.images_per_class or args.train_list):
+        return
     path = os.path.join(folder, 'train.txt')
-    if isinstance(dataset, PickedDataset):
-        targets = targets_of(dataset.dataset)
-        write_whole(path, ''.join(f'{i} {targets[i]}\n' for i in dataset.indices))
-    elif args.images_per_class or args.train_list:
+    if isinstance(dataset.reader, PartReader):  # of images without files, by their numbers
+        pairs = zip(dataset.reader.indices.tolist(), dataset.reader.targets.tolist())
+        write_whole(path, ''.join(f'{i} {target}\n' for i, target in pairs))
+    else:
         write_list(dataset.reader.index, path)
 
 

@@ -1,0 +1,190 @@
+"""Images of data sets that other libraries read, by number: Hugging Face's `datasets` and torchvision's."""
+import io
+import os
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from PIL import EpsImagePlugin
+from timm.data.readers.reader import Reader
+
+from timm_focus.utils import shown, some
+
+from .images import open_regular
+
+__all__ = ['HfdsReader', 'TorchReader', 'forbid_programs', 'saved_as']
+
+SAVED = ('state.json', 'dataset_dict.json')  # what save_to_disk leaves of one split, and of several
+
+
+def forbid_programs() -> None:
+    """Have Pillow start no program where another library opens images with it: Ghostscript, for EPS."""
+    EpsImagePlugin.gs_binary = False
+
+
+def saved_as(folder: str) -> str:
+    """What a folder holds of Hugging Face's `datasets`, in words: saved by save_to_disk, or parquet files; else ''."""
+    if any(os.path.isfile(os.path.join(folder, name)) for name in SAVED):
+        return 'a data set that save_to_disk wrote'
+    for place in (folder, os.path.join(folder, 'data')):
+        if os.path.isdir(place) and any(name.endswith('.parquet') for name in os.listdir(place)):
+            return 'parquet files'
+    return ''
+
+
+class HfdsReader(Reader):
+    """A split of a data set of Hugging Face: of the Hub, of a folder of parquet files, or of save_to_disk.
+
+    Args:
+        name: Its name on the Hub, or its folder.
+        split: Names of the split; or a slice of one, such as 'train[80%:]'.
+        root: Where what is downloaded or converted is kept, in place of the library's own cache.
+        input_key: Column of the images; by default the only one of images.
+        target_key: Column of the classes; by default the only one of classes, or `label`.
+        trust_remote_code: Let the data set run its own code, where the library still can.
+
+    Raises:
+        ValueError: There is no such data set, split or column.
+        ImportError: The library is not installed.
+    """
+
+    def __init__(
+            self,
+            name: str,
+            split: Sequence[str],
+            root: Optional[str] = None,
+            input_key: Optional[str] = None,
+            target_key: Optional[str] = None,
+            trust_remote_code: bool = False,
+    ):
+        super().__init__()
+        try:
+            import datasets
+        except ImportError as e:
+            raise ImportError(f"hfds/{name} takes Hugging Face's datasets: pip install datasets.") from e
+
+        self.root = name
+        kwargs = dict(trust_remote_code=True) if trust_remote_code else {}
+        try:
+            if any(os.path.isfile(os.path.join(name, file)) for file in SAVED):
+                parts = datasets.load_from_disk(name)
+                parts = parts if isinstance(parts, datasets.DatasetDict) else {str(parts.split or split[0]): parts}
+            else:
+                parts = datasets.load_dataset(name, cache_dir=root or None, **kwargs)
+        except Exception as e:  # of its many builders, file systems and servers
+            raise ValueError(f'The data set {shown(name)} cannot be loaded: {" ".join(str(e).split())[:500]}') from e
+        self.split, dataset = _slice(parts, split, name)
+        features = dataset.features
+        input_key = input_key or _only(features, datasets.Image, 'image')
+        target_key = target_key or _only(features, datasets.ClassLabel, 'label')
+        for key, flag, what in ((input_key, 'input-key', 'images'), (target_key, 'target-key', 'classes')):
+            if key not in features:
+                raise ValueError(f'{shown(name)} has no column {key} of {what}, but {some(features, 9)}: name it by '
+                                 f'--{flag}.')
+        self.image_key, self.label_key = input_key, target_key
+        self.dataset = dataset.cast_column(input_key, datasets.Image(decode=False))
+        labels = dataset.select_columns([target_key]).with_format('numpy')[:][target_key]
+        names = getattr(features[target_key], 'names', None)
+        if names is None and labels.dtype.kind not in 'iu':  # the names themselves
+            names, labels = np.unique(labels.astype(str), return_inverse=True)
+        elif names is None:
+            names = range(int(labels.max()) + 1 if len(labels) else 0)
+        if len(labels) and labels.min() < 0:
+            raise ValueError(f'{int((labels < 0).sum())} of the {len(labels)} images in {self.split} of {shown(name)} '
+                             'have no class (-1): take a split with classes.')
+        self.targets = np.asarray(labels, np.int64)
+        self.class_to_idx: Dict[str, int] = {str(label): i for i, label in enumerate(names)}
+
+    def __getitem__(self, i: int) -> Tuple[Any, int]:
+        image = self.dataset[i][self.image_key]
+        if image['bytes'] is not None:
+            return io.BytesIO(image['bytes']), int(self.targets[i])
+        return open_regular(image['path']), int(self.targets[i])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """The place in the split, which is unlike that of all others, and the file's own name where it is kept."""
+        own = os.path.basename(self.dataset[index][self.image_key]['path'] or '')
+        return f'{index:08}-{own}' if own else f'{index:08}'
+
+
+def _slice(parts: Any, split: Sequence[str], name: str) -> Tuple[str, Any]:
+    """A split, or slices of splits, of the splits that are there."""
+    import datasets
+
+    known = next((one for one in split if one in parts), None)
+    if known is not None:
+        return known, parts[known]
+    try:
+        instructions = datasets.ReadInstruction.from_spec(split[0]).to_absolute({k: len(v) for k, v in parts.items()})
+        sliced = [parts[one.splitname].select(range(one.from_, one.to)) for one in instructions]
+    except (AssertionError, KeyError, ValueError) as e:
+        only = ''
+        if list(parts) == ['train']:
+            only = ", such as --train-split 'train[:80%]' and --val-split 'train[80%:]', or --split 'train[80%:]'"
+        raise ValueError(f'{shown(name)} has {some(parts, 9)}, and no split {split[0]}: name one that is there, or a '
+                         f'part of one{only}.') from e
+    return split[0], datasets.concatenate_datasets(sliced)
+
+
+def _only(features: Any, kind: type, default: str) -> str:
+    """The column of a kind where there is one of it."""
+    if default in features:
+        return default
+    keys = [key for key, feature in features.items() if isinstance(feature, kind)]
+    return keys[0] if len(keys) == 1 else default
+
+
+class TorchReader(Reader):
+    """A data set of torchvision, with the names of its classes.
+
+    Args:
+        dataset: It, giving Pillow images.
+        root: Its folder.
+    """
+
+    def __init__(self, dataset: Any, root: str):
+        super().__init__()
+        self.dataset, self.root = dataset, root
+        self.targets = _targets(dataset)
+        names: List[str] = _names(dataset)
+        if not names and self.targets is not None and len(self.targets):
+            names = list(map(str, range(int(self.targets.max()) + 1)))
+        self.class_to_idx = {name: i for i, name in enumerate(names)}
+
+    def __getitem__(self, i: int) -> Tuple[Any, int]:
+        forbid_programs()
+        return self.dataset[i]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        for name in ('samples', 'imgs'):
+            if hasattr(self.dataset, name):
+                path = str(getattr(self.dataset, name)[index][0])
+                return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
+        return f'{index:08}'
+
+
+def _targets(dataset: Any) -> Optional[np.ndarray]:
+    """Classes of all images without decoding one, where a data set keeps them."""
+    for name in ('targets', 'labels', '_labels', 'y'):
+        found = getattr(dataset, name, None)
+        if found is not None and len(found) == len(dataset):
+            return np.asarray(found, np.int64)
+    for name in ('samples', 'imgs', '_samples'):
+        found = getattr(dataset, name, None)
+        if found is not None and len(found) == len(dataset):
+            return np.array([int(sample[1]) for sample in found], np.int64)
+    return None
+
+
+def _names(dataset: Any) -> List[str]:
+    """Names of the classes by index: of several names of one, as of ImageNet's, all of them."""
+    classes = getattr(dataset, 'classes', None) or getattr(dataset, 'categories', None) or ()
+    names = [', '.join(map(str, one)) if isinstance(one, (tuple, list)) else str(one) for one in classes]
+    if len(set(names)) < len(names):  # two classes may be called alike
+        names = [f'{name} ({i})' if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return names
