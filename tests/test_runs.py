@@ -153,7 +153,8 @@ SPARSE = torch.eye(3).to_sparse()
     (dict(arch='resnet81'), 'timm knows no model resnet81. Did you mean'),
     (dict(task_state=5), 'a task_state that is 5'),
     (dict(task_state=dict(cam_head=1, erased_head=2)), 'its cam_head is 1'),
-] + [(dict(args=argparse.Namespace(**{name: value})), rf'has the setting {name} .*, where .* belongs') for name, value in (
+] + [(dict(args=argparse.Namespace(**{name: value})), rf'has the setting {name} .*, where .* belongs')
+     for name, value in (
     ('label_names', 5), ('label_names', [1]), ('model_kwargs', [1]), ('num_classes', -1), ('num_classes', 'many'),
     ('in_chans', 0), ('img_size', 'large'), ('input_size', [3, 10 ** 6, 10 ** 6]), ('input_size', [3, 64]),
     ('img_size', 10 ** 6), ('mean', 5), ('crop_pct', 'all'), ('interpolation', 7), ('gp', 3))] + [
@@ -258,7 +259,7 @@ def test_weights_without_a_classifier_are_a_start(save):
 def test_weights_of_another_model_are_no_start(save):
     model = make()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r'into test_resnet does not go: it is of another architecture: of \d+ tensors'):
+    with pytest.raises(ValueError, match=r'into test_resnet does not go: .* another architecture: of \d+ tensors'):
         start_from(model, save(make('test_vit').state_dict()))
     assert equal(model.state_dict(), before)
 

@@ -655,7 +655,7 @@ def test_damaged_checkpoints_are_one_line(train, refusal):
     last.unlink()
     last.write_bytes(data[:1000])
     for more in ('--resume auto', f'--resume {last}'):
-        assert re.search('cannot be read .*newest good one is .*(checkpoint-0|model_best)', refusal(more, model=TINY))
+        assert re.search('cannot be read.*newest good one is .*(checkpoint-0|model_best)', refusal(more, model=TINY))
     assert 'cannot be read, so it is damaged' in refusal(f'--initial-checkpoint {last}', experiment='other')
     (last.parent / 'empty.pth').write_bytes(b'')
     assert 'cannot be read, so it is damaged' in refusal(f'--pretrained-path {last.parent}/empty.pth', experiment='other')

@@ -280,7 +280,7 @@ def test_a_damaged_file_names_the_newest_good_one(tmp_path):
     for name in ('last', 'checkpoint-2'):
         damage(tmp_path / f'{name}.pth.tar')
     os.utime(tmp_path / 'checkpoint-2.pth.tar', (2e9, 2e9))
-    with pytest.raises(ValueError, match=r'last\.pth\.tar cannot be read .*newest good one is .*checkpoint-1\.pth'):
+    with pytest.raises(ValueError, match=r'last\.pth\.tar cannot be read, .*newest good one is .*checkpoint-1\.pth'):
         Run(tmp_path).resume(tmp_path / 'last.pth.tar')
 
 
@@ -331,3 +331,59 @@ def test_another_architecture_is_a_sentence(tmp_path):
     with pytest.raises(ValueError, match='does not fit this run') as e:
         resume(task, str(tmp_path / 'last.pth.tar'))
     assert '\n' not in str(e.value) and len(str(e.value)) < 700
+
+
+# of the wrong shape
+
+@pytest.mark.parametrize('change, words', [
+    (dict(state_dict=[1]), 'does not fit this run'),
+    (dict(state_dict=None), 'does not fit this run'),
+    (dict(state_dict={1: torch.zeros(1)}), 'does not fit this run'),
+    (dict(task_state=5), 'does not fit this run'),
+    (dict(task_state=dict(cam_head=5, erased_head=5)), 'does not fit this run'),
+    (dict(optimizer=5), 'does not fit this run'),
+    (dict(optimizer=dict(state=5, param_groups=[])), 'does not fit this run'),
+    (dict(epoch='two'), 'does not say where its run stands'),
+    (dict(saver=dict(progress=5)), 'does not say where its run stands'),
+])
+def test_a_checkpoint_of_the_wrong_shape_is_a_sentence(tmp_path, change, words):
+    Run(tmp_path).save(0)
+    path = tmp_path / 'last.pth.tar'
+    found = torch.load(path, weights_only=False)
+    torch.save({**found, **change}, path)
+    with pytest.raises(ValueError, match=words) as e:
+        Run(tmp_path).resume(path)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('name, needed', [('adamw', 'step'), ('sgd', 'momentum_buffer'), ('lamb', 'exp_avg')])
+def test_an_optimizer_without_a_part_of_its_state_is_a_sentence(tmp_path, name, needed):
+    def run():
+        made = Run(tmp_path)
+        made.optimizer = timm.optim.create_optimizer_v2(made.model, name, lr=0.1, momentum=0.9)
+        made.saver.optimizer = made.optimizer
+        return made
+
+    first, path = run(), tmp_path / 'last.pth.tar'
+    first.step()
+    first.save(0)
+    run().resume(path)
+    found = torch.load(path, weights_only=False)
+    for of_parameter in found['optimizer']['state'].values():
+        del of_parameter[needed]
+    torch.save(found, path)
+    with pytest.raises(ValueError, match=f'does not fit this run: .*{needed}'):
+        run().resume(path)
+
+
+def test_a_flipped_bit_is_told(tmp_path):
+    run = Run(tmp_path)
+    run.save(0)
+    run.save(1)
+    path = tmp_path / 'last.pth.tar'
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()  # checkpoint-1 is another name of it
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r'last.pth.tar is damaged: .*: the newest good one is .*checkpoint-1'):
+        Run(tmp_path).resume(path)

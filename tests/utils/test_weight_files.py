@@ -102,7 +102,7 @@ def test_what_is_no_file_of_weights_is_told(files):
             nowhere='There is no checkpoint').items():
         with pytest.raises(ValueError, match=words):
             read_weight_file(str(files / name))
-    with pytest.raises(ValueError, match='is a folder'):
+    with pytest.raises(ValueError, match='it is a folder'):
         read_weight_file(str(files))
 
 

@@ -14,10 +14,10 @@ from huggingface_hub import (
 from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from timm_focus.method import FocusNet
+from timm_focus.utils.weight_files import read_weight_file
 from timm_focus.utils.secrets import discreet, redact
 
 from .export import CARD, CONFIG, FILES, HEADS, is_export, read_config, save_for_hub
@@ -346,7 +346,7 @@ def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
     path = _fetch(source, HEADS)
     focus_args.update({k: kwargs.pop(k) for k in list(kwargs) if k.startswith('focus_')})
     try:
-        heads = load_file(path)
+        heads = read_weight_file(path)
         with contextlib.nullcontext() if local else _explained(source, ''):
             backbone = timm.create_model(source if local else f'{HUB}{source}', pretrained=True, **kwargs)
     except (AssertionError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:

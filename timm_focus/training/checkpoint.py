@@ -14,6 +14,7 @@ from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 from torch import Tensor
 
 from timm_focus.utils import copy_whole, open_whole
+from timm_focus.utils.weight_files import read_weight_file
 
 __all__ = [
     'FocusCheckpointSaver', 'Kept', 'Progress', 'check_finite', 'find_kept', 'gather_buffers', 'is_finite',
@@ -86,13 +87,12 @@ def load(path: str) -> Dict[str, Any]:
         ValueError: The file is missing, damaged, or no checkpoint of a run.
     """
     try:
-        state = load_checkpoint_metadata(path)
-    except FileNotFoundError:
-        raise ValueError(f'There is no checkpoint {path}.') from None
-    except Exception as e:
-        raise ValueError(f'The checkpoint {path} cannot be read ({type(e).__name__}), so it is damaged or no '
-                         f'checkpoint: {newest_good(path)}') from e
-    if not isinstance(state, dict) or not {'state_dict', 'epoch'} <= set(state):
+        state = read_weight_file(path)
+    except ValueError as e:
+        if not os.path.isfile(path):
+            raise
+        raise ValueError(f'{str(e).rstrip(".")}: {newest_good(path)}') from e
+    if not {'state_dict', 'epoch'} <= set(state):
         raise ValueError(f'{path} has weights but no run to resume: start from it by --initial-checkpoint.')
     return state
 
@@ -143,8 +143,13 @@ def find_kept(folder: str) -> Tuple[List[Kept], List[str]]:
 def newest_good(path: str) -> str:
     """What to resume in place of a damaged checkpoint, as a sentence."""
     folder = os.path.dirname(path) or '.'
-    others = [k.path for k in find_kept(folder)[0]] if os.path.isdir(folder) else []
-    return f'the newest good one is {others[0]}.' if others else 'there is no good one beside it.'
+    for other in find_kept(folder)[0]:
+        try:
+            if not os.path.samefile(other.path, path) and read_weight_file(other.path):
+                return f'the newest good one is {other.path}.'
+        except ValueError:  # whole at first sight
+            continue
+    return 'there is no good one beside it.'
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """How a run goes on from a checkpoint, and what may have changed in between."""
 import argparse
+import inspect
 import os
 from typing import Any, Iterable, List, Optional
 
@@ -7,6 +8,8 @@ import torch
 from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
+
+from timm_focus.utils.errors import explained
 
 from .checkpoint import PLATEAU_COUNTERS, Kept, Progress, load, read_kept
 
@@ -36,7 +39,7 @@ def resume(
     """
     state = load(path)
     progress = read_kept(path, state).progress
-    try:
+    with explained(f'The checkpoint {path} does not fit this run'):
         task.load_checkpoint_state(clean_state_dict(state['state_dict']), state.get('task_state'))
         if task.has_ema():
             ema = 'state_dict_ema' in state
@@ -45,16 +48,39 @@ def resume(
                 state.get('task_state_ema' if ema else 'task_state'), ema=True)
         if optimizer is not None and 'optimizer' in state:
             optimizer.load_state_dict(state['optimizer'])
-    except (RuntimeError, ValueError) as e:
-        raise ValueError(f'The checkpoint {path} does not fit this run: {" ".join(str(e).split())[:500]}') from e
-    if loss_scaler is not None and loss_scaler.state_dict_key in state:
-        loss_scaler.load_state_dict(state[loss_scaler.state_dict_key])
-    saver = state.get('saver', {})
-    if isinstance(scheduler, PlateauLRScheduler) and 'plateau' in saver:
-        scheduler.restore_lr = saver['plateau']['restore_lr']
-        for name in PLATEAU_COUNTERS:
-            setattr(scheduler.lr_scheduler, name, saver['plateau'][name])
+            _check_state(optimizer)
+        if loss_scaler is not None and loss_scaler.state_dict_key in state:
+            loss_scaler.load_state_dict(state[loss_scaler.state_dict_key])
+        saver = state.get('saver') or {}
+        if isinstance(scheduler, PlateauLRScheduler) and 'plateau' in saver:
+            scheduler.restore_lr = saver['plateau']['restore_lr']
+            for name in PLATEAU_COUNTERS:
+                setattr(scheduler.lr_scheduler, name, saver['plateau'][name])
     return progress
+
+
+def _check_state(optimizer: torch.optim.Optimizer) -> None:
+    """See that an optimizer, whose state was loaded, has of each parameter what its first step would make.
+
+    Raises:
+        ValueError: Something is missing, on which it would fail in the middle of a step.
+    """
+    arguments = set(inspect.signature(type(optimizer)).parameters) - {'params'}
+    for group in optimizer.param_groups:
+        stepped = [p for p in group['params'] if p in optimizer.state]
+        if not stepped:
+            continue
+        probe = torch.nn.Parameter(torch.zeros_like(stepped[0]))
+        probe.grad = torch.zeros_like(probe)
+        try:
+            fresh = type(optimizer)([probe], **{name: group[name] for name in arguments if name in group})
+            fresh.step()
+        except Exception:  # one that wraps another, or wants more than its defaults
+            return
+        for p in stepped:
+            absent = sorted(set(fresh.state[probe]) - set(optimizer.state[p]))
+            if absent:
+                raise ValueError(f'the state of its optimizer has no {absent[0]}')
 
 
 def changed_settings(kept: Kept, args: argparse.Namespace, images: int, names: Iterable[str]) -> List[str]:

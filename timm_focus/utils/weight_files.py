@@ -31,7 +31,7 @@ def read_weight_file(path: str) -> Dict[str, Any]:
     if not os.path.exists(path):
         raise ValueError(f'There is no checkpoint {path}.')
     if os.path.isdir(path):
-        raise ValueError(f'{path} is a folder, where a file of weights is needed.')
+        raise ValueError(f'The checkpoint {path} cannot be read: it is a folder.')
     try:
         with open(path, 'rb') as f:
             start = f.read(9)
