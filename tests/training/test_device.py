@@ -1,10 +1,13 @@
 """What set_up_device does that no run shows; the rest is in the tests of the script."""
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 from conftest import ENVIRONMENT
+
+from timm_focus.training import build_parser, parse_args, set_up_device
 
 FAULTS = """
 import resource, sys, torch
@@ -26,3 +29,13 @@ def test_freed_memory_is_not_cleared_again():
         kind: int(subprocess.run([sys.executable, '-c', FAULTS, kind], env=ENVIRONMENT, capture_output=True, text=True,
                                  check=True).stdout) for kind in ('kept', 'default')}
     assert faults['default'] > 1_000 and 10 * faults['kept'] < faults['default'], faults  # fewer with huge pages
+
+
+@pytest.mark.parametrize('flags, cores, processes, workers', [
+    ([], 2, 1, 2), ([], 64, 1, 4), ([], 8, 4, 2), ([], 2, 4, 1), (['-j', '4'], 2, 1, 4), (['--workers', '0'], 2, 1, 0)])
+def test_no_more_workers_than_cores_unless_asked(flags, cores, processes, workers, monkeypatch, quietly):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+    args, _ = parse_args(build_parser(), ['d', '--device', 'cpu', *flags])
+    set_up_device(args)
+    assert args.workers == workers

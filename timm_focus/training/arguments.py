@@ -305,7 +305,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--no-ddp-bb', action='store_true', help='do not broadcast buffers between processes')
     g.add_argument('--synchronize-step', action='store_true', help='wait for the device after each step')
     g.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
-    g.add_argument('-j', '--workers', type=int, default=4, help='worker processes that load images')
+    g.add_argument('-j', '--workers', type=int, default=4, help='worker processes that load images; without the '
+                   'flag no more than there are cores')
     g.add_argument('--pin-mem', action='store_true', help='pin memory for transfers to the device')
     g.add_argument('--no-prefetcher', action='store_true', help="do without timm's prefetcher")
     g.add_argument('--worker-seeding', default='all', choices=('all', 'part'), help='what workers seed with iterable '

@@ -15,7 +15,7 @@ from timm.utils import NativeScaler, init_distributed_device
 
 from .errors import SettingsError, explained
 
-__all__ = ['keep_freed_memory', 'set_up_device']
+__all__ = ['cores', 'keep_freed_memory', 'set_up_device']
 
 _logger = logging.getLogger('train')
 
@@ -55,6 +55,12 @@ def _rendezvous(url: str, **kwargs: Any) -> Iterator[Tuple[dist.Store, int, int]
 dist.register_rendezvous_handler('timmfocus', _rendezvous)
 
 
+def cores() -> int:
+    """How many processor cores this process may use, those of its machine shared among the processes on it."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(usable // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
+
+
 def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any]:
     """Choose and prepare the device; adds rank and world size to the settings.
 
@@ -65,6 +71,8 @@ def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any
         SettingsError: The device or a type that it cannot do.
     """
     args.prefetcher = not args.no_prefetcher
+    if 'workers' not in args.given:  # more than the cores would wait for each other
+        args.workers = min(args.workers, cores())
     for name in args.device_modules or ():
         with explained(f'--device-modules {name} cannot be imported'):
             importlib.import_module(name)

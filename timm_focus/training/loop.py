@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from timm_focus.utils import open_whole
 
 from .checkpoint import FocusCheckpointSaver, Progress, check_finite, gather_buffers
+from .device import cores
 from .interrupt import Interrupted, Interruption
 from .reproducible import seed_all
 
@@ -58,10 +59,8 @@ class Waited:
 
 def _advice(args: argparse.Namespace) -> str:
     """What to do where images come too slowly."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    cores = max(cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
-    if args.workers < cores:
-        return f'give more --workers, {args.workers} of them share {cores} cores'
+    if args.workers < cores():
+        return f'give more --workers, {args.workers} of them share {cores()} cores'
     return ('keep the images as small as they are needed (a short side of 8/7 of the input), on a disk of this machine '
             'or in shards (--dataset wds/...), or augment less')
 
