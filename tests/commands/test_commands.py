@@ -26,6 +26,7 @@ def command(capsys):
     """`command('rf', 'resnet18')` is what it prints."""
     def run(*argv):
         capsys.readouterr()
+        torch.manual_seed(0)  # the same random weights each time
         main([str(a) for a in argv])
         return capsys.readouterr().out
     return run
@@ -176,11 +177,9 @@ def test_a_broken_measurement_goes_on(command, image_folder, tmp_path):
     out = tmp_path / 'area'
     argv = ('area', image_folder, '--model', 'torchvision:shufflenet_v2_x0_5', '--random-weights', '--img-size', '64',
             '-j', '0', '--output', out)
-    torch.manual_seed(0)
     command(*argv)
     whole = (out / 'area.csv').read_text()
     (out / 'area.csv').write_text(whole[:len(whole) // 2])  # in the middle of a line
-    torch.manual_seed(0)  # the weights are random
     command(*argv)
     assert (out / 'area.csv').read_text() == whole
     command(*argv)
@@ -211,11 +210,102 @@ def test_folders_are_pooled_or_told_apart(command, image_folder, tmp_path):
     assert apart[0]['mean'] * 10 + apart[1]['mean'] * 6 == pytest.approx(pooled[0]['mean'] * 16)
 
 
-def test_other_settings_do_not_mix(command, refusal, image_folder, tmp_path):
-    argv = ('area', image_folder, '--model', TINY, '--random-weights', '--img-size', '64', '-j', '0',
-            '--output', tmp_path / 'area')
-    command(*argv)
-    assert 'holds a measurement with other settings' in refusal(*argv, '--threshold', 'otsu')
+@pytest.fixture
+def diverged(tmp_path):
+    """Weights of a run that diverged: all are NaN."""
+    state = {k: v.fill_(torch.nan) if v.is_floating_point() else v
+             for k, v in timm.create_model(TINY, num_classes=2).state_dict().items()}
+    torch.save(state, tmp_path / 'nan.pth')
+    return tmp_path / 'nan.pth'
+
+
+def test_what_is_kept_goes_with_its_weights_images_and_settings(command, refusal, image_folder, tmp_path):
+    out, path = tmp_path / 'area', tmp_path / 'w.pth'
+    argv = ('area', image_folder, '--model', TINY, '--checkpoint', path, '--img-size', '128', '-j', '0')
+    state = timm.create_model(TINY, num_classes=2).state_dict()
+    torch.save(state, path)
+    command(*argv, '--output', out)
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    command(*argv, '--output', out)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before, 'the same again'
+
+    line = refusal(*argv, '--threshold', 'otsu', '--output', out)
+    assert f'{out} holds a measurement with a threshold mean' in line and 'give another --output, or remove it' in line
+    assert f'with other weights or transform of {TINY}@w.pth' in refusal(*argv, '--img-size', '160', '--output', out)
+    state['fc.bias'][0] += 1e-3  # the same file, another checkpoint
+    torch.save(state, path)
+    assert f'with other weights or transform of {TINY}@w.pth' in refusal(*argv, '--output', out)
+    state['fc.bias'][0] -= 1e-3
+    torch.save({k: state[k] for k in reversed(state)}, path)
+    command(*argv, '--output', out)  # the same weights in another order
+    image = next((image_folder / 'val/left').iterdir())
+    image.rename(image.with_name('other.jpg'))
+    assert 'with other images of data' in refusal(*argv, '--output', out)
+    image.with_name('other.jpg').rename(image)
+    image.write_bytes(image.read_bytes() + b' ')
+    assert 'with other images of data' in refusal(*argv, '--output', out)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+
+    (out / 'settings.json').write_text('{"half')
+    assert 'with unknown settings' in refusal(*argv, '--output', out)
+    (out / 'settings.json').unlink()
+    assert 'with unknown settings' in refusal(*argv, '--output', out), 'a table of somebody else'
+
+
+def test_another_model_and_folder_join_a_measurement(command, image_folder, tmp_path):
+    torch.manual_seed(0)
+    files = []
+    for name in 'ab':
+        torch.save(timm.create_model(TINY, num_classes=2).state_dict(), tmp_path / f'{name}.pth')
+        files.append(('--model', TINY, '--checkpoint', tmp_path / f'{name}.pth'))
+    argv = ('--img-size', '128', '-j', '0', '--output', tmp_path / 'area')
+    command('area', image_folder / 'val', *files[0], *argv)
+    command('area', image_folder / 'train', *files[1], *argv)
+    rows = read(tmp_path / 'area/area.csv')
+    assert len(rows) == 10 + 24
+    command('area', image_folder / 'val', image_folder / 'train', *files[0], *files[1], *argv)
+    assert read(tmp_path / 'area/area.csv')[:34] == rows and len(read(tmp_path / 'area/area.csv')) == 68
+
+
+@pytest.mark.parametrize('argv', [('area',), ('explain',), ('validate',), ('validate', '--no-erase')], ids=' '.join)
+def test_weights_that_answer_with_nan_are_refused(refusal, image_folder, diverged, tmp_path, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob('*'))
+    line = refusal(*argv, image_folder, '--model', TINY, '--checkpoint', diverged, '--img-size', '128', '-j', '0')
+    assert f'{TINY}@nan.pth answers with numbers that are not finite' in line
+    assert sorted(tmp_path.rglob('*')) == before, 'nothing is written'
+
+
+@pytest.mark.parametrize('argv', [('area',), ('explain',), ('validate',)], ids=' '.join)
+@pytest.mark.parametrize('model, size, near', [
+    ('dla34', 70, 64), ('torchvision:vgg11', 16, 32), ('test_vit', 70, 64), ('maxvit_tiny_rw_224', 100, 96)])
+def test_a_size_that_a_model_cannot_take_is_told(refusal, image_folder, tmp_path, monkeypatch, argv, model, size, near):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / 'w.pth'
+    if model.startswith('torchvision:'):
+        import torchvision
+        torch.save(torchvision.models.vgg11(num_classes=2).state_dict(), path)
+    else:
+        kwargs = timm.models.resolve_model_input_args(model, dict(img_size=size), num_classes=2)
+        torch.save(timm.create_model(**kwargs).state_dict(), path)
+    line = refusal(*argv, image_folder, '--model', model, '--checkpoint', path, '--img-size', size, '-j', '0')
+    assert re.search(rf'cannot be run on images of {size} x {size} \(.*\): {near} x {near} works', line)
+
+
+@pytest.mark.parametrize('argv', [('area',), ('explain',), ('validate',)], ids=' '.join)
+def test_maps_of_one_place_are_refused_and_coarse_ones_are_told(
+        refusal, capsys, image_folder, tmp_path, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model(TINY, num_classes=2).state_dict(), tmp_path / 'w.pth')
+    argv = (*argv, image_folder, '--model', TINY, '--checkpoint', tmp_path / 'w.pth', '-j', '0')
+    assert re.search(r'is 1 x 1 at images of 32 x 32, so it tells no place .*larger images, such as 128 x 128',
+                     refusal(*argv, '--img-size', '32'))
+    main([*map(str, argv), '--img-size', '64'])
+    assert re.search(r'is 2 x 2 at images of 64 x 64, on which .* says little: .* \(--img-size 128\)',
+                     capsys.readouterr().err)
+
+
+def test_an_empty_folder(refusal, tmp_path):
     (tmp_path / 'empty').mkdir()
     assert 'There are no images in' in refusal('area', tmp_path / 'empty', '--model', TINY, '--random-weights')
 

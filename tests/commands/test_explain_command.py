@@ -1,22 +1,27 @@
 """`timm-focus explain`, as it is typed, on real files of every kind."""
+import argparse
+import contextlib
 import io
 import json
 import logging
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import ImageNetInfo, create_transform
 from timm.data.transforms_factory import transforms_imagenet_eval
 
 from conftest import TINY
 from timm_focus import FocusNet
 from timm_focus.analysis import explain
-from timm_focus.commands.explain import erased_box, find_class
+from timm_focus.analysis.pieces import connected_pieces
+from timm_focus.commands.classes import find_class, folder_classes
+from timm_focus.commands.explain import erased_boxes, spread
 from timm_focus.runs import load_model
 from timm_focus.commands.main import main
 from timm_focus.commands.sources import Placement, place
@@ -33,6 +38,7 @@ def command(quietly, capsys, tmp_path, monkeypatch):
     def run(*argv, output='explained'):
         capsys.readouterr()
         logging.getLogger().handlers.clear()  # each run sets up its own
+        torch.manual_seed(0)  # the same random weights each time
         main(['explain', *map(str, argv), '--output', str(output)])
         out, err = capsys.readouterr()
         return out, err, json.loads((tmp_path / 'here' / output / 'explained.json').read_text())
@@ -105,9 +111,12 @@ def test_a_run_is_explained_as_it_was_trained(command, run_folder, image_folder,
             assert entry['label'][when] == pytest.approx(p[entry['label']['index']].item(), abs=1e-4)
         assert entry['label']['index'] == main_logits.argmax()
         assert (entry['width'], entry['height']) == (48, 48)
-        ys, xs = np.nonzero(~keep[0, 0].numpy())  # 64 of 80 pixels in the middle of 48
-        literal = [(8 + v) * 48 / 80 for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
-        assert entry['box'] == [*np.floor(literal[:2]).astype(int), *np.ceil(np.round(literal[2:], 9)).astype(int)]
+        assert entry['true']['name'] == entry['file'].split('/')[-2]
+        pieces = connected_pieces(~keep[0, 0].numpy())
+        assert 0 < len(entry['boxes']) <= len(pieces)
+        for box, piece in zip(entry['boxes'], pieces):  # 64 of 80 pixels in the middle of 48
+            literal = [(8 + v) * 48 / 80 for v in (piece.x0, piece.y0, piece.x1, piece.y1)]
+            assert box == [*np.floor(literal[:2]).astype(int), *np.ceil(np.round(literal[2:], 9)).astype(int)]
         assert Image.open(folder / entry['files']['picture']).size[0] > 1000
 
 
@@ -141,9 +150,9 @@ def test_heads_are_found_where_they_are(kind, run_folder, train, tmp_path):
 
 
 def test_a_model_of_one_channel(command, train, image_folder):
-    folder = train('--in-chans 1').folder
+    folder = train('--in-chans 1 --img-size 64').folder
     _, _, manifest = command(image_folder / 'val/left', '--checkpoint', folder, '-j', '0')
-    assert manifest['data_config']['input_size'] == [1, 32, 32] and len(manifest['images']) == 5
+    assert manifest['data_config']['input_size'] == [1, 64, 64] and len(manifest['images']) == 5
     assert len(manifest['data_config']['mean']) == 1
     loaded = load_model(checkpoint=str(folder), heads=True)
     x = create_transform(**loaded.data_config)(Image.open(manifest['images'][0]['file']).convert('L'))[None]
@@ -175,7 +184,7 @@ def test_what_is_done_is_kept_when_it_is_interrupted(command, image_folder, tmp_
         drawn.append(path)
         draw(picture, path)
     monkeypatch.setattr(plots, 'explanation_plot', interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):  # Ctrl-C
         command(image_folder / 'val/left', *SMALL)
     manifest = json.loads((tmp_path / 'here/explained/explained.json').read_text())
     assert not manifest['complete'] and len(manifest['images']) == 3
@@ -209,13 +218,33 @@ def test_a_place_in_the_input_is_one_in_the_image(size, settings):
 
 def test_boxes_are_whole_pixels_inside_the_image():
     keep = np.ones((10, 10), bool)
-    assert erased_box(keep, Placement(), (10, 10)) is None
+    assert erased_boxes(keep, Placement(), (10, 10)) == []
     keep[2, 3] = False
-    assert erased_box(keep, Placement(), (10, 10)) == (3, 2, 4, 3)
-    assert erased_box(keep, Placement(5, 1, 2, 2.5), (100, 100)) == (11, 6, 13, 9)
-    assert erased_box(keep, Placement(-100, 0, 2, 2), (100, 100)) is None, 'the border that was added'
-    keep[:] = False
-    assert erased_box(keep, Placement(-3, 7, 1 / 3, 1), (20, 12)) == (0, 7, 1, 12)
+    assert erased_boxes(keep, Placement(), (10, 10)) == [(3, 2, 4, 3)]
+    assert erased_boxes(keep, Placement(5, 1, 2, 2.5), (100, 100)) == [(11, 6, 13, 9)]
+    assert erased_boxes(keep, Placement(-100, 0, 2, 2), (100, 100)) == [], 'the border that was added'
+    keep[5:8, 6:9] = False
+    assert erased_boxes(keep, Placement(), (10, 10)) == [(6, 5, 9, 8), (3, 2, 4, 3)], 'one each, the larger first'
+    rows, columns = np.indices((30, 30))
+    assert len(erased_boxes((rows % 2 > 0) | (columns % 2 > 0), Placement(), (30, 30))) == 10, 'the largest of many'
+
+
+# the page
+
+def test_images_of_the_page_are_spread_over_the_classes():
+    labels = ['a'] * 10 + ['b'] * 2 + ['c'] * 5
+    assert spread(labels, 3) == [0, 10, 12]
+    assert spread(labels, 6) == [0, 5, 10, 11, 12, 14]
+    assert spread(labels, 100) == list(range(17)) and spread(labels, 0) == [] and spread([], 3) == []
+    many = [f'{i // 4}' for i in range(400)]
+    assert [many[i] for i in spread(many, 4)] == ['0', '25', '50', '75']
+    assert len(spread(['x'] * 7, 3)) == 3 and spread(['x'] * 9, 3) == [0, 3, 6]
+
+
+def test_the_page_shows_images_of_all_classes(command, image_folder):
+    out, _, _ = command(image_folder, *SMALL, '--sheet', '4')
+    shown = [line.split()[0].split('/')[0] for line in out.splitlines()[:-1]]
+    assert shown == ['left', 'left', 'right', 'right']
 
 
 def test_rotated_by_exif_is_explained_upright(command, photo, tmp_path):
@@ -301,6 +330,28 @@ def test_classes_that_are_none(text, words):
         find_class(text, NAMES)
 
 
+def test_the_true_class_is_that_of_the_folder(command, image_folder, run_folder, tmp_path):
+    class Named:
+        label_names = NAMES
+    assert folder_classes(Named, ['a/b', 'c']) == {'a-b': 0, 'c': 1}
+    many = folder_classes(Named, ImageNetInfo().label_descriptions())
+    assert many['n01440764'] == many['tench, Tinca tinca'] == many['tench'] == 0
+    assert 'crane' not in many and many['n02012849'] == 134, 'two are called so'
+
+    out, _, manifest = command(image_folder, '--checkpoint', run_folder, '-j', '0', '--img-size', '128')
+    entries = manifest['images']
+    right = {when: sum(e[when][0] == {**e['true'], 'probability': e[when][0]['probability']} for e in entries)
+             for when in ('before', 'after')}
+    assert f'{right["before"]} of 10 right, {right["after"]} right without' in out
+    assert out.count('(right)') == right['before'] and out.count('(wrong: ') == 10 - right['before']
+    argv = ('--checkpoint', run_folder, '-j', '0', '--img-size', '128')
+    _, _, manifest = command(image_folder / 'val/right/0.jpg', *argv, output='one')
+    assert manifest['images'][0]['true'] == {'index': 1, 'name': 'right'}
+    shutil.copy(image_folder / 'val/right/0.jpg', tmp_path / 'photo.jpg')
+    out, _, manifest = command(tmp_path / 'photo.jpg', *argv, output='unknown')
+    assert manifest['images'][0]['true'] is None and 'right' not in out.splitlines()[-1]
+
+
 def test_another_class_is_explained(command, refusal, image_folder):
     argv = (image_folder / 'val/left/0.jpg', *SMALL)
     torch.manual_seed(0)
@@ -322,6 +373,76 @@ def test_classes_without_names_have_numbers(command, image_folder, tmp_path):
     _, _, manifest = command(image_folder / 'val/left/0.jpg', *SMALL, '--checkpoint', tmp_path / 'w.pth')
     assert all(a['name'] == f'class {a["index"]}' for a in manifest['images'][0]['before'])
     assert manifest['map'] == 'classifier' and manifest['threshold'] == 0.7
+
+
+# pictures
+
+@pytest.mark.parametrize('kind', ['png', 'pdf', 'svg'])
+def test_pictures_of_every_format_write_words_as_they_are(command, photo, tmp_path, kind):
+    names = ['$\\frac{1$', '<b>&amp;</b>', '{{ x }} $a_b$', 'plain', '\x1b[31mred\u202e', '写真']
+    folder = tmp_path / 'a $b$ & c'
+    for i in range(len(names)):
+        (folder / 'val' / f'{i}').mkdir(parents=True)
+        photo.resize((60, 50)).save(folder / 'val' / f'{i}' / '$x_$.jpg')
+    model = timm.create_model('test_resnet', num_classes=6)
+    torch.save({'state_dict': model.state_dict(), 'arch': 'test_resnet', 'args': argparse.Namespace(
+        num_classes=6, label_names=names)}, tmp_path / '$w$.pth.tar')
+    argv = (folder, '--checkpoint', tmp_path / '$w$.pth.tar', '--img-size', '128', '-j', '0', '--format', kind)
+    _, err, manifest = command(*argv)
+    assert 'drawn' not in err and len(manifest['images']) == 6
+    pictures = [f for f in files(tmp_path / 'here/explained') if f.endswith(kind) and not f.endswith('-mask.png')]
+    assert len(pictures) == 7 and f'sheet.{kind}' in pictures
+    start = {'png': b'\x89PNG', 'pdf': b'%PDF', 'svg': b'<?xml'}[kind]
+    assert all((tmp_path / 'here/explained' / f).read_bytes().startswith(start) for f in pictures)
+    main(['area', *map(str, argv), '--output', 'area'])
+    assert (tmp_path / 'here/area' / f'area.{kind}').read_bytes().startswith(start)
+
+
+def test_a_picture_that_cannot_be_drawn_ends_nothing(command, image_folder, monkeypatch):
+    from timm_focus.analysis import plots
+    draw = plots.explanation_plot
+
+    def fails(picture, path):
+        if picture.name.startswith('left/1'):
+            raise RuntimeError('no fonts')
+        draw(picture, path)
+    monkeypatch.setattr(plots, 'explanation_plot', fails)
+    _, err, manifest = command(image_folder, *SMALL)
+    assert manifest['complete'] and len(manifest['images']) == 10
+    assert 'left/1.png cannot be drawn: RuntimeError: no fonts' in err
+
+
+# what can be looked at
+
+def test_an_output_goes_with_its_weights_and_settings(command, refusal, image_folder, run_folder, tmp_path):
+    argv = (image_folder / 'val/left', '--checkpoint', run_folder, '-j', '0', '--img-size', '128')
+    _, _, manifest = command(*argv)
+    assert command(*argv)[2] == manifest, 'the same again'
+    folder = tmp_path / 'here/explained'
+    for more in (('--threshold', '0.5'), ('--class', 'right'), ('--img-size', '160')):
+        assert f'{folder} holds explanations by other settings' in _ends(argv, *more, '--output', folder)
+    checkpoint = torch.load(run_folder / 'model_best.pth.tar', weights_only=False)
+    next(iter(checkpoint['state_dict'].values())).mul_(1.01)
+    torch.save(checkpoint, run_folder / 'model_best.pth.tar')
+    assert '(weights in ' in _ends(argv, '--output', folder)
+    assert json.loads((folder / 'explained.json').read_text()) == manifest
+
+
+def _ends(argv, *more):
+    with pytest.raises(SystemExit) as e, contextlib.redirect_stderr(io.StringIO()) as err:
+        main(['explain', *map(str, (*argv, *more))])
+    assert e.value.code == 2
+    return err.getvalue()
+
+
+def test_a_map_that_is_coarse_is_told_and_one_place_is_refused(command, refusal, image_folder):
+    argv = (image_folder / 'val/left', '--model', TINY, '--random-weights', '-j', '0')
+    _, err, _ = command(*argv, '--img-size', '64')
+    assert err == (f'The last feature map of {TINY} is 2 x 2 at images of 64 x 64, on which a share of the places says '
+                   'little: for one of 4 x 4 or more take larger images, such as 128 x 128 (--img-size 128).\n')
+    assert not command(*argv, '--img-size', '128', output='fine')[1]
+    assert re.search(r'is 1 x 1 at images of 32 x 32, .*: take larger images, such as 128 x 128 \(--img-size 128\)',
+                     refusal(*argv, '--img-size', '32'))
 
 
 # images of every kind
@@ -365,7 +486,7 @@ def test_images_of_every_kind(command, photo, tmp_path, monkeypatch):
     of = {os.path.basename(e['file']): e for e in manifest['images']}
     assert of['deep.png']['before'] == of['shallow.PNG']['before'], '16 bits of grey as 8'
     assert (of['pixel.png']['width'], of['pixel.png']['height']) == (1, 1)
-    assert of['pixel.png']['box'] in ([0, 0, 1, 1], None)
+    assert of['pixel.png']['boxes'] in ([[0, 0, 1, 1]], [])
     assert json.loads(json.dumps(manifest, allow_nan=False)) == manifest
 
 

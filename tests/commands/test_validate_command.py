@@ -49,11 +49,12 @@ def read(path):
         return list(csv.DictReader(f))
 
 
-def weights(path, num_classes=2, name=TINY, **kwargs):
+def weights(path, num_classes=2, name=TINY, bias=0, **kwargs):
     """A file of random weights that have opinions."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=num_classes, **kwargs)
     torch.nn.init.normal_(model.get_classifier().weight)
+    torch.nn.init.constant_(model.get_classifier().bias, bias)
     torch.save(model.state_dict(), path)
     return path
 
@@ -206,16 +207,22 @@ def test_a_folder_of_results_is_not_overwritten_by_others(command, refusal, imag
     assert before.keys() == {'validate.json', 'classes.csv', 'images.csv'}
     command(*argv)
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before, 'the same again'
-    assert 'holds results of other models or settings' in refusal(*argv, '--no-erase')
+    assert 'holds results of other models, weights, images or settings' in refusal(*argv, '--no-erase')
+    weights(path, bias=1)
+    assert 'holds results of other models' in refusal(*argv), 'the same file, another checkpoint'
+    weights(path)
+    image = image_folder / 'val/left/0.jpg'
+    image.write_bytes(image.read_bytes() + b' ')
+    assert 'holds results of other models' in refusal(*argv), 'another image'
     (out / 'validate.json').write_text('{"half')
-    assert 'holds results of other models or settings' in refusal(*argv)
+    assert 'holds results of other models' in refusal(*argv)
 
 
 @pytest.mark.parametrize('argv, words', [
     (['--erase', '0'], '--erase is 0: give percentages above 0 and at most 100'),
     (['--erase', '101'], '--erase is 101'),
     (['--erase', 'nan'], '--erase is nan'),
-    (['--img-size', '32'], 'is 1 x 1 at images of 32 x 32, so it ranks no pixels: .*leave the erasing off'),
+    (['--img-size', '32'], 'is 1 x 1 at images of 32 x 32, so it tells no place from another: take larger images'),
     (['--model', TINY], f'{TINY} would have random weights: give its --checkpoint'),
     (['--model', 'torchvision:resnet18'], 'torchvision:resnet18 would have random'),
     (['--batch-size', '0'], 'argument -b/--batch-size: 0 is given, where 1 or more is allowed'),

@@ -9,16 +9,15 @@ the number of positions.
 """
 import contextlib
 from collections import Counter
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import ContextManager, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from timm_focus.method.cam import at_least_float32, class_activation_map
-from timm_focus.method import FocusNet
 from timm_focus.utils.modes import evaluating
 
-from .focus_area import _PooledMap
+from .focus_area import _PooledMap, plain_model
 
 __all__ = ['ClassMap', 'classifier_map']
 
@@ -52,7 +51,7 @@ def classifier_map(model: nn.Module, x: Tensor, target: Optional[Tensor] = None)
         ValueError: The model has no classifier or no such feature, or a class is none of its.
         ImportError: The map takes Grad-CAM, and that is not installed.
     """
-    model = model.backbone if isinstance(model, FocusNet) else model
+    model = plain_model(model)
     with evaluating(model), _frozen(model):
         with torch.no_grad():
             logits, features, like = _forward(model, x)
@@ -67,7 +66,8 @@ def classifier_map(model: nn.Module, x: Tensor, target: Optional[Tensor] = None)
         if like is None:
             raise ValueError(f'{type(model).__name__} pools no feature map over its positions, so it has no map of a '
                              'class: take a timm model, or one with a global pool.')
-        return ClassMap(_gradient_map(model, x, target, like), logits, 'gradient')
+        with _eagerly():
+            return ClassMap(_gradient_map(model, x, target, like), logits, 'gradient')
 
 
 def check_target(target: Optional[Tensor], logits: Tensor) -> Tensor:
@@ -98,6 +98,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         for p, required, grad in parameters:
             p.requires_grad_(required)
             p.grad = grad
+
+
+def _eagerly() -> ContextManager[None]:
+    """Inside, modules that were compiled in place run as they were written, with the hooks that look at them."""
+    set_stance = getattr(torch.compiler, 'set_stance', None)  # from torch 2.6 on
+    return contextlib.nullcontext() if set_stance is None else set_stance('force_eager')
 
 
 def _forward(model: nn.Module, x: Tensor) -> Tuple[Tensor, List[Tensor], Optional[Tensor]]:
@@ -165,13 +171,14 @@ def _gradient_map(model: nn.Module, x: Tensor, target: Tensor, like: Tensor) -> 
                           "pip install 'timm_focus[explain]'") from e
     x, target = x.detach().clone(), target.clone()
     layer = _last_layer(model, x[:1].clone().requires_grad_(), target[:1], like[:1])
-    cam = GradCAM(model, [layer], lambda output: _positions(output, like, model))
+    # numpy, in which it computes, has no bfloat16
+    cam = GradCAM(model, [layer], lambda output: at_least_float32(_positions(output, like, model)))
     found = cam.activations_and_grads
     try:
         targets = [ClassifierOutputTarget(k) for k in target.tolist()]
         cam(x.requires_grad_(), targets)  # enlarged and scaled, which is not wanted here
-        activation, gradient = found.activations[0].float().numpy(), found.gradients[0].float().numpy()
-        return torch.from_numpy(cam.get_cam_image(x, layer, targets, activation, gradient)).to(x.device)
+        activation, gradient = found.activations[0].numpy(), found.gradients[0].numpy()
+        return torch.from_numpy(cam.get_cam_image(x, layer, targets, activation, gradient)).float().to(x.device)
     finally:
         found.release()
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_focus.utils.meta import meta_twin
+from timm_focus.utils.meta import ShapesAlone, meta_twin
 
 __all__ = ['multiply_adds']
 
@@ -22,6 +22,6 @@ def multiply_adds(model: nn.Module, input_size: Sequence[int]) -> int:
     """
     twin = meta_twin(model)
     dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
-    with FlopCounterMode(display=False) as counter:
+    with ShapesAlone(), FlopCounterMode(display=False) as counter:
         twin(torch.zeros(1, *input_size, device='meta', dtype=dtype))
     return counter.get_total_flops() // 2

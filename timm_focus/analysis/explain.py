@@ -6,6 +6,7 @@ answers to both; beside them the focus area, which asks for no class.
 from typing import NamedTuple, Optional, Tuple, Union
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_focus.method.cam import normalize_map
@@ -14,7 +15,7 @@ from timm_focus.method import FocusNet
 from timm_focus.utils.modes import evaluating
 
 from .class_map import check_target, classifier_map
-from .focus_area import FocusArea, focus_area
+from .focus_area import FocusArea, focus_area, plain_model
 
 __all__ = ['Explanation', 'explain']
 
@@ -68,6 +69,7 @@ def explain(
         ValueError: The threshold or a class is none, or the model has no such map.
         ImportError: The map takes Grad-CAM, and that is not installed.
     """
+    model = unwrap_model(model)
     focused = isinstance(model, FocusNet)
     if threshold is None:
         threshold = model.threshold if focused else 0.7
@@ -77,7 +79,7 @@ def explain(
         target = torch.as_tensor(target, device=x.device).expand(len(x))
     with evaluating(model):
         if focused:
-            plain = model.backbone
+            plain = plain_model(model)
             found, kind, heat, keep, target, logits = _of_focus_model(model, x, threshold, target)
         else:
             plain = model

@@ -85,8 +85,8 @@ def faithfulness(
         shares: Of the pixels to erase, above 0 and at most 1 each; none measures accuracy alone.
 
     Raises:
-        ValueError: There are no images, or the model has no map of a class, or one of a single position, which ranks
-            nothing.
+        ValueError: There are no images, the model's numbers are not finite, or it has no map of a class, or one of a
+            single position, which ranks nothing.
         ImportError: The map takes Grad-CAM, and that is not installed.
     """
     device = next(model.parameters()).device
@@ -109,6 +109,9 @@ def faithfulness(
                 erasing = [model(erase_highest(x, rank, share)).argmax(1) for rank in ranks for share in shares]
             else:
                 logits = model(x)
+            if not logits.isfinite().all():
+                raise ValueError(f'{type(model).__name__} answers with numbers that are not finite: its training '
+                                 'diverged, or its weights are damaged.')
             top = logits.topk(min(5, logits.shape[1]), 1).indices
             right = torch.stack([p == target for p in erasing]) if erasing else target.new_empty(0, len(x)).bool()
             found.append(tuple(t.cpu() for t in (

@@ -9,6 +9,7 @@ is at least 4 x 4, and say how large it was.
 from typing import List, NamedTuple, Tuple, Union
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,6 +37,12 @@ class FocusArea(NamedTuple):
     convolutional: bool
 
 
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model that classifies: the backbone of a focus model, of either what `torch.compile` or DDP has wrapped."""
+    model = unwrap_model(model)
+    return unwrap_model(model.backbone) if isinstance(model, FocusNet) else model
+
+
 def focus_area(model: nn.Module, x: Tensor, rule: Rule = 'mean') -> FocusArea:
     """Focus areas of images, by a model in evaluation mode.
 
@@ -46,10 +53,13 @@ def focus_area(model: nn.Module, x: Tensor, rule: Rule = 'mean') -> FocusArea:
         rule: See `threshold_map`.
 
     Raises:
-        ValueError: The model has no map that is pooled, or the rule is none.
+        ValueError: The model has no map that is pooled, its numbers are not finite, or the rule is none.
     """
     features, convolutional = last_map(model, x)
     heat = features.float().mean(1)
+    if not heat.isfinite().all():
+        raise ValueError(f'The last feature map of {type(model).__name__} has numbers that are not finite, so it has '
+                         'no focus area: its training diverged, or its weights are damaged.')
     area = threshold_map(heat, rule)
     return FocusArea(heat, area, coverage_ratio(area), convolutional)
 
@@ -68,7 +78,7 @@ def last_map(model: nn.Module, x: Tensor) -> Tuple[Tensor, bool]:
     Raises:
         ValueError: The model has no map that is pooled.
     """
-    model = model.backbone if isinstance(model, FocusNet) else model
+    model = plain_model(model)
     attends = any(word in type(m).__name__.lower() for m in model.modules() for word in ('attention', 'attn'))
     with evaluating(model):
         if not hasattr(model, 'forward_intermediates'):

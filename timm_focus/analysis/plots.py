@@ -1,4 +1,8 @@
-"""Pictures of what networks look at."""
+"""Pictures of what networks look at.
+
+Every word in them is drawn as it is: none is a formula, whatever a class or a file is called.
+"""
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -7,80 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timm_focus.utils import open_whole
+from timm_focus.utils import open_whole, shown
 
 from .explain import explain
 
-__all__ = ['Picture', 'coverage_plot', 'explanation_plot', 'explanation_sheet', 'focus_sheet', 'save_figure',
-           'to_pixels']
+__all__ = [
+    'FORMATS', 'Picture', 'coverage_plot', 'explanation_plot', 'explanation_sheet', 'focus_sheet', 'save_figure',
+    'to_pixels',
+]
 
 Box = Tuple[float, float, float, float]
-
-
-def focus_sheet(
-        model: nn.Module,
-        x: Tensor,
-        path: Union[str, Path],
-        mean: Sequence[float],
-        std: Sequence[float],
-        titles: Optional[Sequence[str]] = None,
-) -> None:
-    """Draw what focus training does to images: original, map, kept area and erased image, a row each.
-
-    Args:
-        model: A `FocusNet`; its mode is left as it was.
-        x: Normalised images `[B, C, H, W]`, with one or three channels.
-        path: Where the PNG goes.
-        mean: Mean of the normalisation, a number a channel.
-        std: Its standard deviation.
-        titles: A word for each image.
-    """
-    from matplotlib.figure import Figure  # the one import here that takes a second
-
-    found = explain(model, x)
-    original, erased = to_pixels(x, mean, std), to_pixels(found.erased, mean, std)
-    heat, keep = found.heat.float().cpu().numpy(), found.keep[:, 0].cpu().numpy()
-    n = x.shape[0]
-    figure = Figure(figsize=(8, 2 * n + 0.3), layout='constrained')
-    axes = figure.subplots(n, 4, squeeze=False)
-    columns = ('original', 'activation map', 'kept', 'erased')
-    for i, row in enumerate(axes):
-        _show(row[0], original[i])
-        _show_erasing(row[1:], original[i], heat[i], keep[i], erased[i])
-        if i == 0:
-            for name, ax in zip(columns, row):
-                ax.set_title(name, fontsize=9)
-        if titles is not None:
-            row[0].set_ylabel(_cut(titles[i], 40), fontsize=9)
-    save_figure(figure, path, 100)
-
-
-def to_pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised images `[B, C, H, W]` as they were before, uint8 `[B, H, W, C]`."""
-    scale, shift = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (std, mean))
-    return ((x.float().cpu() * scale + shift) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-
-
-def _show(ax: Any, image: np.ndarray, **kwargs: Any) -> None:
-    """An image `[H, W]`, `[H, W, 1]` or `[H, W, 3]` without ticks."""
-    high = 1 if image.dtype == bool else 255
-    ax.imshow(image, **{**dict(cmap='gray', vmin=0, vmax=high), **kwargs})
-    ax.set_xticks([])
-    ax.set_yticks([])
-
-
-def _show_erasing(
-        axes: Sequence[Any],
-        image: np.ndarray,
-        heat: np.ndarray,
-        keep: np.ndarray,
-        erased: np.ndarray,
-) -> None:
-    """Activation map, kept area and erased image."""
-    _show(axes[0], image)
-    axes[0].imshow(heat, cmap='jet', alpha=0.5, vmin=0, vmax=1)
-    _show(axes[1], keep)
-    _show(axes[2], erased)
+FORMATS = ('png', 'pdf', 'svg')
+MAP_COLORS, MAP_ALPHA = 'turbo', 0.55
+ERASED, CROP = '#ff2a2a', 'white'
+GREY = '0.35'
 
 
 class Picture(NamedTuple):
@@ -91,22 +35,24 @@ class Picture(NamedTuple):
         size: Width and height of the whole image.
         whole: It, maybe smaller, uint8 `[H', W', C]`.
         crop: What the network sees of it, x0, y0, x1, y1 in its pixels; it may reach beyond it.
-        box: The box around what is erased, None if nothing is.
+        boxes: Those around the connected pieces of what is erased, the largest first.
         image: What the network sees, uint8 `[H, W, C]`.
         heat: Map of the class in 0 to 1, `[H, W]`.
         keep: What is kept, bool `[H, W]`.
-        erased: The rest of it, uint8 `[H, W, C]`.
+        erased: The rest of it at the mean colour, as the network sees it, uint8 `[H, W, C]`.
         area: Focus area, bool `[h, w]`.
         label: The class that is explained.
         before: Names and probabilities of classes of the image, the most probable first.
         after: Those of the erased image.
+        threshold: gamma, from which on the map is erased.
         by: What made it, in words.
+        truth: Name of the true class, None if it is not known.
     """
     name: str
     size: Tuple[int, int]
     whole: np.ndarray
     crop: Box
-    box: Optional[Tuple[int, int, int, int]]
+    boxes: Sequence[Tuple[int, int, int, int]]
     image: np.ndarray
     heat: np.ndarray
     keep: np.ndarray
@@ -115,38 +61,112 @@ class Picture(NamedTuple):
     label: str
     before: List[Tuple[str, float]]
     after: List[Tuple[str, float]]
+    threshold: float
     by: str
+    truth: Optional[str] = None
+
+
+def focus_sheet(
+        model: nn.Module,
+        x: Tensor,
+        path: Union[str, Path],
+        mean: Sequence[float],
+        std: Sequence[float],
+        titles: Optional[Sequence[str]] = None,
+        names: Optional[Sequence[str]] = None,
+) -> None:
+    """Draw what focus training does to images: image, map, what is erased and what is kept, a row each.
+
+    Args:
+        model: A `FocusNet`; its mode is left as it was.
+        x: Normalised images `[B, C, H, W]`, with one or three channels.
+        path: Where the picture goes; its ending, one of FORMATS, says what it is.
+        mean: Mean of the normalisation, a number a channel.
+        std: Its standard deviation.
+        titles: A word for each image, such as its class.
+        names: Of the model's classes; then the answers before and after stand beside each row.
+    """
+    from matplotlib.figure import Figure  # the one import here that takes a second
+
+    found = explain(model, x)
+    original, erased = to_pixels(x, mean, std), to_pixels(found.erased, mean, std)
+    heat, keep = found.heat.float().cpu().numpy(), found.keep[:, 0].cpu().numpy()
+    before, after = (logits.float().softmax(1).max(1) for logits in (found.logits, found.erased_logits))
+    side, gap, left, top, bottom = 1.7, 0.06, 0.25 if titles else 0.06, 0.26, 0.62
+    words = 1.9 if names else 0.
+    rows = len(x)
+    width, height = left + 4 * (side + gap) + words, top + rows * (side + gap) + bottom
+    figure = Figure(figsize=(width, height))
+    for i in range(rows):
+        y = height - top - i * (side + gap) - side
+        axes = [figure.add_axes(((left + j * (side + gap)) / width, y / height, side / width, side / height))
+                for j in range(4)]
+        _show(axes[0], original[i])
+        _show_erasing(axes[1:], original[i], heat[i], keep[i], erased[i])
+        if i == 0:
+            for ax, name in zip(axes, ('image', 'activation map', 'erased', 'kept')):
+                ax.set_title(name, fontsize=9, pad=4)
+        if titles is not None:
+            axes[0].set_ylabel(_cut(titles[i], 24), fontsize=8.5, labelpad=3)
+        if names is not None:
+            lines = []
+            for when, answer in (('of the image', before), ('of what is kept', after)):
+                name = names[int(answer.indices[i])]
+                lines += [(f'{when}:', dict(color=GREY)),
+                          (f'{_cut(name, 21)}  {answer.values[i]:.0%}{_mark(name, titles and titles[i])}',
+                           _answer_style(name, titles and titles[i]))]
+            lines.append((f'erased {1 - keep[i].mean():.0%}', dict(color=GREY)))
+            _lines(figure, (left + 4 * (side + gap) + gap) / width, (y + side) / height, 0.19 / height, lines)
+    _map_bar(figure, (left + side + gap, 0.45, side, 0.09), found.threshold)
+    _text(figure, left / width, 0.17 / height,
+          'erased: where the map reaches the mark; kept: the rest, erased to the mean colour', fontsize=7, color=GREY)
+    save_figure(figure, path)
+
+
+def to_pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalised images `[B, C, H, W]` as they were before, uint8 `[B, H, W, C]`."""
+    scale, shift = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (std, mean))
+    return ((x.float().cpu() * scale + shift) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def explanation_plot(picture: Picture, path: Union[str, Path]) -> None:
-    """Draw an explanation: image with the box around what is erased, map, kept area, erased image, focus area, and the
-    classifier's answers before and after.
+    """Draw an explanation: image with boxes around what is erased, map, what is erased, what is kept, focus area, and
+    the classifier's answers before and after.
 
     Args:
         picture: What is drawn.
-        path: Where the PNG goes.
+        path: Where the picture goes; its ending, one of FORMATS, says what it is.
     """
     from matplotlib.figure import Figure
 
-    width, height, side, gap, top = 9., 6.82, 2.9, 0.075, 0.58  # inches
+    side, gap, title, top, bottom = 2.9, 0.09, 0.24, 0.50, 0.52  # inches
+    width, height = 3 * (side + gap) + gap, top + 2 * (side + title) + bottom
     figure = Figure(figsize=(width, height))
     axes = []
     for row in range(2):
         for column in range(3):
-            left = gap + column * (side + gap)
-            bottom = height - top - row * (side + 0.28) - side
-            axes.append(figure.add_axes((left / width, bottom / height, side / width, side / height)))
-    _text(figure, gap / width, 1 - 0.06 / height, _cut(picture.name, 90, front=True), fontsize=10, weight='bold')
-    _text(figure, gap / width, 1 - 0.25 / height, _cut(picture.by, 150, front=True), fontsize=7.5, color='0.35')
-    _panels([axes[0], *axes[1:5]], picture)
+            x, y = gap + column * (side + gap), height - top - (row + 1) * (side + title)
+            axes.append(figure.add_axes((x / width, y / height, side / width, side / height)))
+    _text(figure, gap / width, 1 - 0.07 / height, _cut(picture.name, 60, front=True), fontsize=10.5, weight='bold')
+    if picture.truth is not None:
+        right = picture.before[0][0] == picture.truth
+        _text(figure, 1 - gap / width, 1 - 0.07 / height,
+              f'true class: {_cut(picture.truth, 36)}, answer {"right" if right else "wrong"}',
+              fontsize=9, ha='right', **_answer_style(picture.before[0][0], picture.truth))
+    _text(figure, gap / width, 1 - 0.28 / height, _cut(picture.by, 120, front=True), fontsize=7.5, color=GREY)
+    _panels(axes[:5], picture)
     share, area = 1 - picture.keep.mean(), picture.area
-    titles = ('original, box around what is erased', f'activation map: {_cut(picture.label, 26)}',
-              f'kept, {1 - share:.0%}', f'erased, {share:.0%}',
+    titles = ('image', f'activation map: {_cut(picture.label, 30)}', f'erased, {share:.0%}', f'kept, {1 - share:.0%}',
               f'focus area, {area.mean():.0%} of {area.shape[0]} x {area.shape[1]}', 'most probable classes')
-    for ax, title in zip(axes, titles):
-        ax.set_title(title, fontsize=9, pad=3, parse_math=False)
+    for ax, text in zip(axes, titles):
+        ax.set_title(text, fontsize=9, pad=3.5)
     _answers(axes[5], picture)
-    save_figure(figure, path, 150)
+    _map_bar(figure, (gap + side + gap, 0.25, side, 0.11), picture.threshold)
+    _legend(figure, (gap, 0.03), [picture])
+    _text(figure, (gap + 2 * (side + gap)) / width, 0.36 / height,
+          'kept: what is erased has the mean colour\nfocus area: the last feature map above its mean', fontsize=7,
+          color=GREY, linespacing=1.4)
+    save_figure(figure, path)
 
 
 def explanation_sheet(pictures: Sequence[Picture], path: Union[str, Path]) -> None:
@@ -154,104 +174,36 @@ def explanation_sheet(pictures: Sequence[Picture], path: Union[str, Path]) -> No
 
     Args:
         pictures: What is drawn; about 200 fit.
-        path: Where the PNG goes.
+        path: Where the picture goes; its ending, one of FORMATS, says what it is.
     """
     from matplotlib.figure import Figure
 
-    side, gap, top, words = 1.5, 0.06, 0.46, 2.5
-    width, height = 5 * (side + gap) + gap + words, top + len(pictures) * (side + gap)
+    side, gap, top, bottom, words = 1.5, 0.06, 0.46, 0.55, 2.5
+    width, height = 5 * (side + gap) + gap + words, top + len(pictures) * (side + gap) + bottom
     figure = Figure(figsize=(width, height))
-    _text(figure, gap / width, 1 - 0.05 / height, _cut(pictures[0].by, 150, front=True), fontsize=8, color='0.35')
+    _text(figure, gap / width, 1 - 0.05 / height, _cut(pictures[0].by, 130, front=True), fontsize=8, color=GREY)
     for i, picture in enumerate(pictures):
-        bottom = height - top - (i + 1) * side - i * gap
-        axes = [figure.add_axes(((gap + j * (side + gap)) / width, bottom / height, side / width, side / height))
+        y = height - top - (i + 1) * side - i * gap
+        axes = [figure.add_axes(((gap + j * (side + gap)) / width, y / height, side / width, side / height))
                 for j in range(5)]
-        _panels(axes, picture)
+        _panels(axes, picture, thin=True)
         if i == 0:
-            for ax, title in zip(axes, ('original, box', 'activation map', 'kept', 'erased', 'focus area')):
+            for ax, title in zip(axes, ('image', 'activation map', 'erased', 'kept', 'focus area')):
                 ax.set_title(title, fontsize=8, pad=3)
-        left, start = (2 * gap + 5 * (side + gap)) / width, (bottom + side) / height
-        lines = [(_cut(picture.name, 31, front=True), dict(weight='bold'))]
+        lines = [(_cut(picture.name, 34, front=True), dict(weight='bold'))]
+        if picture.truth is not None:
+            lines.append((f'true class: {_cut(picture.truth, 26)}', dict(color=GREY)))
         if picture.label != picture.before[0][0]:
-            lines.append((f'map of {_cut(picture.label, 28)}', {}))
+            lines.append((f'map of {_cut(picture.label, 30)}', {}))
         for title, (name, probability) in (('before', picture.before[0]), ('after', picture.after[0])):
-            lines += [(f'{title}:', dict(color='0.35')), (f'{_cut(name, 27)}  {probability:.0%}', {})]
+            lines.append((f'{title}: {_cut(name, 23)}  {probability:.0%}{_mark(name, picture.truth)}',
+                          _answer_style(name, picture.truth)))
         shares = f'erased {1 - picture.keep.mean():.0%}, focus area {picture.area.mean():.0%}'
-        lines.append((shares, dict(color='0.35')))
-        for j, (line, style) in enumerate(lines):
-            _text(figure, left, start - 0.19 * j / height, line, fontsize=8, **style)
+        lines.append((shares, dict(color=GREY)))
+        _lines(figure, (2 * gap + 5 * (side + gap)) / width, (y + side) / height, 0.19 / height, lines)
+    _map_bar(figure, (gap + side + gap, 0.33, side, 0.08), pictures[0].threshold)
+    _legend(figure, (gap + 2 * (side + gap), 0.06), pictures)
     save_figure(figure, path, 120)
-
-
-def _panels(axes: Sequence[Any], picture: Picture) -> None:
-    """The five pictures of an explanation."""
-    from matplotlib.patches import Rectangle
-
-    width, height = picture.size
-    original, heat, kept, erased, area = axes
-    _show(original, picture.whole, extent=(0, width, height, 0))
-    for box, color, style, line in ((picture.crop, 'white', (0, (4, 3)), 1.), (picture.box, '#ff2a2a', '-', 1.8)):
-        if box is None or tuple(box) == (0, 0, width, height) and box is picture.crop:
-            continue
-        x0, y0, x1, y1 = box
-        for color_, line_ in (('black', line + 1.4), (color, line)):  # seen on light and on dark
-            original.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color_, linestyle=style,
-                                         linewidth=line_))
-    original.set_xlim(0, width)
-    original.set_ylim(height, 0)
-    _show_erasing((heat, kept, erased), picture.image, picture.heat, picture.keep, picture.erased)
-    if picture.keep.any() and not picture.keep.all():
-        heat.contour(picture.keep, levels=[0.5], colors='white', linewidths=1.2)
-    rows, columns = (np.arange(n) * m // n for n, m in zip(picture.image.shape, picture.area.shape))
-    inside = picture.area[rows][:, columns, None]
-    _show(area, np.where(inside, picture.image, picture.image // 4))
-
-
-def _answers(ax: Any, picture: Picture) -> None:
-    """The classifier's answers before and after as bars with names on them."""
-    rows = 2 * max(len(picture.before), len(picture.after)) + 2
-    ax.set_xlim(0, 1)
-    ax.set_ylim(max(rows, 12), 0)
-    ax.axis('off')
-    parts = (('of the original', picture.before, '#9ecae1'), ('of the erased image', picture.after, '#fdae6b'))
-    at = 0
-    for title, answers, color in parts:
-        _text(ax, 0, at + 0.5, title, fontsize=8.5, va='center', color='0.35')
-        for j, (name, probability) in enumerate(answers, at + 1):
-            ax.barh(j + 0.5, probability, height=0.84, color=color)
-            weight = 'bold' if name == picture.label else 'normal'
-            _text(ax, 0.015, j + 0.5, _cut(name, 32), fontsize=8.5, va='center', weight=weight)
-            _text(ax, 0.985, j + 0.5, f'{probability:.1%}', fontsize=8.5, va='center', ha='right', weight=weight)
-        at += max(rows, 12) // 2
-
-
-def _text(where: Any, x: float, y: float, text: str, va: str = 'top', **kwargs: Any) -> None:
-    where.text(x, y, text, va=va, parse_math=False, **kwargs)
-
-
-def _cut(text: str, n: int, front: bool = False) -> str:
-    """A text of at most n characters that can be drawn: what is too long loses its later names, or one end."""
-    text = ''.join(c if c.isprintable() else '?' for c in text)
-    while len(text) > n and ', ' in text and not front:  # ImageNet's names of one class
-        text = text.rpartition(', ')[0]
-    if len(text) <= n:
-        return text
-    return f'…{text[1 - n:]}' if front else f'{text[:n - 1]}…'
-
-
-def save_figure(figure: Any, path: Union[str, Path], dpi: int) -> None:
-    """Save a figure whole or not at all. A name in it is drawn as it is, never as a formula, whatever it has of `$`."""
-    import matplotlib
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    plainly = matplotlib.rc_context({'text.parse_math': False})  # labels of ticks, which are made while it is drawn
-    with open_whole(path, 'wb') as f, plainly, warnings.catch_warnings():
-        # a name in a script that the font lacks is drawn as boxes
-        warnings.filterwarnings('ignore', 'Glyph .* missing from font', UserWarning)
-        # as much time goes into the default's last tenth of compression as into all of the drawing
-        figure.savefig(f, dpi=dpi, format='png', pil_kwargs=dict(compress_level=2))
 
 
 def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[str, Path]) -> None:
@@ -262,7 +214,7 @@ def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[st
 
     Args:
         groups: Ratios, 0 to 1, by model and data set.
-        path: Where the PNG goes.
+        path: Where the picture goes; its ending, one of FORMATS, says what it is.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -281,12 +233,183 @@ def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[st
             meanprops=dict(marker='^', markerfacecolor='white', markeredgecolor='black'))
         for box in boxes['boxes']:
             box.set_facecolor(f'C{j}')
-    slanted = len(models) > 1 and max(map(len, models)) > 12
-    names = [_cut(model, 60) for model in models]
-    axes.set_xticks(range(len(models)), names, rotation=20 if slanted else 0, ha='right' if slanted else 'center')
+    names = [_cut(model, 40, front=True) for model in models]
+    slanted = len(names) > 1 and max(map(len, names)) > 12
+    axes.set_xticks(range(len(names)), names, rotation=20 if slanted else 0, ha='right' if slanted else 'center')
     axes.set_ylabel('coverage ratio')
     axes.set_ylim(0, 1)
+    axes.grid(axis='y', color='0.9')
+    axes.set_axisbelow(True)
     if len(datasets) > 1:
-        axes.legend(handles=[Patch(facecolor=f'C{j}', label=_cut(name, 60)) for j, name in enumerate(datasets)],
+        axes.legend(handles=[Patch(facecolor=f'C{j}', label=_cut(name, 40)) for j, name in enumerate(datasets)],
                     fontsize=8)
-    save_figure(figure, path, 150)
+    save_figure(figure, path)
+
+
+# parts of pictures
+
+def _show(ax: Any, image: np.ndarray, **kwargs: Any) -> None:
+    """An image `[H, W]`, `[H, W, 1]` or `[H, W, 3]` without ticks."""
+    high = 1 if image.dtype == bool else 255
+    ax.imshow(image, **{**dict(cmap='gray', vmin=0, vmax=high), **kwargs})
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_color('0.75')
+
+
+def _show_erasing(
+        axes: Sequence[Any],
+        image: np.ndarray,
+        heat: np.ndarray,
+        keep: np.ndarray,
+        erased: np.ndarray,
+) -> None:
+    """Activation map, what is erased alone, and what is kept as the network sees it."""
+    _show(axes[0], image)
+    axes[0].imshow(heat, cmap=MAP_COLORS, alpha=MAP_ALPHA, vmin=0, vmax=1)
+    _show(axes[1], np.where(keep[..., None], np.uint8(255), image))
+    _show(axes[2], erased)
+    if keep.any() and not keep.all():
+        for ax, color, line in zip(axes, ('white', GREY, GREY), (1.2, 0.6, 0.6)):
+            ax.contour(keep, levels=[0.5], colors=color, linewidths=line)
+
+
+def _panels(axes: Sequence[Any], picture: Picture, thin: bool = False) -> None:
+    """The five pictures of an explanation."""
+    from matplotlib.patches import Rectangle
+
+    width, height = picture.size
+    original, heat, erased, kept, area = axes
+    _show(original, picture.whole, extent=(0, width, height, 0))
+    boxes = [(box, ERASED, '-', 1.1 if thin else 1.7) for box in picture.boxes]
+    if _is_cropped(picture):
+        boxes.append((picture.crop, CROP, (0, (4, 3)), 0.8 if thin else 1.1))
+    for (x0, y0, x1, y1), color, style, line in boxes:
+        for color_, line_ in (('black', line + 1.1), (color, line)):  # seen on light and on dark
+            original.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color_, linestyle=style,
+                                         linewidth=line_))
+    original.set_xlim(0, width)
+    original.set_ylim(height, 0)
+    _show_erasing((heat, erased, kept), picture.image, picture.heat, picture.keep, picture.erased)
+    rows, columns = (np.arange(n) * m // n for n, m in zip(picture.image.shape, picture.area.shape))
+    inside = picture.area[rows][:, columns, None]
+    _show(area, np.where(inside, picture.image, picture.image // 4))
+
+
+def _is_cropped(picture: Picture) -> bool:
+    """Whether the network sees another part of the image than all of it."""
+    return max(abs(a - b) for a, b in zip(picture.crop, (0, 0, *picture.size))) > 0.5
+
+
+def _answers(ax: Any, picture: Picture) -> None:
+    """The classifier's answers before and after as bars with names on them."""
+    rows = 2 * max(len(picture.before), len(picture.after)) + 2
+    ax.set_xlim(0, 1)
+    ax.set_ylim(max(rows, 12), 0)
+    ax.axis('off')
+    parts = (('of the image', picture.before, '#9ecae1'), ('of what is kept', picture.after, '#fdae6b'))
+    at = 0
+    for title, answers, color in parts:
+        _text(ax, 0, at + 0.5, title, fontsize=8.5, va='center', color=GREY)
+        for j, (name, probability) in enumerate(answers, at + 1):
+            ax.barh(j + 0.5, probability, height=0.84, color=color)
+            style = dict(weight='bold' if name == picture.label else 'normal')
+            style.update(dict(color='#1a7a1a') if name == picture.truth else {})
+            _text(ax, 0.015, j + 0.5, _cut(name, 32), fontsize=8.5, va='center', **style)
+            _text(ax, 0.985, j + 0.5, f'{probability:.1%}', fontsize=8.5, va='center', ha='right', **style)
+        at += max(rows, 12) // 2
+
+
+def _answer_style(name: str, truth: Optional[str]) -> Dict[str, Any]:
+    """Green if an answer is right, red if it is wrong, black if that is not known."""
+    return {} if truth is None else dict(color='#1a7a1a' if name == truth else '#b3261e')
+
+
+def _mark(name: str, truth: Optional[str]) -> str:
+    return '' if truth is None else '  ✓' if name == truth else '  ✗'
+
+
+def _map_bar(figure: Any, box: Tuple[float, float, float, float], threshold: float) -> None:
+    """The colours of the map, with a mark where erasing begins; the box in inches."""
+    width, height = figure.get_size_inches()
+    ax = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+    ramp = np.linspace(0, 1, 256)[None]
+    ax.imshow(np.full((*ramp.shape, 3), 128, np.uint8), extent=(0, 1, 0, 1), aspect='auto')
+    ax.imshow(ramp, cmap=MAP_COLORS, alpha=MAP_ALPHA, extent=(0, 1, 0, 1), aspect='auto')
+    ax.axvline(threshold, color='black', linewidth=1.2)
+    ticks = [t for t in (0, 1) if abs(t - threshold) > 0.08] + [threshold]
+    ax.set_xticks(ticks, [f'≥ {t:g} erased' if t == threshold and t < 0.8 else f'{t:g}' for t in ticks], fontsize=7)
+    ax.set_yticks([])
+    ax.tick_params(length=2, pad=1.5)
+
+
+def _legend(figure: Any, at: Tuple[float, float], pictures: Sequence[Picture]) -> None:
+    """What the lines in the pictures are, at a place in inches."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    width, height = figure.get_size_inches()
+    known: List[Any] = []
+    if any(p.boxes for p in pictures):
+        known.append(Patch(fill=False, edgecolor=ERASED, linewidth=1.6, label='around a piece of what is erased'))
+    if any(_is_cropped(p) for p in pictures):
+        known.append(Line2D([], [], color='black', linestyle=(0, (2, 1.2)), linewidth=1.4,
+                            label='what the network sees'))
+    if any(p.keep.any() and not p.keep.all() for p in pictures):
+        known.append(Line2D([], [], color=GREY, linewidth=0.9, label='border of what is erased'))
+    if known:
+        legend = figure.legend(
+            handles=known, loc='lower left', bbox_to_anchor=(at[0] / width, at[1] / height), frameon=False,
+            fontsize=7, borderpad=0, borderaxespad=0, labelspacing=0.25, handlelength=1.6, handleheight=0.9)
+        legend.set_in_layout(False)
+
+
+def _lines(figure: Any, x: float, y: float, step: float, lines: Sequence[Tuple[str, Dict[str, Any]]]) -> None:
+    for j, (line, style) in enumerate(lines):
+        _text(figure, x, y - step * j, line, fontsize=8, **style)
+
+
+def _text(where: Any, x: float, y: float, text: str, va: str = 'top', **kwargs: Any) -> None:
+    where.text(x, y, text, va=va, **kwargs)
+
+
+def _cut(text: str, n: int, front: bool = False) -> str:
+    """A text of at most n characters that can be drawn: what is too long loses its later names, or one end."""
+    text = shown(text)
+    while len(text) > n and ', ' in text and not front:  # ImageNet's names of one class
+        text = text.rpartition(', ')[0]
+    if len(text) <= n:
+        return text
+    return f'…{text[1 - n:]}' if front else f'{text[:n - 1]}…'
+
+
+def save_figure(figure: Any, path: Union[str, Path], dpi: int = 150) -> None:
+    """Save a figure whole or not at all, with all that is written in it as text, never as a formula.
+
+    Args:
+        figure: Of matplotlib.
+        path: Where it goes; its ending, one of FORMATS, says what it is.
+        dpi: Pixels an inch of a PNG; the images in the other formats have 300.
+
+    Raises:
+        ValueError: The ending is none of those.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
+    kind = os.path.splitext(path)[1].removeprefix('.')
+    if kind not in FORMATS:
+        raise ValueError(f'{path} is no name of a picture: let it end in one of .{", .".join(FORMATS)}.')
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_usetex(False)
+    settings = {
+        'text.parse_math': False, 'text.usetex': False,  # of labels of ticks, which are made while it is drawn
+        'savefig.bbox': None, 'pdf.fonttype': 42}  # text of a PDF stays text
+    # as much time goes into the default's last tenth of compression as into all of the drawing
+    kwargs = dict(dpi=dpi, pil_kwargs=dict(compress_level=2)) if kind == 'png' else dict(dpi=300)
+    with open_whole(path, 'wb') as f, matplotlib.rc_context(settings), warnings.catch_warnings():
+        # a name in a script that the font lacks is drawn as boxes
+        warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)
+        figure.savefig(f, format=kind, **kwargs)

@@ -8,8 +8,11 @@ from typing import Any, Dict, List
 from timm_focus.runs import Loaded, image_mode
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import csv_cell, from_csv_cell
+from timm_focus.utils.weight_files import digest
 
+from .checks import check_model, images_digest
 from .load import add_model_arguments, load_models
+from .table import add_picture_format
 
 __all__ = ['add_parser']
 
@@ -20,13 +23,15 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'area', help='coverage ratio of the focus area over images, with a box plot',
         description='Measure the coverage ratio of the focus area of each image ("See More for Scene", section 3): a '
-                    'CSV of every image, a JSON of means and quartiles, a box plot. It goes on where it was stopped.')
+                    'CSV of every image, a JSON of means and quartiles, a box plot. It goes on where it was stopped, '
+                    'with the same weights, images and settings.')
     parser.add_argument('data', nargs='+', metavar='DATA', help='folders of images; of those with splits, validation')
     add_model_arguments(parser)
     parser.add_argument('--by-dataset', action='store_true', help='tell the folders apart (default: they are one set, '
                         'as in the paper)')
     parser.add_argument('--threshold', type=_rule, default='mean', metavar='RULE', help="mean (default, the paper's), "
                         'otsu, or a percentile from 0 to 100')
+    add_picture_format(parser)
     parser.add_argument('--output', default='focus_area', metavar='DIR', help='where to write (default: focus_area)')
     parser.set_defaults(run=run)
 
@@ -51,12 +56,19 @@ def run(args: argparse.Namespace) -> None:
     names = {os.path.basename(os.path.abspath(path)): path for path in args.data}
     if len(names) < len(args.data):
         raise ValueError('Two of the folders have the same name, by which results go: give links of other names.')
-    datasets = {name: open_images(path) for name, path in names.items()}
+    datasets = {name: open_images(path, args.output) for name, path in names.items()}
+    modes = {loaded.name: image_mode(loaded) for loaded in models}
+    for loaded in models:
+        check_model(loaded)
     os.makedirs(args.output, exist_ok=True)
-    places = {name: os.path.abspath(path) for name, path in names.items()}
-    settings = {'threshold': args.threshold, 'img_size': args.img_size, 'data': places}
-    _check_settings(os.path.join(args.output, 'settings.json'), settings)
     path = os.path.join(args.output, 'area.csv')
+    _keep_settings(os.path.join(args.output, 'settings.json'), path, {
+        'threshold': args.threshold,
+        'models': {loaded.name: dict(
+            weights=digest(loaded.model.state_dict()), data_config=loaded.data_config, mode=modes[loaded.name])
+            for loaded in models},
+        'data': {name: dict(folder=os.path.abspath(names[name]), images=images_digest(dataset))
+                 for name, dataset in datasets.items()}})
     done = _read(path)
     convolutional = {}
     for loaded in models:
@@ -72,27 +84,40 @@ def run(args: argparse.Namespace) -> None:
     write_whole(os.path.join(args.output, 'area.json'), json.dumps(summary, indent=2) + '\n')
     coverage_plot(
         {group: [float(r['coverage']) for r in found] for group, found in groups.items()},
-        os.path.join(args.output, 'area.png'))
+        os.path.join(args.output, f'area.{args.format}'))
     for one in summary:
         size = ' x '.join(map(str, one['map_size']))
         note = '' if one['convolutional'] else "  (not of convolutions: another quantity than the paper's)"
         print(f'{one["model"]}  {one["dataset"]}  n {one["n"]}  mean {one["mean"]:.4f}  median {one["median"]:.4f}  '
               f'quartiles {one["q25"]:.4f} {one["q75"]:.4f}  map {size}{note}')
-    print(f'{path}, area.json and area.png beside it')
+    print(f'{path}, area.json and area.{args.format} beside it')
 
 
-def _check_settings(path: str, settings: Dict[str, Any]) -> None:
-    """A folder holds one measurement: what is there goes on only with the same settings."""
+def _keep_settings(path: str, results: str, settings: Dict[str, Any]) -> None:
+    """Note what a measurement goes by: what a folder holds of the same models and images goes on with the same alone.
+
+    Raises:
+        ValueError: What it holds goes by something else.
+    """
     from timm_focus.utils import write_whole
 
+    folder, settings = os.path.dirname(path) or '.', json.loads(json.dumps(settings, default=str))
     if os.path.exists(path):
-        with open(path) as f:
-            before = json.load(f)
-        shared = {k: v for k, v in before['data'].items() if settings['data'].get(k, v) != v}
-        if {**before, 'data': None} != {**settings, 'data': None} or shared:
-            raise ValueError(f'{os.path.dirname(path)} holds a measurement with other settings ({path}): give another '
-                             '--output, or remove it.')
-        settings = {**settings, 'data': {**before['data'], **settings['data']}}
+        try:
+            with open(path, encoding='utf-8') as f:
+                before = json.load(f)
+            differs = [f'a threshold {before["threshold"]}'] if before['threshold'] != settings['threshold'] else []
+            for kind, what in (('models', 'other weights or transform of'), ('data', 'other images of')):
+                differs += [f'{what} {name}' for name, key in settings[kind].items()
+                            if before[kind].get(name, key) != key]
+                settings[kind] = {**before[kind], **settings[kind]}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            differs = ['unknown settings']
+    else:
+        differs = ['unknown settings'] if os.path.exists(results) else []
+    if differs:
+        raise ValueError(f'{folder} holds a measurement with {differs[0]} ({path}): give another --output, or remove '
+                         'it.')
     write_whole(path, json.dumps(settings, indent=2) + '\n')
 
 

@@ -1,7 +1,6 @@
 """`timm-focus explain`: what a network relies on in images, and what it says of them without."""
 import argparse
 import contextlib
-import difflib
 import json
 import math
 import os
@@ -9,20 +8,25 @@ import sys
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from timm_focus.runs import Loaded, class_names, image_mode
-from timm_focus.utils import open_whole
+from timm_focus.utils import open_whole, shown
 from timm_focus.utils.processes import shield_workers
+from timm_focus.utils.weight_files import digest
 
+from .checks import check_model
+from .classes import find_class, folder_classes, folder_key
 from .load import add_model_arguments, load_models
 from .sources import Placement, Source, SourceImages, find_sources
+from .table import add_picture_format
 
-__all__ = ['Manifest', 'add_parser', 'find_class']
+__all__ = ['Manifest', 'add_parser', 'erased_boxes', 'spread']
 
-MANIFEST, SHEET = 'explained.json', 'sheet.png'
-ENDINGS = dict(picture='.png', map='.npy', mask='-mask.png')
+MANIFEST, SHEET = 'explained.json', 'sheet'
 MAPS = dict(
     cam_head='map of the CAM head', mean='channel mean of the tapped feature',
     classifier='map of the classifier', gradient='map by Grad-CAM')
-BOX = 'x0, y0, x1, y1 in pixels of the upright image, whose corner is 0, 0; x1 and y1 are the first pixels outside'
+BOXES = ('around each connected piece of what is erased, the largest first: x0, y0, x1, y1 in pixels of the upright '
+         'image, whose corner is 0, 0; x1 and y1 are the first pixels outside')
+MOST_BOXES = 10
 TOP = 5
 LONGEST = 640  # pixels of an original in its picture
 MAX_SHEET = 200  # rows: more pixels than most viewers open
@@ -30,11 +34,11 @@ MAX_SHEET = 200  # rows: more pixels than most viewers open
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
-        'explain', help='what a model relies on in images: map, box, erased image, its answers before and after',
-        description='Explain what a model relies on in images. Of each: a picture (the image with a box around what is '
-                    'erased, the activation map, what is kept, the erased image, the focus area, the most probable '
+        'explain', help='what a model relies on in images: map, boxes, erased image, its answers before and after',
+        description='Explain what a model relies on in images. Of each: a picture (the image with boxes around what is '
+                    'erased, the activation map, what is erased, what is kept, the focus area, the most probable '
                     f'classes before and after), the map as .npy and the mask of what is kept. {MANIFEST} has it in '
-                    f'numbers, {SHEET} shows the first ones on a page.')
+                    f'numbers, {SHEET}.png shows some of all classes on a page.')
     parser.add_argument('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='image files, and folders of images; of '
                         'those with splits, validation')
     add_model_arguments(parser)
@@ -43,6 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument('--threshold', type=float, metavar='GAMMA', help='erase where the map, from 0 to 1, reaches it '
                         '(default: what the run was trained with, else 0.7)')
     parser.add_argument('--sheet', type=int, default=24, metavar='N', help='images on the page (default: 24; 0: none)')
+    add_picture_format(parser)
     parser.add_argument('--output', default='explained', metavar='DIR', help='where to write (default: explained)')
     parser.set_defaults(run=run)
 
@@ -57,28 +62,34 @@ def run(args: argparse.Namespace) -> None:
     from timm_focus.analysis.plots import explanation_plot, explanation_sheet
 
     _check(args)
-    sources = find_sources(args.images, args.output, tuple(ENDINGS.values()), (MANIFEST, SHEET))
+    endings = dict(picture=f'.{args.format}', map='.npy', mask='-mask.png')
+    sheet_name = f'{SHEET}.{args.format}'
+    sources = find_sources(args.images, args.output, tuple(endings.values()), (MANIFEST, sheet_name))
     loaded, = load_models(args, heads=True)
-    device = next(loaded.model.parameters()).device
-    names = class_names(loaded, _count_classes(loaded, device))
+    mode = image_mode(loaded)
+    names = class_names(loaded, _count_classes(loaded))
     target = None if args.label is None else find_class(args.label, names)
-    dataset = SourceImages(
-        sources, create_transform(**loaded.data_config, is_training=False), image_mode(loaded), LONGEST)
+    settings = _settings(args, loaded, names, target)
+    manifest_path = os.path.join(args.output, MANIFEST)
+    _check_output(manifest_path, settings)
+    truths = _true_classes(sources, loaded, names)
+    on_sheet = set(spread([source.label if i is None else i for source, i in zip(sources, truths)], args.sheet))
+    device = next(loaded.model.parameters()).device
+    dataset = SourceImages(sources, create_transform(**loaded.data_config, is_training=False), mode, LONGEST)
     batches = -(-len(dataset) // args.batch_size)
     loader = shield_workers(DataLoader(
         dataset, args.batch_size, num_workers=args.workers if batches > 1 else 0, collate_fn=list))
 
     os.makedirs(args.output, exist_ok=True)
-    n_kept, sheet, unread = 0, [], ''
-    manifest_path = os.path.join(args.output, MANIFEST)
+    sheet, unread, tally = [], '', Tally()
     with Manifest(manifest_path) as manifest, tqdm(
-            total=len(dataset), desc=loaded.name, unit='image', disable=None) as bar:
+            total=len(dataset), desc=shown(loaded.name), unit='image', disable=None) as bar:
         for batch in loader:
             for item in batch:
                 if 'why' in item:
                     path = sources[item['i']].path
                     unread = unread or f'{path}: {item["why"]}'
-                    bar.write(_shown(f'{path} is left out: {item["why"]}.'), file=sys.stderr)
+                    bar.write(shown(f'{path} is left out: {item["why"]}.'), file=sys.stderr)
                     manifest.leave_out(path, item['why'])
                     bar.update()
             batch = [item for item in batch if 'x' in item]
@@ -86,27 +97,65 @@ def run(args: argparse.Namespace) -> None:
                 continue
             found = _explain(loaded, torch.stack([item['x'] for item in batch]).to(device), args.threshold, target)
             if not manifest.n:
-                manifest.begin(_settings(args, loaded, found, names, target))
-            for j, (item, picture, entry) in enumerate(_describe(batch, found, loaded, sources, names)):
-                files = _make_room(args.output, sources[item['i']])
+                manifest.begin({**settings, **_maps(found)})
+            for j, (item, picture, entry) in enumerate(_describe(batch, found, loaded, sources, names, truths)):
+                files = _make_room(args.output, sources[item['i']], endings)
                 _write_arrays(args.output, files, found.map[j], picture.keep)
-                explanation_plot(picture, os.path.join(args.output, files['picture']))
+                with _drawn(bar, files['picture']):
+                    explanation_plot(picture, os.path.join(args.output, files['picture']))
                 manifest.add({**entry, 'files': files})
-                n_kept += entry['before'][0]['index'] == entry['after'][0]['index']
-                if len(sheet) < args.sheet:
+                tally.add(entry)
+                if item['i'] in on_sheet:
                     sheet.append(picture)
                 bar.update()
         if not manifest.n:
             raise ValueError(f'None of {len(sources)} images can be read: {unread}.')
         manifest.complete = True
-    for picture in sheet:
-        (before, p), (after, q) = picture.before[0], picture.after[0]
-        print(_shown(f'{picture.name}  {before} {p:.1%}  without the erased {1 - picture.keep.mean():.1%}: '
-                     f'{after} {q:.1%}'))
-    if len(sources) > 1 and sheet:
-        explanation_sheet(sheet, os.path.join(args.output, SHEET))
-    print(_shown(f'{manifest.n:,} explained ({MAPS[found.kind]}, threshold {found.threshold:g}), {n_kept:,} keep their '
-                 f'class without what is erased: {manifest_path}'))
+        for picture in sheet:
+            bar.write(_line(picture), file=sys.stdout)
+        if len(sources) > 1 and sheet:
+            with _drawn(bar, sheet_name):
+                explanation_sheet(sheet, os.path.join(args.output, sheet_name))
+    print(shown(f'{manifest.n:,} explained ({MAPS[found.kind]}, threshold {found.threshold:g}), {tally}: '
+                f'{manifest_path}'))
+
+
+class Tally:
+    """How many answers are right, before and after, and how many stay."""
+
+    def __init__(self) -> None:
+        self.known = self.before = self.after = self.kept = 0
+
+    def add(self, entry: Dict[str, Any]) -> None:
+        before, after = entry['before'][0]['index'], entry['after'][0]['index']
+        self.kept += before == after
+        if entry['true'] is not None:
+            self.known += 1
+            self.before += before == entry['true']['index']
+            self.after += after == entry['true']['index']
+
+    def __str__(self) -> str:
+        right = f', {self.after:,} right without' if self.known else ''
+        return ((f'{self.before:,} of {self.known:,} right{right}, ' if self.known else '')
+                + f'{self.kept:,} keep their class without what is erased')
+
+
+def _line(picture: Any) -> str:
+    (before, p), (after, q) = picture.before[0], picture.after[0]
+    truth = '' if picture.truth is None else ' (right)' if before == picture.truth else f' (wrong: {picture.truth})'
+    return shown(f'{picture.name}  {before} {p:.1%}{truth}  without the erased {1 - picture.keep.mean():.1%}: '
+                 f'{after} {q:.1%}')
+
+
+@contextlib.contextmanager
+def _drawn(bar: Any, name: str) -> Iterator[None]:
+    """A picture that cannot be drawn is warned about: the numbers matter more."""
+    try:
+        yield
+    except OSError:  # the next files cannot be written, either
+        raise
+    except Exception as e:  # whatever matplotlib says
+        bar.write(shown(f'{name} cannot be drawn: {type(e).__name__}: {e}'), file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -121,54 +170,46 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError('explain takes one model: run it once for each, with an --output of its own.')
 
 
-def _count_classes(loaded: Loaded, device: Any) -> int:
+def _count_classes(loaded: Loaded) -> int:
     """Number of classes that a model tells apart.
 
     Raises:
-        ValueError: It tells none, or its numbers are not finite.
+        ValueError: It tells none, or cannot be looked at.
     """
     import torch
 
-    with torch.no_grad():
-        try:
-            logits = loaded.model(torch.zeros(1, *loaded.data_config['input_size'], device=device))
-        except RuntimeError as e:
-            raise ValueError(f'{loaded.name} cannot be run on images of '
-                             f'{"x".join(map(str, loaded.data_config["input_size"]))}: {e}') from e
+    logits = check_model(loaded)
     if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f'{loaded.name} gives no logits of classes: take a model that classifies.')
-    if not logits.isfinite().all():
-        raise ValueError(f'{loaded.name} answers with numbers that are not finite: its training diverged.')
     return logits.shape[1]
 
 
-def find_class(text: str, names: Sequence[str]) -> int:
-    """Index of a class by its name, one of its synonyms parted by commas, or its index; what is a name is no index.
+def _true_classes(sources: Sequence[Source], loaded: Loaded, names: Sequence[str]) -> List[Optional[int]]:
+    """Class of each image by the name of its folder, None where that is no class of the model."""
+    known = folder_classes(loaded, names)
+    return [known.get(folder_key(source.label)) for source in sources]
 
-    Raises:
-        ValueError: There is none, or several are called so.
+
+def spread(labels: Sequence[Any], n: int) -> List[int]:
+    """Indices of n images, or all if they are fewer, of as many classes as there are, spread over each.
+
+    Args:
+        labels: What class each image is of.
+        n: How many.
     """
-    def plain(name: str) -> str:
-        return ' '.join(name.casefold().replace('_', ' ').split())
-
-    synonyms = [[plain(name), *map(plain, name.split(','))] for name in names]
-    for found in ([i for i, name in enumerate(names) if name == text],
-                  [i for i, of_class in enumerate(synonyms) if plain(text) in of_class]):
-        if len(found) > 1:
-            raise ValueError(f'--class {text} is the name of {len(found)} classes, {", ".join(map(str, found[:9]))}: '
-                             'give its index.')
-        if found:
-            return found[0]
-    try:
-        index = int(text)
-    except ValueError:
-        known = {synonym: name for name, of_class in zip(names, synonyms) for synonym in of_class}
-        near = dict.fromkeys(known[match] for match in difflib.get_close_matches(plain(text), known, 3))
-        hint = f'did you mean {" or ".join(near)}?' if near else f'they are {", ".join(names[:3])}, ...'
-        raise ValueError(f'There is no class {text} among {len(names)}: {hint}') from None
-    if not 0 <= index < len(names):
-        raise ValueError(f'There is no class {index}: give a name, or an index from 0 to {len(names) - 1}.')
-    return index
+    members: Dict[Any, List[int]] = {}
+    for i, label in enumerate(labels):
+        members.setdefault(label, []).append(i)
+    classes = list(members.values())
+    if len(classes) > n:
+        classes = [classes[k * len(classes) // n] for k in range(n)]
+    n = min(n, sum(map(len, classes)))
+    shares = [0] * len(classes)
+    while sum(shares) < n:  # one more of each class that has one, in turn
+        for k, of_class in enumerate(classes):
+            shares[k] += shares[k] < len(of_class) and sum(shares) < n
+    return sorted(of_class[j * len(of_class) // share] for of_class, share in zip(classes, shares)
+                  for j in range(share))
 
 
 def _explain(loaded: Loaded, x: Any, threshold: Optional[float], target: Optional[int]) -> Any:
@@ -183,22 +224,44 @@ def _explain(loaded: Loaded, x: Any, threshold: Optional[float], target: Optiona
 def _settings(
         args: argparse.Namespace,
         loaded: Loaded,
-        found: Any,
         names: Sequence[str],
         target: Optional[int],
 ) -> Dict[str, Any]:
-    """What holds for all images."""
+    """What an explanation goes by."""
     import timm_focus
 
-    feature = None
-    if hasattr(loaded.model, 'cam_head'):
-        feature = loaded.model.feature_info[loaded.model.stage]['module']
+    focused = isinstance(loaded.model, timm_focus.FocusNet)
+    feature = loaded.model.feature_info[loaded.model.stage]['module'] if focused else None
+    default = loaded.model.threshold if focused else 0.7
     return dict(
         timm_focus=timm_focus.__version__, model=loaded.name, checkpoint=(args.checkpoint or [None])[0],
-        map=found.kind, feature=feature, erased_by=getattr(loaded.model, 'map', 'cam'), threshold=found.threshold,
-        label=None if target is None else _class(target, names), map_size=list(found.map.shape[1:]),
-        area_size=list(found.area.area.shape[1:]), convolutional=found.area.convolutional,
-        data_config=loaded.data_config, box=BOX)
+        weights=digest(loaded.model.state_dict()), feature=feature, erased_by=loaded.model.map if focused else 'cam',
+        threshold=default if args.threshold is None else args.threshold,
+        label=None if target is None else _class(target, names), data_config=loaded.data_config, boxes=BOXES)
+
+
+def _maps(found: Any) -> Dict[str, Any]:
+    """What holds for the maps of all images."""
+    return dict(
+        map=found.kind, map_size=list(found.map.shape[1:]), area_size=list(found.area.area.shape[1:]),
+        convolutional=found.area.convolutional)
+
+
+def _check_output(path: str, settings: Dict[str, Any]) -> None:
+    """A folder holds explanations by one model with one setting; others would be written over."""
+    if not os.path.exists(path):
+        return
+    keys = ('weights', 'threshold', 'label', 'data_config', 'feature', 'erased_by')
+    now = json.loads(json.dumps(settings))
+    try:
+        with open(path, encoding='utf-8') as f:
+            before = json.load(f)
+        other = next((key for key in keys if before.get(key) != now[key]), None)
+    except (ValueError, AttributeError):
+        other = 'content'
+    if other is not None:
+        raise ValueError(f'{os.path.dirname(path) or "."} holds explanations by other settings ({other} in {path}): '
+                         'give another --output, or remove it.')
 
 
 def _describe(
@@ -207,6 +270,7 @@ def _describe(
         loaded: Loaded,
         sources: Sequence[Source],
         names: Sequence[str],
+        truths: Sequence[Optional[int]],
 ) -> Iterator[Tuple[Dict[str, Any], Any, Dict[str, Any]]]:
     """For each image of a batch: it, what is drawn of it, and what the manifest says of it."""
     from timm_focus.analysis.plots import Picture, to_pixels
@@ -218,22 +282,25 @@ def _describe(
         keep = found.keep[j, 0].cpu().numpy()
         label = int(found.target[j])
         at, size = item['placement'], item['size']
-        box = erased_box(keep, at, size)
+        boxes = erased_boxes(keep, at, size)
         tops = [p[j].topk(n).indices.tolist() for p in (before, after)]
         answers = [top if label in top else [*top, label] for top in tops]
-        path = sources[item['i']].path
+        source, truth = sources[item['i']], truths[item['i']]
         made_by = f'{loaded.name}: {MAPS[found.kind]}, erased where it reaches {found.threshold:g}'
         picture = Picture(
-            path, size, item['whole'], at.box(0, 0, keep.shape[1], keep.shape[0]), box,
-            to_pixels(item['x'][None], *normalised_by)[0], found.heat[j].float().cpu().numpy(), keep,
-            to_pixels(found.erased[j:j + 1], *normalised_by)[0], found.area.area[j].cpu().numpy(), names[label],
-            *([(names[k], p[j, k].item()) for k in shown] for p, shown in zip((before, after), answers)), made_by)
+            name=source.name, size=size, whole=item['whole'], crop=at.box(0, 0, keep.shape[1], keep.shape[0]),
+            boxes=boxes, image=to_pixels(item['x'][None], *normalised_by)[0],
+            heat=found.heat[j].float().cpu().numpy(), keep=keep,
+            erased=to_pixels(found.erased[j:j + 1], *normalised_by)[0], area=found.area.area[j].cpu().numpy(),
+            label=names[label], before=[(names[k], before[j, k].item()) for k in answers[0]],
+            after=[(names[k], after[j, k].item()) for k in answers[1]], threshold=found.threshold, by=made_by,
+            truth=None if truth is None else names[truth])
         entry = dict(
-            file=path, width=size[0], height=size[1],
+            file=source.path, width=size[0], height=size[1], true=None if truth is None else _class(truth, names),
             label=dict(**_class(label, names), before=before[j, label].item(), after=after[j, label].item()),
             **{when: [dict(**_class(k, names), probability=p[j, k].item()) for k in top]
                for when, p, top in zip(('before', 'after'), (before, after), tops)},
-            coverage=found.area.coverage[j].item(), erased=float(1 - keep.mean()), box=box)
+            coverage=found.area.coverage[j].item(), erased=float(1 - keep.mean()), boxes=boxes)
         yield item, picture, entry
 
 
@@ -241,28 +308,30 @@ def _class(index: int, names: Sequence[str]) -> Dict[str, Any]:
     return dict(index=index, name=names[index])
 
 
-def erased_box(keep: Any, at: Placement, size: Tuple[int, int]) -> Optional[Tuple[int, int, int, int]]:
-    """The box around what is erased, in whole pixels of the image, x1 and y1 exclusive; None if nothing is.
+def erased_boxes(keep: Any, at: Placement, size: Tuple[int, int]) -> List[Tuple[int, int, int, int]]:
+    """Boxes around the largest pieces of what is erased, in whole pixels of the image, x1 and y1 exclusive.
 
     Args:
         keep: What is kept of a network's input, bool `[H, W]`.
         at: Where the input lies in the image.
         size: Width and height of the image.
     """
-    ys, xs = (~keep).nonzero()
-    if not len(xs):
-        return None
-    x0, y0, x1, y1 = at.box(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-    rounded = 1e-6  # an edge that is whole but for rounding stays where it is
-    box = (max(0, math.floor(x0 + rounded)), max(0, math.floor(y0 + rounded)),
-           min(size[0], math.ceil(x1 - rounded)), min(size[1], math.ceil(y1 - rounded)))
-    return box if box[0] < box[2] and box[1] < box[3] else None  # what is erased of the border alone
+    from timm_focus.analysis.pieces import connected_pieces
+
+    boxes, rounded = [], 1e-6  # an edge that is whole but for rounding stays where it is
+    for piece in connected_pieces(~keep):
+        x0, y0, x1, y1 = at.box(piece.x0, piece.y0, piece.x1, piece.y1)
+        box = (max(0, math.floor(x0 + rounded)), max(0, math.floor(y0 + rounded)),
+               min(size[0], math.ceil(x1 - rounded)), min(size[1], math.ceil(y1 - rounded)))
+        if box[0] < box[2] and box[1] < box[3]:  # not of the border alone, which is outside the image
+            boxes.append(box)
+    return boxes[:MOST_BOXES]
 
 
-def _make_room(output: str, source: Source) -> Dict[str, str]:
+def _make_room(output: str, source: Source, endings: Dict[str, str]) -> Dict[str, str]:
     """Names of the files of an image, from the output folder; the folder that they lie in is made."""
     os.makedirs(os.path.join(output, os.path.dirname(source.base)), exist_ok=True)
-    return {what: source.base + ending for what, ending in ENDINGS.items()}
+    return {what: source.base + ending for what, ending in endings.items()}
 
 
 def _write_arrays(output: str, files: Dict[str, str], activation: Any, keep: Any) -> None:
@@ -315,8 +384,3 @@ class Manifest:
         left_out = ''.join((',' if i else '') + '\n    ' + json.dumps(e) for i, e in enumerate(self._left_out))
         self._file.write(f'\n  ],\n  "left_out": [{left_out}],\n  "complete": {json.dumps(self.complete)}\n}}\n')
         self._opened.close()
-
-
-def _shown(text: str) -> str:
-    """A text that any terminal takes, whatever bytes a file is called by."""
-    return ''.join(c if c.isprintable() else '?' for c in text)

@@ -1,50 +1,97 @@
 """`timm-focus models`: what models cost and see, and what a CAM head taps."""
 import argparse
 import fnmatch
+import os
 import sys
-from typing import Any, Dict
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from .rf import receptive_field_columns
+from timm_focus.utils.processes import shield_workers
+
 from .load import positive
-from .table import add_format, write_table
+from .rf import receptive_field_columns
+from .table import add_format, write_rows
 
-__all__ = ['add_parser']
+__all__ = ['add_parser', 'describe_model']
+
+# columns and their widths, texts negative; that of the name is as the names are
+WIDTHS = dict(
+    parameters=13, multiply_adds=17, input=-11, receptive_field=15, channels=8, height=6, width=5, feature=-32,
+    through=-32)
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'models', help='parameters, multiply-adds, receptive field and tapped feature of models',
         description='List the timm models that can be trained with a focus_ before their name. Parameters and '
-                    'multiply-adds are those of the plain model: its heads exist only in training.')
+                    'multiply-adds are those of the plain model: its heads exist only in training. Nothing is '
+                    'computed or downloaded: the models have no weights here.',
+        epilog='Columns: receptive_field in pixels of the input, of the last feature before the global pool, infinite '
+               'through the module in the column through; feature, channels, height and width are of what the CAM head '
+               'taps.')
     parser.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="names, as in timm.list_models: "
-                        "'resnet*' (default: all, which takes an hour)")
+                        "'resnet*' (default: all, which takes minutes)")
     parser.add_argument('--img-size', type=positive, metavar='N', help="height and width (default: the model's)")
-    parser.add_argument('--num-classes', type=positive, default=365, metavar='N', help='classes (default: 365, Places365)')
+    parser.add_argument('--num-classes', type=positive, default=365, metavar='N',
+                        help='classes (default: 365, Places365)')
+    parser.add_argument('-j', '--workers', type=int, default=_cores(), metavar='N',
+                        help='processes (default: one a core, at most 8)')
     add_format(parser)
     parser.set_defaults(run=run)
 
 
+def _cores() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+
+
 def run(args: argparse.Namespace) -> None:
-    """Print a line for each model."""
+    """Print a line for each model, as soon as it is known."""
     import timm
 
     focused = [name.removeprefix('focus_') for name in timm.list_models('focus_*')]
     names = [name for name in focused if fnmatch.fnmatch(name, args.pattern)]
     if not names:
         raise ValueError(f'No model is called {args.pattern}: timm.list_models() names them, * stands for anything.')
-    rows = []
-    for name in names:
-        try:
-            rows.append(describe_model(name, args.num_classes, args.img_size))
-        except Exception as e:  # of one among many: the others are listed
-            print(f'{name} is left out: {type(e).__name__}: {" ".join(str(e).split())[:200]}', file=sys.stderr)
-    if not rows:
+    widths = dict(model=-max(map(len, names)), **WIDTHS)
+    if not write_rows(_describe(names, args), args, widths):
         raise ValueError('None of the models could be described.')
-    write_table(rows, args)
 
 
-def describe_model(name: str, num_classes: int, img_size: Any = None) -> Dict[str, Any]:
-    """A row of the list."""
+def _describe(names: List[str], args: argparse.Namespace) -> Iterator[Dict[str, Any]]:
+    """A row for each model that can be described; the others are named on standard error."""
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    workers = min(args.workers, len(names) // 8)  # of a few models, processes take longer to start than to work
+    rows = shield_workers(DataLoader(
+        _Rows(names, args.num_classes, args.img_size), batch_size=None, num_workers=workers))
+    with tqdm(rows, unit='model', disable=None) as bar:
+        for name, row, why in bar:
+            if row is None:
+                bar.write(f'{name} is left out: {why}', file=sys.stderr)
+                continue
+            with bar.external_write_mode():
+                yield row
+
+
+class _Rows:
+    """Names of models as a data set of (name, row, None), or (name, None, why there is none), for processes."""
+
+    def __init__(self, names: List[str], num_classes: int, img_size: Optional[int]):
+        self.names, self.num_classes, self.img_size = names, num_classes, img_size
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Tuple[str, Optional[Dict[str, Any]], Optional[str]]:
+        name = self.names[i]
+        try:
+            return name, describe_model(name, self.num_classes, self.img_size), None
+        except Exception as e:  # of one among many: the others are listed
+            return name, None, f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+
+
+def describe_model(name: str, num_classes: int, img_size: Optional[int] = None) -> Dict[str, Any]:
+    """A row of the list, of a model that is made without numbers."""
     import timm
     import torch
     from timm.data import resolve_data_config
@@ -53,19 +100,27 @@ def describe_model(name: str, num_classes: int, img_size: Any = None) -> Dict[st
     from timm_focus.method import default_stage
 
     kwargs = timm.models.resolve_model_input_args(name, dict(img_size=img_size), num_classes=num_classes)
-    model = timm.create_model(**kwargs).eval()
+    with torch.device('meta'):
+        model = timm.create_model(**kwargs).eval()
     size = resolve_data_config(dict(img_size=img_size), model=model)['input_size']
     info = getattr(model.feature_info, 'info', model.feature_info)
     stage = default_stage(info)
-    with torch.inference_mode():
+    with torch.no_grad():
         tap, = model.forward_intermediates(
-            torch.zeros(1, *size), indices=[stage], norm=False, stop_early=False, output_fmt='NCHW',
-            intermediates_only=True)
-    try:
-        field = receptive_field_columns(model)
-    except ValueError:  # not a sliding window
-        field = dict(receptive_field=None, through=None)
+            torch.zeros(1, *size, device='meta'), indices=[stage], norm=False, output_fmt='NCHW',
+            intermediates_only=True, stop_early=True)
+    field = _receptive_field(model, size)
     return dict(
         model=name, parameters=sum(p.numel() for p in model.parameters()), multiply_adds=multiply_adds(model, size),
-        input='x'.join(map(str, size)), receptive_field=field['receptive_field'], through=field['through'],
-        feature=info[stage]['module'], channels=tap.shape[1], height=tap.shape[2], width=tap.shape[3])
+        input='x'.join(map(str, size)), receptive_field=field['receptive_field'], channels=tap.shape[1],
+        height=tap.shape[2], width=tap.shape[3], feature=info[stage]['module'], through=field['through'])
+
+
+def _receptive_field(model: Any, size: Sequence[int]) -> Dict[str, Any]:
+    """That of a model. Where it is infinite, the image that the model is made for tells, and no larger one is tried."""
+    for input_size in (size, None):
+        try:
+            return receptive_field_columns(model, size=input_size)
+        except ValueError:  # the image is too small to tell, or there is no sliding window
+            pass
+    return dict(receptive_field=None, through=None)

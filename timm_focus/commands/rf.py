@@ -11,7 +11,15 @@ __all__ = ['add_parser', 'receptive_field_columns']
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
-        'rf', help='receptive field of models', description='Print the receptive field of models, in input pixels.')
+        'rf', help='receptive field of models',
+        description='Print the receptive field of models: which pixels of the image one position of a feature map can '
+                    'see.',
+        epilog='Columns, in pixels of the input: receptive_field, how many pixels in a row one position sees; stride, '
+               'how far the next position sees beyond it; start, the first pixel that position 0 sees, negative where '
+               'it looks over the border, so that position p sees the pixels from start + p * stride on, '
+               'receptive_field of them. Where a position sees the whole image (inf), through names the first module '
+               'by which it does, such as squeeze-and-excite or attention; --through-global tells the size without. '
+               'Two numbers are of rows and of columns.')
     parser.add_argument('models', nargs='+', metavar='MODEL', help='timm names, or torchvision:NAME')
     parser.add_argument('--feature', metavar='NAME', help="a submodule, or an index into timm's feature_info (default: "
                         'the last before the global pool)')

@@ -14,9 +14,13 @@ class Source(NamedTuple):
     Attributes:
         path: Its file.
         base: What files made of it are called: a path from the output folder, without the ending.
+        name: Its path from the folder that was named, or the name of its file.
+        label: Name of its class, if it lies as data sets do: that of its folder.
     """
     path: str
     base: str
+    name: str
+    label: str
 
 
 class Placement(NamedTuple):
@@ -58,15 +62,18 @@ def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], rese
                 prefix = _unused(os.path.basename(os.path.realpath(path)) or 'images', lambda p: p.lower() in prefixes)
                 prefixes.add(prefix.lower())
             root = os.path.join(path, os.path.relpath(index.root, os.path.abspath(path)))
+            labelled = len(index.class_names) > 1
             for i in range(len(index)):
                 relative = index.relative(i)
-                found.append((os.path.normpath(os.path.join(root, relative)), os.path.join(prefix, relative)))
+                full = os.path.normpath(os.path.join(root, relative))
+                label = index.class_names[index.target(i)] if labelled else _folder_name(full)
+                found.append((full, os.path.join(prefix, relative), label))
         elif os.path.exists(path):
-            found.append((path, os.path.basename(path)))
+            found.append((path, os.path.basename(path), _folder_name(path)))
         else:
             raise ValueError(f'There is no file or folder {path}.')
-    folders = {os.path.dirname(relative) for _, relative in found}
-    inputs = {os.path.realpath(folder): folder for folder in {os.path.dirname(path) for path, _ in found}}
+    folders = {os.path.dirname(relative) for _, relative, _ in found}
+    inputs = {os.path.realpath(folder): folder for folder in {os.path.dirname(path) for path, _, _ in found}}
     for folder in folders:
         made_in = os.path.realpath(os.path.join(output, folder))
         if made_in in inputs:
@@ -78,13 +85,17 @@ def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], rese
             taken.add(folder.lower())
             folder = os.path.dirname(folder)
     sources = []
-    for path, relative in found:
+    for path, relative, label in found:
         folder, name = os.path.split(relative)
         stem = os.fsdecode(os.fsencode(os.path.splitext(name)[0])[:LONGEST_STEM])
         base = _unused(os.path.join(folder, stem), lambda b: any((b + e).lower() in taken for e in endings))
         taken.update((base + e).lower() for e in endings)
-        sources.append(Source(path, base))
+        sources.append(Source(path, base, relative, label))
     return sources
+
+
+def _folder_name(path: str) -> str:
+    return os.path.basename(os.path.dirname(os.path.abspath(path)))
 
 
 def _unused(name: str, is_used: Any) -> str:

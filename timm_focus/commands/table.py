@@ -1,37 +1,61 @@
-"""Rows as a table for people, as CSV or as JSON."""
+"""Rows as a table for people, as CSV or as JSON, each written as it comes."""
 import argparse
 import csv
 import json
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterable, List, Mapping
 
 from timm_focus.utils.text import csv_cell, one_line
 
-__all__ = ['add_format', 'write_table']
+__all__ = ['add_format', 'add_picture_format', 'write_rows', 'write_table']
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--format', choices=('table', 'csv', 'json'), default='table', help='default: table')
 
 
+def add_picture_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--format', choices=('png', 'pdf', 'svg'), default='png', help='of pictures (default: png)')
+
+
 def write_table(rows: List[Dict[str, Any]], args: argparse.Namespace) -> None:
-    """Print rows of the same columns to standard output."""
+    """Print rows of the same columns, each as wide as it has to be."""
+    widths = {name: max(len(name), *(len(_text(row[name])) for row in rows)) for name in rows[0]}
+    write_rows(rows, args, {
+        name: width if all(isinstance(row[name], (int, float, type(None))) for row in rows) else -width
+        for name, width in widths.items()})
+
+
+def write_rows(rows: Iterable[Dict[str, Any]], args: argparse.Namespace, widths: Mapping[str, int]) -> int:
+    """Print rows to standard output, each as it comes; says how many there were.
+
+    Args:
+        rows: They have the same columns.
+        args: Of a parser with `add_format`.
+        widths: Of the columns, in characters, in order; negative where text stands at the left.
+    """
+    n = 0
+    writer = csv.DictWriter(sys.stdout, list(widths), lineterminator='\n')
+    for n, row in enumerate(rows, 1):
+        if args.format == 'json':
+            print('[' if n == 1 else ',', json.dumps(row, indent=2), sep='\n', end='')
+        elif args.format == 'csv':
+            if n == 1:
+                writer.writeheader()
+            writer.writerow({k: csv_cell(v) for k, v in row.items()})
+        else:
+            if n == 1:
+                _print_line({name: name for name in widths}, widths)
+            _print_line({name: _text(row[name]) for name in widths}, widths)
+        sys.stdout.flush()
     if args.format == 'json':
-        print(json.dumps(rows, indent=2))
-        return
-    names = list(rows[0])
-    if args.format == 'csv':
-        writer = csv.DictWriter(sys.stdout, names, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
-        return
-    texts = [names, *([_text(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in texts) for i in range(len(names))]
-    numeric = [all(isinstance(row[name], (int, float, type(None))) for row in rows) for name in names]
-    for line in texts:
-        print('  '.join(
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(line, widths, numeric)).rstrip())
+        print('\n]' if n else '[]')
+    return n
+
+
+def _print_line(texts: Mapping[str, str], widths: Mapping[str, int]) -> None:
+    print('  '.join(texts[name].rjust(width) if width > 0 else texts[name].ljust(-width)
+                    for name, width in widths.items()).rstrip())
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,10 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 from timm_focus.runs import Loaded, image_mode
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import csv_cell
+from timm_focus.utils.weight_files import digest
 
+from .checks import check_model, images_digest
+from .classes import folder_key
 from .load import add_model_arguments, load_models
 from .table import add_format, write_table
 
@@ -46,7 +49,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'--erase is {wrong[0]:g}: give percentages above 0 and at most 100.')
     dataset = open_labelled_images(args.data)
     models = load_models(args)
-    settings = [_settings(loaded, args.data, percents) for loaded in models]
+    for loaded in models:
+        image_mode(loaded)
+        check_model(loaded, needs_map=bool(percents))
+    images = images_digest(dataset)
+    settings = [_settings(loaded, args.data, images, percents) for loaded in models]
     if args.output:
         _check_output(args.output, settings)
     matches = [_match(loaded, dataset, bool(percents)) for loaded in models]
@@ -116,11 +123,11 @@ def match_classes(
         candidates.append(list(CATEGORIES))
     unknown, known = [], []
     for known in candidates:
-        numbers = {_key(name): i for i, name in enumerate(known)}
-        unknown = [name for name in folders if _key(name) not in numbers]
+        numbers = {folder_key(name): i for i, name in enumerate(known)}
+        unknown = [name for name in folders if folder_key(name) not in numbers]
         if not unknown:
             rest = map(str, range(len(known), n_classes))
-            return [numbers[_key(name)] for name in folders], [*map(str, known), *rest]
+            return [numbers[folder_key(name)] for name in folders], [*map(str, known), *rest]
     if unknown:
         raise ValueError(
             f'{len(unknown)} of the {len(folders)} classes of the data are none of the {len(known)} that {loaded.name} '
@@ -134,11 +141,6 @@ def match_classes(
 
 def _some(items: Sequence[Any]) -> str:
     return ', '.join(map(str, items[:3])) + (', ...' if len(items) > 3 else '')
-
-
-def _key(name: Any) -> str:
-    """A class's name as a folder can have it: Places365's arena/hockey is also kept in arena-hockey."""
-    return str(name).replace('/', '-')
 
 
 class _Numbers:
@@ -230,10 +232,11 @@ def _measure(
     return record, images
 
 
-def _settings(loaded: Loaded, data: str, percents: Sequence[float]) -> Dict[str, Any]:
+def _settings(loaded: Loaded, data: str, images: str, percents: Sequence[float]) -> Dict[str, Any]:
     """What a result goes by."""
-    return dict(model=loaded.name, data=os.path.abspath(data), settings=json.loads(json.dumps(
-        dict(loaded.data_config, erase=list(percents)), default=str)))
+    return dict(
+        model=loaded.name, weights=digest(loaded.model.state_dict()), data=os.path.abspath(data), images=images,
+        settings=json.loads(json.dumps(dict(loaded.data_config, erase=list(percents)), default=str)))
 
 
 def _row(record: Dict[str, Any]) -> Dict[str, Any]:
@@ -257,8 +260,8 @@ def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
         except (ValueError, TypeError, KeyError):
             before = [None]
         if not all(one in settings for one in before):
-            raise ValueError(f'{folder} holds results of other models or settings ({path}): give another --output, or '
-                             'remove it.')
+            raise ValueError(f'{folder} holds results of other models, weights, images or settings ({path}): give '
+                             'another --output, or remove it.')
     os.makedirs(folder, exist_ok=True)
 
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from timm_focus.utils.meta import run_on_meta
+
 from .boxes import (
     Seen, at_most, blind, breadth, densified, joined, kernel_taps, over, part_of, put, reshaped, sees, slide,
     thinned, union,
@@ -113,7 +115,7 @@ class Traced(Tensor):
             _change(t, rule(run, func, arguments, t.meta))
             run.last = t.seen if sees(t.seen) else run.last
             return t
-        result = func(*_on_meta(args), **_on_meta(kwargs))
+        result = run_on_meta(func, _on_meta(args), _on_meta(kwargs))
         seen = rule(run, func, arguments, result)
         several = not isinstance(result, Tensor)
         results = list(result) if several else [result]

@@ -1,4 +1,5 @@
 """The model card of an export: README.md, with the metadata that the Hub reads."""
+import logging
 import math
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Set, Union
@@ -10,10 +11,13 @@ from timm_focus.analysis import multiply_adds
 from timm_focus.method import FocusNet
 from timm_focus.receptive import receptive_field
 from timm_focus.utils.text import markdown, one_line, word
+from timm_focus.utils.warned import warned
 
 from .publication import Publication, is_repo_id
 
 __all__ = ['write_card']
+
+_logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name('card.md')
 # the Hub's metric, the name, what a number is multiplied by in the metadata, where accuracies are fractions
@@ -88,7 +92,7 @@ def write_card(
         architecture=architecture,
         num_classes=plain.num_classes,
         parameters=f'{sum(p.numel() for p in plain.parameters()):,}',
-        multiply_adds=f'{multiply_adds(plain, data_config["input_size"]):,}',
+        multiply_adds=_multiply_adds(plain, data_config['input_size']),
         receptive_field=_receptive_field(plain),
         channels=data_config['input_size'][0],
         size=f'{height} x {width}',
@@ -117,6 +121,12 @@ def write_card(
 
 def _value(value: Any) -> str:
     return f'{value:g}' if isinstance(value, float) else 'yes' if value is True else str(value)
+
+
+def _multiply_adds(plain: nn.Module, input_size: Sequence[int]) -> str:
+    with warned('The multiply-adds cannot be counted', _logger):
+        return f'{multiply_adds(plain, input_size):,}'
+    return 'not counted'
 
 
 def _receptive_field(plain: nn.Module) -> str:

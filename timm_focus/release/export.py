@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from timm_focus.method import FocusNet, export_backbone
 from timm_focus.utils.text import csv_cell, one_line
+from timm_focus.utils.warned import warned
 from timm_focus.utils.weight_files import CHECKSUM, digest
 
 from .card import write_card
@@ -222,7 +223,8 @@ def write_export(
             (draft / SETTINGS).write_text(text, 'utf-8')
         if summary is not None:
             _copy_table(summary, draft / SUMMARY)
-            draw_curves(summary, draft / CURVES)
+            with warned('The curves of the run cannot be drawn', _logger):
+                draw_curves(summary, draft / CURVES)
         coverage = None
         if images:
             shown = () if publication.no_gallery else images
@@ -270,14 +272,12 @@ def _add_focus_key(folder: Path, focus: FocusNet) -> None:
 def _draw(plain, focus, shown, images, data_config, folder, dataset) -> Optional[Dict[str, Any]]:
     """Draw what can be drawn of this model; a picture that cannot be is told and left out."""
     coverage = None
-    try:
+    with warned('What this model looks at cannot be drawn', _logger):
         name = plain.pretrained_cfg['architecture']
         coverage = draw_coverage(plain, images, data_config, folder / COVERAGE, name, dataset)
         if focus is not None and shown and data_config['input_size'][0] in (1, 3):
             copied = copy.deepcopy(focus).cpu().float()
             draw_gallery(copied, shown, data_config, folder / GALLERY)
-    except (AssertionError, RuntimeError, ValueError) as e:
-        _logger.warning(f'What this model looks at cannot be drawn: {" ".join(str(e).split())[:300]}')
     return coverage
 
 

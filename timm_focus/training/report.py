@@ -13,13 +13,14 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from timm_focus.analysis import focus_sheet, multiply_adds
+from timm_focus.analysis import check_size, focus_sheet, multiply_adds
 from timm_focus.baselines import ACoL, AcolNet, adl_modules, trace_maps
 from timm_focus.method import FocusNet
 from timm_focus.utils.modes import evaluating
+from timm_focus.utils.warned import warned
 
 from .batches import advice_on_batches
-from .errors import explained
+from .errors import SettingsError, explained
 from .summary import Summary
 
 __all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']
@@ -79,22 +80,25 @@ class Journal:
         scalars = {f'train/{k}': v for k, v in train_metrics.items()}
         scalars.update({f'eval/{k}': v for k, v in (eval_metrics or {}).items()}, lr=lr)
         if self.tensorboard is not None:
-            try:
-                for name, value in scalars.items():
-                    self.tensorboard.add_scalar(name, value, epoch)
-                self.tensorboard.flush()
-            except OSError as e:  # the numbers are in summary.csv
-                _logger.warning(f'TensorBoard has no more of this run, whose log there cannot be written: {e}')
-                self.tensorboard = None
+            with warned(f'TensorBoard has nothing of epoch {epoch}', _logger):
+                try:
+                    for name, value in scalars.items():
+                        self.tensorboard.add_scalar(name, value, epoch)
+                    self.tensorboard.flush()
+                except OSError as e:  # the numbers are in summary.csv
+                    _logger.warning(f'TensorBoard has no more of this run, whose log there cannot be written: {e}')
+                    self.tensorboard = None
         if self.wandb is not None:
-            # as timm names them
-            self.wandb.log({'epoch': epoch, **{k.replace('/', '_'): v for k, v in scalars.items()}})
+            with warned(f'Weights & Biases has nothing of epoch {epoch}', _logger):  # keys as timm names them
+                self.wandb.log({'epoch': epoch, **{k.replace('/', '_'): v for k, v in scalars.items()}})
 
     def close(self) -> None:
         if self.tensorboard is not None:
-            self.tensorboard.close()
+            with warned('TensorBoard is not closed', _logger):
+                self.tensorboard.close()
         if self.wandb is not None:
-            self.wandb.finish()
+            with warned('Weights & Biases is not closed', _logger):
+                self.wandb.finish()
 
 
 def _headline(args: argparse.Namespace) -> str:
@@ -165,12 +169,16 @@ def describe(
 def describe_cost(model: nn.Module, input_size: Sequence[int]) -> None:
     """Say what a model costs at inference, and how large the feature is that a CAM head taps."""
     plain = model.backbone if isinstance(model, FocusNet) else model
-    with explained(f'The model cannot be run on an image of {"x".join(map(str, input_size))}'):
+    try:
+        check_size(plain, input_size, 'The model')
+    except ValueError as e:
+        raise SettingsError(str(e)) from e
+    with warned('The multiply-adds cannot be counted', _logger):
         _logger.info(f'Cost at inference: {multiply_adds(plain, input_size):,} multiply-adds an image')
-        if isinstance(model, FocusNet):
-            tap = tap_size(model, input_size)
-            feature = model.feature_info[model.stage]['module']
-            _logger.info(f'Tapped feature: {feature}, {tap[0]} channels of {tap[1]} x {tap[2]}')
+    if isinstance(model, FocusNet):
+        tap = tap_size(model, input_size)
+        feature = model.feature_info[model.stage]['module']
+        _logger.info(f'Tapped feature: {feature}, {tap[0]} channels of {tap[1]} x {tap[2]}')
 
 
 @torch.inference_mode()
@@ -232,20 +240,22 @@ def draw_sheet(
         path: str,
         n: int = 8,
 ) -> None:
-    """Draw what a focus model erases of n images, spread over the data set; nothing where that cannot be drawn."""
+    """Draw what a focus model erases of n images, spread over the data set; a run does not end where that fails."""
     model = unwrap_model(task.get_trainable_module())
     if not isinstance(model, FocusNet) or dataset is None or isinstance(dataset, IterableDataset) \
             or data_config['input_size'][0] not in (1, 3):
         return
-    picks = [i * len(dataset) // n for i in range(min(n, len(dataset)))]
-    parameter = next(model.parameters())
-    # the transform of the validation loader is the data set's own; this one only stacks and normalises
-    images, targets = next(iter(create_loader(
-        Subset(dataset, picks), input_size=data_config['input_size'], batch_size=len(picks),
-        mean=data_config['mean'], std=data_config['std'], num_workers=0, use_prefetcher=args.prefetcher,
-        device=parameter.device)))
-    names = dict(enumerate(args.label_names))
-    focus_sheet(
-        model, images.to(parameter), path, data_config['mean'], data_config['std'],
-        [str(names.get(t, t)) for t in targets.tolist()])
-    _logger.info(f'What it looks at: {path}')
+    with warned(f'{path} cannot be drawn', _logger):
+        picks = [i * len(dataset) // n for i in range(min(n, len(dataset)))]
+        parameter = next(model.parameters())
+        # the transform of the validation loader is the data set's own; this one only stacks and normalises
+        images, targets = next(iter(create_loader(
+            Subset(dataset, picks), input_size=data_config['input_size'], batch_size=len(picks),
+            mean=data_config['mean'], std=data_config['std'], num_workers=0, use_prefetcher=args.prefetcher,
+            device=parameter.device)))
+        named = dict(enumerate(args.label_names))
+        names = [str(named.get(k, k)) for k in range(model.num_classes)]
+        focus_sheet(
+            model, images.to(parameter), path, data_config['mean'], data_config['std'],
+            [names[t] for t in targets.tolist()], names)
+        _logger.info(f'What it looks at: {path}')

@@ -20,11 +20,11 @@ def use_channels_last(model: nn.Module, x: Tensor) -> str:
     try:
         model.to(memory_format=torch.channels_last)
         _run(model, x.contiguous(memory_format=torch.channels_last))
-    except RuntimeError as e:
+    except Exception as e:  # whatever the layers of any library say
         model.to(memory_format=torch.contiguous_format)
         try:
             _run(model, x)
-        except RuntimeError:
+        except Exception:
             return ''
         return ' '.join(str(e).split())[:200]
     return ''

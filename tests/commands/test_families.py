@@ -1,0 +1,106 @@
+"""One small model of each family of timm goes through every command that looks; of all with --slow --all-models."""
+import contextlib
+import gc
+import io
+import json
+import logging
+import sys
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from models.test_all_models import smallest_of_each_class
+from timm_focus.commands.main import main
+from timm_focus.commands.models import describe_model
+
+FEW = ['test_resnet', 'test_vit', 'test_mambaout']
+LIMIT = 30_000_000  # parameters
+
+
+def families():
+    """The smallest model of every family, which is a module of timm."""
+    smallest = {}
+    for name in smallest_of_each_class(LIMIT).values():
+        module = timm.model_entrypoint(name).__module__
+        smallest.setdefault(module, name)
+    return sorted(smallest.values())
+
+
+def typed(*argv):
+    """What a command prints, and the one line with which it refuses, '' if it does not."""
+    logging.getLogger().handlers.clear()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(a) for a in argv])
+        except SystemExit as e:
+            code = e.code
+    assert code in (0, 2), code
+    return out.getvalue(), err.getvalue() if code else ''
+
+
+def look(name, data, folder):
+    """Every command on a model: raises where something is wrong."""
+    size = timm.get_pretrained_cfg(name).to_dict().get('input_size')[1]
+    torch.manual_seed(0)
+    kwargs = timm.models.resolve_model_input_args(name, dict(img_size=size), num_classes=2)
+    model = timm.create_model(**kwargs)
+    torch.save(model.state_dict(), folder / f'{name}.pth')
+    del model
+    argv = (data, '--model', name, '--checkpoint', folder / f'{name}.pth', '--img-size', size, '-j', '0', '-b', '2')
+    for command, file in (('area', 'area.json'), ('explain', 'explained.json'), ('validate', 'validate.json')):
+        more = ('--erase', '25') if command == 'validate' else ()
+        _, refused = typed(command, *argv, *more, '--output', folder / command / name)
+        assert not refused, f'{command}: {refused}'
+        found = json.loads((folder / command / name / file).read_text())
+        if command == 'area':
+            assert found[0]['n'] == 4 and 0 < found[0]['mean'] < 1, found
+        elif command == 'explain':
+            assert len(found['images']) == 4 and found['complete']
+            assert all(0 <= e['erased'] < 1 and e['true'] is not None for e in found['images'])
+        else:
+            assert found[0]['n'] == 4 and found[0]['erasing']['25']['cam'] >= 0
+    out, refused = typed('rf', name, '--format', 'json')
+    assert refused.count('\n') == 1 if refused else json.loads(out)[0]['receptive_field'], refused
+    row = describe_model(name, 2)
+    assert row['multiply_adds'] > 1e7 and row['height'] > 1
+
+
+def check(names, data, folder):
+    wrong = {}
+    for name in names:
+        try:
+            look(name, data, folder)
+        except Exception as e:
+            wrong[name] = f'{type(e).__name__}: {str(e)[:300]}'
+        gc.collect()
+        print(name, wrong.get(name, 'ok'), file=sys.__stderr__, flush=True)
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
+@pytest.fixture
+def data(photo, tmp_path):
+    for label, left in (('0', 0), ('1', 200)):
+        folder = tmp_path / 'data/val' / label
+        folder.mkdir(parents=True)
+        for i in range(2):
+            crop = photo.crop((left + 40 * i, 60 * i, left + 40 * i + 250, 60 * i + 250))
+            crop.resize((96, 96), Image.Resampling.BILINEAR).save(folder / f'{i}.jpg')
+    return tmp_path / 'data'
+
+
+@pytest.mark.parametrize('name', FEW)
+def test_a_few_families(name, data, tmp_path, quietly):
+    pytest.importorskip('pytorch_grad_cam')
+    check([name], data, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_family(request, data, tmp_path, quietly):
+    if not request.config.getoption('--all-models'):
+        pytest.skip('takes ten minutes and more: give --all-models')
+    names = families()
+    assert len(names) > 60, names
+    check(names, data, tmp_path)

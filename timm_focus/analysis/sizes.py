@@ -1,0 +1,95 @@
+"""Which images a model takes, and at which its last feature map is fine enough to say something."""
+from typing import Optional, Sequence, Tuple
+
+import timm
+import torch
+from timm.models import get_model_args, get_model_input_config, resolve_model_input_args
+from torch import Tensor, nn
+
+from timm_focus.utils.meta import meta_twin
+from timm_focus.utils.modes import evaluating
+
+from .focus_area import last_map, plain_model
+
+__all__ = ['FINE', 'check_size', 'find_size']
+
+FINE = 4  # positions along a side of a map, below which a share of them says little
+# what the sides of images are multiples of: strides of convolutions, patches, windows of patches
+STEPS = (2, 4, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 192, 224, 256)
+
+
+def check_size(model: nn.Module, input_size: Sequence[int], name: Optional[str] = None) -> Tensor:
+    """What a model says of an image of zeros, in evaluation: that it can be run on images of this size.
+
+    Args:
+        model: Any model, on any device.
+        input_size: Channels, height and width of the images.
+        name: What to call it.
+
+    Raises:
+        ValueError: It cannot, with a size near this one on which it can.
+    """
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    x = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+    with evaluating(model), torch.no_grad():
+        try:
+            return plain_model(model)(x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as e:  # whatever the layers of any library say
+            near = find_size(model, input_size)
+            advice = f'{near[0]} x {near[1]} works.' if near else 'Give another size, such as the one it is made for.'
+            said = ' '.join(str(e).split())[:200].rstrip('.') or type(e).__name__
+            raise ValueError(f'{name or type(model).__name__} cannot be run on images of {input_size[1]} x '
+                             f'{input_size[2]} ({said}): {advice}') from e
+
+
+def find_size(model: nn.Module, input_size: Sequence[int], least: int = 1) -> Optional[Tuple[int, int]]:
+    """Height and width near those given, of which a model gives a last feature map of some size; None if none is found.
+
+    Nothing is computed: models without numbers are tried on likely sizes, the nearest first.
+
+    Args:
+        model: Any model. One of timm's is made anew for each size, as it would be if that were asked for.
+        input_size: Channels, height and width.
+        least: Positions that the last map should have along each side; above 1, larger images are tried alone.
+    """
+    model = plain_model(model)
+    channels, *size = input_size
+    for candidate in _candidates(model, size, least):
+        try:
+            with torch.no_grad():
+                twin = _resized(model, candidate)
+                x = torch.zeros(1, channels, *candidate, device='meta', dtype=next(twin.parameters()).dtype)
+                twin(x)
+                if least == 1 or min(last_map(twin, x)[0].shape[-2:]) >= least:
+                    return candidate
+        except Exception:  # whatever the layers of any library say: it does not go
+            pass
+    return None
+
+
+def _candidates(model: nn.Module, size: Sequence[int], least: int) -> Sequence[Tuple[int, int]]:
+    """Sizes to try, the nearest first."""
+    found = {tuple(times * side for side in size) for times in (2, 4, 8)}
+    if getattr(model, 'pretrained_cfg', None):
+        found.add(tuple(get_model_input_config(model)['input_size'][1:]))
+    for step in STEPS:
+        found.add(tuple(side // step * step for side in size))
+        for more in range(1, 2 * least):
+            found.add(tuple((side // step + more) * step for side in size))
+    found.discard(tuple(size))
+    found = [c for c in found if min(c) > 0 and (least == 1 or min(a - b for a, b in zip(c, size)) >= 0)]
+    # of larger images those that most networks divide evenly come first
+    return sorted(found, key=lambda c: (least > 1 and any(side % 32 for side in c),
+                                        sum(abs(a - b) for a, b in zip(c, size)), c))
+
+
+def _resized(model: nn.Module, size: Tuple[int, int]) -> nn.Module:
+    """A model like one of timm's, made for another size, or a twin of another library's; without numbers."""
+    name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
+    if not name or not timm.is_model(name):
+        return meta_twin(model)
+    kwargs = {k: v for k, v in get_model_args(model).items() if k != 'img_size'}
+    with torch.device('meta'):
+        return timm.create_model(**resolve_model_input_args(name, dict(img_size=size), **kwargs)).eval()

@@ -1,0 +1,62 @@
+"""Whether a model can be looked at, and on which images: what a result goes by."""
+import hashlib
+import os
+import sys
+from typing import Any
+
+from timm_focus.runs import Loaded
+from timm_focus.utils import shown
+
+__all__ = ['check_model', 'images_digest']
+
+
+def check_model(loaded: Loaded, needs_map: bool = True) -> Any:
+    """What a model says of an image of zeros; that its last feature map is coarse is told on standard error.
+
+    Args:
+        loaded: The model.
+        needs_map: Whether a map of it is looked at.
+
+    Raises:
+        ValueError: It cannot be run on images of the size that is asked for, its numbers are not finite, or its last
+            feature map has a single position.
+    """
+    import torch
+
+    from timm_focus.analysis import FINE, check_size, find_size, last_map
+
+    size = loaded.data_config['input_size']
+    name, (height, width) = shown(loaded.name), size[1:]
+    logits = check_size(loaded.model, size, name)
+    if torch.is_tensor(logits) and not logits.isfinite().all():
+        raise ValueError(f'{name} answers with numbers that are not finite: its training diverged, or its weights are '
+                         'damaged.')
+    if not needs_map:
+        return logits
+    parameter = next(p for p in loaded.model.parameters() if p.is_floating_point())
+    features, _ = last_map(loaded.model, torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
+    rows, columns = features.shape[2:]
+    if min(rows, columns) >= FINE:
+        return logits
+    finer = find_size(loaded.model, size, FINE)
+    advice = f'larger images, such as {finer[0]} x {finer[1]}' if finer else 'larger images'
+    if finer and finer[0] == finer[1]:
+        advice += f' (--img-size {finer[0]})'
+    what = f'The last feature map of {name} is {rows} x {columns} at images of {height} x {width}'
+    if rows * columns == 1:
+        raise ValueError(f'{what}, so it tells no place from another: take {advice}.')
+    print(f'{what}, on which a share of the places says little: for one of {FINE} x {FINE} or more take {advice}.',
+          file=sys.stderr)
+    return logits
+
+
+def images_digest(dataset: Any) -> str:
+    """SHA-256 of a list of images: of their names, classes and sizes in bytes, in order."""
+    found, index = hashlib.sha256(), dataset.reader.index
+    for i in range(len(dataset)):
+        try:
+            size = os.stat(index.path(i)).st_size
+        except OSError:  # it will be found that it cannot be read
+            size = -1
+        found.update(os.fsencode(index.relative(i)) + f'\0{index.target(i)}\0{size}\n'.encode())
+    return found.hexdigest()

@@ -1,0 +1,63 @@
+"""Classes by what people and folders call them."""
+import difflib
+from collections import Counter
+from typing import Dict, List, Sequence
+
+from timm_focus.runs import Loaded
+
+__all__ = ['find_class', 'folder_classes', 'folder_key']
+
+
+def folder_key(name: str) -> str:
+    """A class's name as a folder can have it: Places365's arena/hockey is also kept in arena-hockey."""
+    return str(name).replace('/', '-')
+
+
+def folder_classes(loaded: Loaded, names: Sequence[str]) -> Dict[str, int]:
+    """Class of a model by the `folder_key` of what its folder may be called: its name, of ImageNet's also its number.
+
+    Args:
+        loaded: The model.
+        names: Of all its classes, see `class_names`.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    lists: List[Sequence[str]] = [names]
+    subset = infer_imagenet_subset(dict(num_classes=len(names)))
+    if subset:
+        lists += [ImageNetInfo(subset).label_names(), [name.split(',')[0] for name in names]]
+    found: Dict[str, int] = {}
+    for known in lists:
+        keys = [folder_key(name) for name in known]
+        several = {key for key, n in Counter(keys).items() if n > 1}
+        found.update((key, i) for i, key in enumerate(keys) if key not in several and key not in found)
+    return found
+
+
+def find_class(text: str, names: Sequence[str]) -> int:
+    """Index of a class by its name, one of its synonyms parted by commas, or its index; what is a name is no index.
+
+    Raises:
+        ValueError: There is none, or several are called so.
+    """
+    def plain(name: str) -> str:
+        return ' '.join(name.casefold().replace('_', ' ').split())
+
+    synonyms = [[plain(name), *map(plain, name.split(','))] for name in names]
+    for found in ([i for i, name in enumerate(names) if name == text],
+                  [i for i, of_class in enumerate(synonyms) if plain(text) in of_class]):
+        if len(found) > 1:
+            raise ValueError(f'--class {text} is the name of {len(found)} classes, {", ".join(map(str, found[:9]))}: '
+                             'give its index.')
+        if found:
+            return found[0]
+    try:
+        index = int(text)
+    except ValueError:
+        known = {synonym: name for name, of_class in zip(names, synonyms) for synonym in of_class}
+        near = dict.fromkeys(known[match] for match in difflib.get_close_matches(plain(text), known, 3))
+        hint = f'did you mean {" or ".join(near)}?' if near else f'they are {", ".join(names[:3])}, ...'
+        raise ValueError(f'There is no class {text} among {len(names)}: {hint}') from None
+    if not 0 <= index < len(names):
+        raise ValueError(f'There is no class {index}: give a name, or an index from 0 to {len(names) - 1}.')
+    return index

@@ -1,0 +1,17 @@
+"""What adds to a result and must not end it: pictures, dashboards, counts."""
+import contextlib
+import logging
+from typing import Iterator
+
+from .text import one_line
+
+__all__ = ['warned']
+
+
+@contextlib.contextmanager
+def warned(sentence: str, logger: logging.Logger) -> Iterator[None]:
+    """Warn about whatever goes wrong inside, and go on."""
+    try:
+        yield
+    except Exception as e:  # whatever a library of pictures or of dashboards says
+        logger.warning(f'{sentence}: {type(e).__name__}: {one_line(e)[:300]}'.rstrip(': '))
