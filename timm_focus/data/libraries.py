@@ -67,7 +67,8 @@ class HfdsReader(Reader):
         try:
             if any(os.path.isfile(os.path.join(name, file)) for file in SAVED):
                 parts = datasets.load_from_disk(name)
-                parts = parts if isinstance(parts, datasets.DatasetDict) else {str(parts.split or split[0]): parts}
+                if not isinstance(parts, datasets.DatasetDict):  # one split, which may have no name: any is its own
+                    parts = {str(parts.split or split[0].partition('[')[0]): parts}
             else:
                 parts = datasets.load_dataset(name, cache_dir=root or None, **kwargs)
         except Exception as e:  # of its many builders, file systems and servers
