@@ -1,4 +1,5 @@
 """The timm-focus command, as it is typed."""
+import argparse
 import csv
 import json
 import math
@@ -317,3 +318,69 @@ def test_the_command_is_installed(launch):
     done = launch('-m', 'timm_focus.commands.main', 'rf', 'resnet18')
     assert done.returncode == 0 and '435' in done.stdout and not done.stderr
     assert math.isfinite(len(done.stdout))
+
+
+# weights of every kind, in every command
+
+@pytest.mark.parametrize('size', [dict(input_size=(3, 48, 96)), dict(img_size=64)])
+def test_a_transformers_run_can_be_used_at_its_size(command, image_folder, tmp_path, size):
+    settings = argparse.Namespace(num_classes=2, label_names=['left', 'right'], **size)
+    height, width = size.get('input_size', (3, 64, 64))[1:]
+    model = timm.create_model('test_vit', num_classes=2, img_size=(height, width))
+    file = tmp_path / 'last.pth.tar'
+    torch.save(dict(arch='focus_test_vit', state_dict=model.state_dict(), args=settings, epoch=0), file)
+    checkpoint = ('--checkpoint', file, '-j', '0')
+    row, = json.loads(command('validate', image_folder, *checkpoint, '--no-erase', '--format', 'json'))
+    command('explain', image_folder / 'val/left', *checkpoint, '--output', tmp_path / 'explained')
+    assert json.loads((tmp_path / 'explained/explained.json').read_text())['data_config']['input_size'] == [
+        3, height, width]
+    command('area', image_folder, *checkpoint, '--output', tmp_path / 'area')
+    assert read(tmp_path / 'area/area.csv')[0]['map_width'] == str(width // 16)
+    assert 'Exported' in command('export', file, '--format', 'safetensors', '--output', tmp_path / 'plain')
+    again = json.loads(command('validate', image_folder, '--checkpoint', tmp_path / 'plain', '-j', '0', '--no-erase',
+                               '--format', 'json'))[0]
+    assert again['top1'] == row['top1']
+
+
+def test_an_official_places365_checkpoint_needs_no_more_than_its_file(command, image_folder, tmp_path):
+    from timm_focus.data.places365 import CATEGORIES
+    for name, place in (('left', 'arena-hockey'), ('right', 'beach')):
+        (image_folder / 'val' / name).rename(image_folder / 'val' / place)
+        (image_folder / 'train' / name).rename(image_folder / 'train' / place)
+    model = timm.create_model(TINY, num_classes=365)
+    model.fc.weight.data.zero_()
+    model.fc.bias.data.zero_()[CATEGORIES.index('beach')] = 9.
+    state = {f'module.{k}': v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
+    torch.save(dict(epoch=90, arch=TINY, state_dict=state, best_prec1=torch.tensor(55.)), tmp_path / 'p.pth.tar',
+               _use_new_zipfile_serialization=False)
+    small = ('--checkpoint', tmp_path / 'p.pth.tar', '--img-size', '64', '-j', '0')
+    row, = json.loads(command('validate', image_folder, *small, '--no-erase', '--format', 'json'))
+    assert row['top1'] == 50, 'all are called beach'
+    assert 'beach' in command('explain', image_folder / 'val/beach/0.jpg', *small, '--output', tmp_path / 'explained')
+
+
+def test_a_class_map_names_the_classes(command, refusal, image_folder, tmp_path):
+    torch.save(timm.create_model(TINY, num_classes=3).state_dict(), tmp_path / 'w.pth')
+    (tmp_path / 'names.txt').write_text('left\nmiddle\nright\n')
+    argv = ('validate', image_folder, '--model', TINY, '--checkpoint', tmp_path / 'w.pth', '--img-size', '64', '-j',
+            '0', '--no-erase', '--format', 'json')
+    assert 'no names to match them by' in refusal(*argv)
+    assert json.loads(command(*argv, '--class-map', tmp_path / 'names.txt'))[0]['n'] == 10
+    (tmp_path / 'names.txt').write_text('left\nright\n')
+    assert 'has 2 names, but resnet10t@w.pth knows 3 classes' in refusal(*argv, '--class-map', tmp_path / 'names.txt')
+
+
+def test_a_model_of_a_folder_or_of_the_hub_needs_no_more_than_its_name(command, refusal, hub, image_folder, tmp_path):
+    from timm_focus import push_to_hub
+    model = timm.create_model(f'focus_{TINY}', num_classes=2)
+    push_to_hub(model, 'user/scenes', folder=tmp_path / 'hub', license='mit', dataset='drawn',
+                label_names=['left', 'right'])
+    shown = []
+    for flag, source in (('--model', f'local-dir:{tmp_path}/hub'), ('--checkpoint', tmp_path / 'hub'),
+                         ('--model', 'hf-hub:user/scenes'), ('--checkpoint', 'hf-hub:user/scenes')):
+        row, = json.loads(command('validate', image_folder, flag, source, '--img-size', '64', '-j', '0', '--no-erase',
+                                  '--format', 'json'))
+        shown.append((row['n'], row['top1']))
+    assert len(set(shown)) == 1 and shown[0][0] == 10
+    assert 'is not on the Hub' in refusal('validate', image_folder, '--model', 'hf-hub:user/nothing')
+    assert 'has no config.json' in refusal('validate', image_folder, '--model', f'local-dir:{tmp_path}')
