@@ -138,7 +138,7 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
         train_focus.main()
     words = analysis_commands()
     area, by_dataset = (w for w in words if w[0] == 'area')
-    explain, explain_one = (w for w in words if w[0] == 'explain')
+    explain, explain_one = (next(w for w in words if w[:2] == ['explain', of]) for of in ('DIR', 'photo.jpg'))
     validate, rf, models = (next(w for w in words if w[0] == name) for name in ('validate', 'rf', 'models'))
     capsys.readouterr()
     timm_focus_command([str(image_folder) if a == 'DIR' else a for a in area] + ['-j', '0'])
@@ -152,7 +152,7 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
     timm_focus_command([str(image_folder / 'val/left') if a == 'DIR' else a for a in explain] + ['-j', '0'])
     assert len(list((tmp_path / 'explained').glob('*.npy'))) == 5 and (tmp_path / 'explained/sheet.png').exists()
     shutil.copy(image_folder / 'train/left/0.jpg', tmp_path / 'photo.jpg')
-    offline = [a for a in explain_one if a != '--pretrained']
+    offline = [{'--pretrained': '--random-weights'}.get(a, a) for a in explain_one]
     timm_focus_command([*offline, '-j', '0', '--output', 'one'])
     assert 'English springer' in (tmp_path / 'one/explained.json').read_text()
     capsys.readouterr()

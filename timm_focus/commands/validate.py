@@ -119,7 +119,7 @@ def match_classes(
     folders = [names[i] for i in present]
     if subset and all(re.fullmatch(r'n\d{8}', name) for name in folders):
         candidates.append(ImageNetInfo(subset).label_names())
-    if n_classes == len(CATEGORIES) and {_key(name) for name in folders} <= {_key(name) for name in CATEGORIES}:
+    if n_classes == len(CATEGORIES) and set(map(folder_key, folders)) <= set(map(folder_key, CATEGORIES)):
         candidates.append(list(CATEGORIES))
     unknown, known = [], []
     for known in candidates:
