@@ -1,4 +1,5 @@
 """The timm-focus command, as it is typed."""
+import argparse
 import csv
 import json
 import math
@@ -320,6 +321,26 @@ def test_the_command_is_installed(launch):
 
 
 # weights of every kind, in every command
+
+@pytest.mark.parametrize('size', [dict(input_size=(3, 48, 96)), dict(img_size=64)])
+def test_a_transformers_run_can_be_used_at_its_size(command, image_folder, tmp_path, size):
+    settings = argparse.Namespace(num_classes=2, label_names=['left', 'right'], **size)
+    height, width = size.get('input_size', (3, 64, 64))[1:]
+    model = timm.create_model('test_vit', num_classes=2, img_size=(height, width))
+    file = tmp_path / 'last.pth.tar'
+    torch.save(dict(arch='focus_test_vit', state_dict=model.state_dict(), args=settings, epoch=0), file)
+    checkpoint = ('--checkpoint', file, '-j', '0')
+    row, = json.loads(command('validate', image_folder, *checkpoint, '--no-erase', '--format', 'json'))
+    command('explain', image_folder / 'val/left', *checkpoint, '--output', tmp_path / 'explained')
+    assert json.loads((tmp_path / 'explained/explained.json').read_text())['data_config']['input_size'] == [
+        3, height, width]
+    command('area', image_folder, *checkpoint, '--output', tmp_path / 'area')
+    assert read(tmp_path / 'area/area.csv')[0]['map_width'] == str(width // 16)
+    assert 'Exported' in command('export', file, '--format', 'safetensors', '--output', tmp_path / 'plain')
+    again = json.loads(command('validate', image_folder, '--checkpoint', tmp_path / 'plain', '-j', '0', '--no-erase',
+                               '--format', 'json'))[0]
+    assert again['top1'] == row['top1']
+
 
 def test_an_official_places365_checkpoint_needs_no_more_than_its_file(command, image_folder, tmp_path):
     from timm_focus.data.places365 import CATEGORIES
