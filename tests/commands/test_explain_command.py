@@ -26,7 +26,7 @@ from timm_focus.runs import load_model
 from timm_focus.commands.main import main
 from timm_focus.commands.sources import Placement, place
 
-SMALL = ('--model', 'test_resnet', '--random-weights', '--img-size', '96', '-j', '0')
+SMALL = ('--model', 'test_resnet', '--random-weights', '--img-size', '128', '-j', '0')
 
 
 @pytest.fixture
@@ -361,7 +361,7 @@ def test_another_class_is_explained(command, refusal, image_folder):
     assert entry['label']['index'] == 217 != entry['before'][0]['index'] and len(entry['before']) == 5
     assert not os.path.exists('explained/sheet.png'), 'of one image'
     torch.manual_seed(0)
-    loaded = load_model('test_resnet', img_size=96)
+    loaded = load_model('test_resnet', img_size=128)
     x = create_transform(**loaded.data_config)(Image.open(argv[0]).convert('RGB'))[None]
     assert np.allclose(np.load('explained/0.npy'), explain(loaded.model, x, target=217).map[0], atol=1e-5)
     assert re.search('no class springe among 1000: did you mean', refusal(*argv, '--class', 'springe'))

@@ -10,7 +10,7 @@ from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import csv_cell, from_csv_cell
 from timm_focus.utils.weight_files import digest
 
-from .checks import check_model, images_digest
+from .checks import check_model, images_digest, tell
 from .load import add_model_arguments, load_models
 from .table import add_picture_format
 
@@ -56,10 +56,9 @@ def run(args: argparse.Namespace) -> None:
     names = {os.path.basename(os.path.abspath(path)): path for path in args.data}
     if len(names) < len(args.data):
         raise ValueError('Two of the folders have the same name, by which results go: give links of other names.')
-    datasets = {name: open_images(path, args.output) for name, path in names.items()}
+    datasets = {name: open_images(path, apart=args.output) for name, path in names.items()}
     modes = {loaded.name: image_mode(loaded) for loaded in models}
-    for loaded in models:
-        check_model(loaded)
+    notes = [check_model(loaded).note for loaded in models]
     os.makedirs(args.output, exist_ok=True)
     path = os.path.join(args.output, 'area.csv')
     _keep_settings(os.path.join(args.output, 'settings.json'), path, {
@@ -69,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
             for loaded in models},
         'data': {name: dict(folder=os.path.abspath(names[name]), images=images_digest(dataset))
                  for name, dataset in datasets.items()}})
+    tell(notes)
     done = _read(path)
     convolutional = {}
     for loaded in models:

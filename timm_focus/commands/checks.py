@@ -2,16 +2,22 @@
 import hashlib
 import os
 import sys
-from typing import Any
+from typing import Any, NamedTuple, Sequence
 
 from timm_focus.runs import Loaded
 from timm_focus.utils import shown
 
-__all__ = ['check_model', 'images_digest']
+__all__ = ['Checked', 'check_model', 'images_digest', 'tell']
 
 
-def check_model(loaded: Loaded, needs_map: bool = True) -> Any:
-    """What a model says of an image of zeros; that its last feature map is coarse is told on standard error.
+class Checked(NamedTuple):
+    """What a model says of an image of zeros, and what is to be told of its map, '' if nothing is."""
+    logits: Any
+    note: str = ''
+
+
+def check_model(loaded: Loaded, needs_map: bool = True) -> Checked:
+    """See that a model can be looked at; that its last feature map is coarse is to be told.
 
     Args:
         loaded: The model.
@@ -32,12 +38,12 @@ def check_model(loaded: Loaded, needs_map: bool = True) -> Any:
         raise ValueError(f'{name} answers with numbers that are not finite: its training diverged, or its weights are '
                          'damaged.')
     if not needs_map:
-        return logits
+        return Checked(logits)
     parameter = next(p for p in loaded.model.parameters() if p.is_floating_point())
     features, _ = last_map(loaded.model, torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
     rows, columns = features.shape[2:]
     if min(rows, columns) >= FINE:
-        return logits
+        return Checked(logits)
     finer = find_size(loaded.model, size, FINE)
     advice = f'larger images, such as {finer[0]} x {finer[1]}' if finer else 'larger images'
     if finer and finer[0] == finer[1]:
@@ -45,9 +51,14 @@ def check_model(loaded: Loaded, needs_map: bool = True) -> Any:
     what = f'The last feature map of {name} is {rows} x {columns} at images of {height} x {width}'
     if rows * columns == 1:
         raise ValueError(f'{what}, so it tells no place from another: take {advice}.')
-    print(f'{what}, on which a share of the places says little: for one of {FINE} x {FINE} or more take {advice}.',
-          file=sys.stderr)
-    return logits
+    return Checked(logits, f'{what}, on which a share of the places says little: for one of {FINE} x {FINE} or more '
+                           f'take {advice}.')
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Print what is to be told on standard error, once nothing is refused any more."""
+    for note in filter(None, notes):
+        print(note, file=sys.stderr)
 
 
 def images_digest(dataset: Any) -> str:

@@ -12,7 +12,7 @@ from timm_focus.utils import open_whole, shown
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.weight_files import digest
 
-from .checks import check_model
+from .checks import check_model, tell
 from .classes import find_class, folder_classes, folder_key
 from .load import add_model_arguments, load_models
 from .sources import Placement, Source, SourceImages, find_sources
@@ -67,11 +67,13 @@ def run(args: argparse.Namespace) -> None:
     sources = find_sources(args.images, args.output, tuple(endings.values()), (MANIFEST, sheet_name))
     loaded, = load_models(args, heads=True)
     mode = image_mode(loaded)
-    names = class_names(loaded, _count_classes(loaded))
+    n_classes, note = _count_classes(loaded)
+    names = class_names(loaded, n_classes)
     target = None if args.label is None else find_class(args.label, names)
     settings = _settings(args, loaded, names, target)
     manifest_path = os.path.join(args.output, MANIFEST)
     _check_output(manifest_path, settings)
+    tell([note])
     truths = _true_classes(sources, loaded, names)
     on_sheet = set(spread([source.label if i is None else i for source, i in zip(sources, truths)], args.sheet))
     device = next(loaded.model.parameters()).device
@@ -170,18 +172,18 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError('explain takes one model: run it once for each, with an --output of its own.')
 
 
-def _count_classes(loaded: Loaded) -> int:
-    """Number of classes that a model tells apart.
+def _count_classes(loaded: Loaded) -> Tuple[int, str]:
+    """Number of classes that a model tells apart, and what is to be told of its map.
 
     Raises:
         ValueError: It tells none, or cannot be looked at.
     """
     import torch
 
-    logits = check_model(loaded)
+    logits, note = check_model(loaded)
     if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f'{loaded.name} gives no logits of classes: take a model that classifies.')
-    return logits.shape[1]
+    return logits.shape[1], note
 
 
 def _true_classes(sources: Sequence[Source], loaded: Loaded, names: Sequence[str]) -> List[Optional[int]]:

@@ -56,7 +56,7 @@ def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], rese
     found, prefixes = [], set()
     for path in paths:
         if os.path.isdir(path):
-            index = open_images(path, output).reader.index
+            index = open_images(path, apart=output).reader.index
             prefix = ''
             if len(paths) > 1:
                 prefix = _unused(os.path.basename(os.path.realpath(path)) or 'images', lambda p: p.lower() in prefixes)

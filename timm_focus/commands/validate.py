@@ -13,7 +13,7 @@ from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import csv_cell
 from timm_focus.utils.weight_files import digest
 
-from .checks import check_model, images_digest
+from .checks import check_model, images_digest, tell
 from .classes import folder_key
 from .load import add_model_arguments, load_models
 from .table import add_format, write_table
@@ -51,12 +51,13 @@ def run(args: argparse.Namespace) -> None:
     models = load_models(args)
     for loaded in models:
         image_mode(loaded)
-        check_model(loaded, needs_map=bool(percents))
+    notes = [check_model(loaded, needs_map=bool(percents)).note for loaded in models]
     images = images_digest(dataset)
     settings = [_settings(loaded, args.data, images, percents) for loaded in models]
     if args.output:
         _check_output(args.output, settings)
     matches = [_match(loaded, dataset, bool(percents)) for loaded in models]
+    tell(notes)
     records, class_rows, image_rows = [], [], []
     for loaded, setting, match in zip(models, settings, matches):
         record, images = _measure(loaded, dataset, match, percents, args)
