@@ -658,7 +658,8 @@ def test_damaged_checkpoints_are_one_line(train, refusal):
         assert re.search('cannot be read.*newest good one is .*(checkpoint-0|model_best)', refusal(more, model=TINY))
     assert 'cannot be read, so it is damaged' in refusal(f'--initial-checkpoint {last}', experiment='other')
     (last.parent / 'empty.pth').write_bytes(b'')
-    assert 'cannot be read, so it is damaged' in refusal(f'--pretrained-path {last.parent}/empty.pth', experiment='other')
+    assert 'cannot be read, so it is damaged' in refusal(
+        f'--pretrained-path {last.parent}/empty.pth', experiment='other')
 
 
 def test_a_plain_runs_checkpoint_does_not_resume_as_a_focus_run(train, refusal):

@@ -121,7 +121,8 @@ def test_a_run_is_loaded_as_it_was_evaluated(run_folder, image_folder):
 def test_weights_of_another_architecture_are_told(run_folder, refusal, tmp_path):
     path = run_folder / 'model_best.pth.tar'
     line = refusal('area', 'x', '--model', 'resnet18', '--checkpoint', path)
-    assert re.search(r'of another architecture: of \d+ tensors \d+ fit; \d+ are missing, such as .*; \d+ are unknown', line)
+    assert re.search(
+        r'of another architecture: of \d+ tensors \d+ fit; \d+ are missing, such as .*; \d+ are unknown', line)
     line = refusal('area', 'x', '--model', 'resnet14t', '--checkpoint', path)
     assert 'are missing' in line
     state = timm.create_model(TINY).state_dict()
@@ -196,8 +197,8 @@ def test_folders_are_pooled_or_told_apart(command, image_folder, tmp_path):
     Image.open(flat / '0.jpg').convert('CMYK').save(flat / 'cmyk.jpg')
     Image.new('RGB', (1, 1)).save(flat / 'pixel.png')
     (flat / 'broken.jpg').write_bytes(b'no image')
-    argv = ('area', image_folder, flat, '--model', TINY, '--model', 'vit_tiny_patch16_224', '--random-weights', '--img-size', '64',
-            '-j', '0', '--output', tmp_path / 'area')
+    argv = ('area', image_folder, flat, '--model', TINY, '--model', 'vit_tiny_patch16_224', '--random-weights',
+            '--img-size', '64', '-j', '0', '--output', tmp_path / 'area')
     text = command(*argv)
     pooled = json.loads((tmp_path / 'area/area.json').read_text())
     assert [(r['dataset'], r['n']) for r in pooled] == [('data + flat', 16)] * 2
