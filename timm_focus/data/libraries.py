@@ -123,7 +123,7 @@ def _slice(parts: Any, split: Sequence[str], name: str) -> Tuple[str, Any]:
     except (AssertionError, KeyError, ValueError) as e:
         only = ''
         if list(parts) == ['train']:
-            only = ", such as --train-split 'train[:80%]' and --val-split 'train[80%:]', or --split 'train[80%:]'"
+            only = ", such as --train-split 'train[:80%]' and --val-split 'train[80%:]'"
         raise ValueError(f'{shown(name)} has {some(parts, 9)}, and no split {split[0]}: name one that is there, or a '
                          f'part of one{only}.') from e
     return split[0], datasets.concatenate_datasets(sliced)
