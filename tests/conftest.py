@@ -28,10 +28,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 def pytest_addoption(parser):
     parser.addoption('--all-models', action='store_true', help='check every model class of timm, not small ones alone')
     parser.addoption('--slow', action='store_true', help='run the checks that take minutes, too')
+    parser.addoption('--long', action='store_true', help='run the checks that take many minutes each, too')
 
 
 def pytest_configure(config):  # not in setup.cfg, which pytest does not read when an option names a folder elsewhere
     config.addinivalue_line('markers', 'slow: takes minutes, runs with --slow')
+    config.addinivalue_line('markers', 'long: takes many minutes, runs with --long; not in CI, whose time is limited')
     config.addinivalue_line('markers', 'cuda: needs a GPU')
 
 
@@ -39,6 +41,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker('slow') and not config.getoption('--slow'):
             item.add_marker(pytest.mark.skip(reason='takes minutes: give --slow'))
+        if item.get_closest_marker('long') and not config.getoption('--long'):
+            item.add_marker(pytest.mark.skip(reason='takes many minutes: give --long'))
         if item.get_closest_marker('cuda') and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason='needs a GPU, and torch finds none'))
 

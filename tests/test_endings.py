@@ -138,7 +138,7 @@ def test_what_ends_one_process_ends_all(strike, what, rank, words):
     assert 'forcefully' not in ended.log  # torchrun lost patience, after 30 seconds
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_starts_a_killed_run_anew(strike, tmp_path):
     """Ten times, at ten steps, either process: what it comes to is what an undisturbed run comes to."""
     flags = '-j 0 -b 4 --epochs 2 --recovery-interval 1 --model-ema --model-ema-decay 0.8 --experiment'

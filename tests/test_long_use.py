@@ -34,7 +34,7 @@ train_focus.main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_long_training_uses_no_more_at_its_end(launch, settings):
     done = launch('-c', WATCHED, *settings(  # 3,000 steps, validated after each 96
         '-b 2 -j 2 --epochs 250 --val-interval 8 --recovery-interval 10 --model-ema --lr 1e-3',

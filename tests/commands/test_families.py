@@ -97,7 +97,7 @@ def test_a_few_families(name, data, tmp_path, quietly):
     check([name], data, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_family(request, data, tmp_path, quietly):
     if not request.config.getoption('--all-models'):
         pytest.skip('takes ten minutes and more: give --all-models')

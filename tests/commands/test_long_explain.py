@@ -20,7 +20,7 @@ def used(pid):
     return memory, len(os.listdir(f'/proc/{pid}/fd')), len(children)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists('/proc/self/fd'), reason='reads /proc, which Linux has')
 def test_explain_is_flat(photo, tmp_path):
     import timm

@@ -100,7 +100,7 @@ def test_none_that_can_be_described(capsys):
     assert 'error: None of the models could be described' in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_models_in_little_memory(request):
     """Every name of timm: listed, with values that make sense."""
     if not request.config.getoption('--all-models'):
