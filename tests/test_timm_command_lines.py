@@ -111,7 +111,7 @@ def test_a_refused_flag_is_a_sentence_that_says_why(dest):
     (['--wandb-resume-id', 'abc'], '--wandb-resume-id needs --resume'),
     (['--drop-path', '.1', '--drop-connect', '.2'], 'the same'),
     (['--bce-loss', '--loss', 'asl'], 'contradict'),
-    (['--jsd-loss'], 'JSD loss requires'),
+    (['--jsd-loss', '--model', 'resnet50'], 'JSD loss requires'),
     (['--loss', 'zlpr'], 'requires multi-label targets'),
     (['--loss', 'nonsense'], 'invalid choice'),
     (['--bce-target-thresh', '.2'], 'only apply to the bce loss'),
@@ -124,7 +124,7 @@ def test_a_refused_flag_is_a_sentence_that_says_why(dest):
     (['--aug-splits', '1'], 'give 0, or 2'),
     (['--aug-splits', '3', '--mixup', '.2'], 'does not go with mixup'),
     (['--aug-splits', '3', '--no-prefetcher'], '--no-prefetcher'),
-    (['--split-bn'], 'needs splits'),
+    (['--split-bn', '--model', 'resnet50'], 'needs splits'),
     (['--train-batch-sizes', '8'], '--train-batch-sizes needs --train-img-sizes'),
     (['--train-batches-per-epoch', '8'], '--train-batches-per-epoch needs'),
     (['--train-size-schedule', 'progressive'], '--train-size-schedule needs'),
@@ -182,7 +182,7 @@ def test_class_weights_of_statistics(tmp_path, train):
     task = create_task(timm.create_model(TINY, num_classes=2), args, device=torch.device('cpu'))
     torch.testing.assert_close(task.criterion.pos_weight, torch.tensor([3 ** 0.5, (1 / 3) ** 0.5]))
     for model in (TINY, f'focus_{TINY}'):
-        assert finite(train(flags, model=model).weights())
+        assert finite(train(flags, model, model=model).weights())
 
 
 @pytest.mark.parametrize('loss', ['bce', 'asl', 'poly'])

@@ -524,6 +524,6 @@ def test_weights_that_cannot_answer_are_told(refusal, image_folder, tmp_path):
     assert 'numbers that are not finite: its training diverged' in line
     torch.save(timm.create_model('test_resnet', in_chans=5, num_classes=2).state_dict(), tmp_path / 'w.pth')
     line = refusal(image_folder, '--model', 'test_resnet', '--checkpoint', tmp_path / 'w.pth')
-    assert 'takes images of 5 channels, but files are read with 1 or 3' in line
+    assert 'takes images of 5 channels, where files give 1 (L) or 3 (RGB)' in line
     torch.save([1, 2], tmp_path / 'w.pth')
     assert 'holds a list, not weights' in refusal(image_folder, '--model', TINY, '--checkpoint', tmp_path / 'w.pth')

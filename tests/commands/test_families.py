@@ -82,7 +82,7 @@ def check(names, data, folder):
 
 @pytest.fixture
 def data(photo, tmp_path):
-    for label, left in (('0', 0), ('1', 200)):
+    for label, left in (('class 0', 0), ('class 1', 200)):
         folder = tmp_path / 'data/val' / label
         folder.mkdir(parents=True)
         for i in range(2):

@@ -286,15 +286,19 @@ def test_an_export_that_fails_after_training(hub, settings, monkeypatch, capsys,
     assert (tmp_path / 'out/run/model_best.pth.tar').exists() and not hub.requests
 
 
-# docs/publishing.md, and README's section
+# docs/publishing.md
 
-PAGES = dict(
-    docs=(ROOT / 'docs/publishing.md').read_text(),
-    README=(ROOT / 'README.md').read_text().split('\n## Publish\n')[1].split('\n## ')[0])
+PAGE = (ROOT / 'docs/publishing.md').read_text()
 
 
-def printed(page, language):
-    return '\n'.join(re.findall(rf'^```{language}\n(.*?)^```', PAGES[page], re.M | re.S))
+def printed(language):
+    return '\n'.join(re.findall(rf'^```{language}\n(.*?)^```', PAGE, re.M | re.S))
+
+
+def test_readme_publishes_as_the_page_does():
+    section = (ROOT / 'README.md').read_text().split('\n## Publish\n')[1].split('\n## ')[0]
+    command, = re.findall(r'^timm-focus .*$', section, re.M)
+    assert command in printed('bash').splitlines()
 
 
 def check_published(hub, folder):
@@ -310,22 +314,20 @@ def scenes(finished_run, folder):
     finished_run.rename(folder / 'output/train/scenes')
 
 
-@pytest.mark.parametrize('page', PAGES)
-def test_commands_of_the_pages(page, hub, finished_run, image_folder, tmp_path, monkeypatch):
+def test_commands_of_the_page(hub, finished_run, image_folder, tmp_path, monkeypatch):
     """One after the other, in this process, and the Python."""
     scenes(finished_run, tmp_path)
     (tmp_path / 'DIR').symlink_to(image_folder)
     monkeypatch.chdir(tmp_path)
-    for line in printed(page, 'bash').splitlines():
+    for line in printed('bash').splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ['timm-focus'] and words[-1] != 'onnx':
             main(words[1:])
         elif words:
             assert words[:2] == ['python', 'train_focus.py'] or words[-1] == 'onnx', line
-    exec(printed(page, 'python'), {})
+    exec(printed('python'), {})
     assert set(hub.repos) - {'user/pictures'} == {'user/name', 'user/other'}
-    if page == 'docs':
-        assert PICTURES <= set(hub.content('user/pictures')) and not PICTURES & set(hub.content('user/name'))
+    assert PICTURES <= set(hub.content('user/pictures')) and not PICTURES & set(hub.content('user/name'))
     check_published(hub, tmp_path)
 
 
@@ -341,11 +343,11 @@ def test_the_page_as_printed(hub, finished_run, image_folder, tmp_path):
         (tmp_path / 'bin' / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         (tmp_path / 'bin' / name).chmod(0o755)
     small = '--img-size 32 -b 8 -j 0 --epochs 1 --device cpu --experiment new'
-    shell = printed('docs', 'bash').replace('--model focus_resnet18', f'--model focus_{TINY} {small}')
+    shell = printed('bash').replace('--model focus_resnet18', f'--model focus_{TINY} {small}')
     environment = {**ENVIRONMENT, **hub.environment, 'PATH': f'{tmp_path}/bin:{os.environ["PATH"]}',
                    'PYTHONPATH': str(ROOT)}
     done = subprocess.run(
-        ['sh', '-ec', f'{shell}\npython -c "$0"', printed('docs', 'python')], cwd=tmp_path, env=environment,
+        ['sh', '-ec', f'{shell}\npython -c "$0"', printed('python')], cwd=tmp_path, env=environment,
         stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr and 'HTTP Request' not in done.stderr

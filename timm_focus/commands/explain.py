@@ -326,7 +326,8 @@ def erased_boxes(keep: Any, at: Placement, size: Tuple[int, int]) -> List[Tuple[
         box = (max(0, math.floor(x0 + rounded)), max(0, math.floor(y0 + rounded)),
                min(size[0], math.ceil(x1 - rounded)), min(size[1], math.ceil(y1 - rounded)))
         if box[0] < box[2] and box[1] < box[3]:  # not of the border alone, which is outside the image
-            boxes.append(box)
+            if box not in boxes:  # pieces within one pixel of a small image
+                boxes.append(box)
     return boxes[:MOST_BOXES]
 
 
