@@ -29,6 +29,7 @@ def pytest_addoption(parser):
     parser.addoption('--all-models', action='store_true', help='check every model class of timm, not small ones alone')
     parser.addoption('--slow', action='store_true', help='run the checks that take minutes, too')
     parser.addoption('--long', action='store_true', help='run the checks that take many minutes each, too')
+    parser.addoption('--rehearse', action='store_true', help='run the tests of a GPU on the CPU, as far as they go')
 
 
 def pytest_configure(config):  # not in setup.cfg, which pytest does not read when an option names a folder elsewhere
@@ -43,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason='takes minutes: give --slow'))
         if item.get_closest_marker('long') and not config.getoption('--long'):
             item.add_marker(pytest.mark.skip(reason='takes many minutes: give --long'))
-        if item.get_closest_marker('cuda') and not torch.cuda.is_available():
+        if item.get_closest_marker('cuda') and not (torch.cuda.is_available() or config.getoption('--rehearse')):
             item.add_marker(pytest.mark.skip(reason='needs a GPU, and torch finds none'))
 
 

@@ -703,13 +703,3 @@ def test_the_load_line_gives_what_was_evaluated(train, image_folder, model, more
         loss = torch.nn.functional.cross_entropy(
             torch.cat([loaded(x[None]) for x, _ in dataset]), torch.tensor([y for _, y in dataset]))
     assert loss.item() == pytest.approx(run.column('eval_loss')[-1], rel=1e-3)
-
-
-# on a GPU
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_float16_on_a_gpu(train):
-    run = train('--device cuda --amp --amp-dtype float16 --epochs 2 --model-ema')
-    assert finite(run.weights()) and 'amp_scaler' in run.checkpoint()
-    assert (run.folder / 'focus.png').exists()
-    train('--device cuda --amp --amp-dtype float16 --epochs 3 --model-ema --resume auto')

@@ -420,26 +420,6 @@ def test_no_step_is_compiled_again(focus):
         torch._dynamo.reset()
 
 
-# on a GPU
-
-@pytest.mark.cuda
-@pytest.mark.parametrize('recompute', [False, True])
-@pytest.mark.parametrize('name', [RESNET, VIT])
-def test_no_step_waits_for_the_gpu(name, recompute):
-    task = make_task(name, recompute=recompute)
-    task.trainable_module.cuda()
-    task.loss.cuda()
-    optimizer = optimizer_of(task)
-    data = [tuple(t.cuda() for t in batch(4, 32 if name == VIT else 64, seed=step)) for step in range(3)]
-    for step, (x, y) in enumerate(data):
-        torch.cuda.set_sync_debug_mode('error' if step else 'default')  # the first sets libraries up
-        try:
-            with torch.autocast('cuda', torch.bfloat16):
-                update(task, optimizer, (x, y))
-        finally:
-            torch.cuda.set_sync_debug_mode('default')
-
-
 # settings
 
 def settings(*argv):
