@@ -106,15 +106,16 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--objects', metavar='DIR', help='the same of objects, for tier 3')
     parser.add_argument('--weights', metavar='FILE', help='ImageNet weights of tf_efficientnet_lite0, or of --model, '
                         'to fine-tune in tier 3')
-    parser.add_argument('--tier', type=int, nargs='+', choices=(1, 2, 3), default=[1, 2, 3],
-                        help='1 compares the methods, 2 ablates, 3 has other models and data (default: all)')
+    parser.add_argument('--tier', type=int, nargs='+', choices=(1, 2, 3, 4), default=[1, 2, 3],
+                        help='1 compares the methods, 2 ablates, 3 has other models and data, 4 is for a GPU (default: '
+                        '1 2 3)')
     parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), metavar='NAME', help='these alone')
     parser.add_argument('--model', help="timm model in place of the tiers', from scratch or from --weights")
     parser.add_argument('--seeds', type=int, metavar='N', help='seeds 0 to N - 1 (default: 3, 1 in tier 2)')
     parser.add_argument('--epochs', type=int, metavar='N', help='epochs of a plain cell (default: 20; 10 of '
                         'resnet10t; 30 on objects; 5 from ImageNet weights)')
     parser.add_argument('--img-size', type=int, metavar='N', help='height and width (default: 64; 96 from ImageNet '
-                        'weights)')
+                        'weights; 128 in tier 4)')
     parser.add_argument('--held-back', type=float, nargs='?', const=0.2, metavar='SHARE', help='for choosing '
                         'settings: validate on this share of the training images (0.2), train on the others, keep the '
                         'results in --output')
@@ -171,7 +172,7 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     for block in blocks:
         own = dict(epochs=args.epochs, img_size=args.img_size, seeds=args.seeds, model=args.model)
         if args.model or args.img_size:
-            own['rate'] = None if args.model else block.rate * (block.img_size / args.img_size) ** 2
+            own['rate'] = None if args.model or not block.rate else block.rate * (block.img_size / args.img_size) ** 2
         block = block._replace(**{k: v for k, v in own.items() if v is not None or k == 'rate'})
         name, path, n_train, n_val = data[block.kind]
         start = ['--pretrained-path', str(Path(args.weights).resolve())] if block.weights else []

@@ -21,6 +21,7 @@ METHODS = {
     'focus_2x': Method('--model focus_{}', 2, 2),
     'focus_half': Method('--model focus_{} --focus-fraction 0.5', 1.5),
     'focus_random': Method('--model focus_{} --focus-map random'),
+    'cutmix_2x': Method('--model {} --cutmix 1', 1, 2),
     'side': Method('--model focus_{} --focus-alpha 0 --focus-beta 0', 1),
     'side_cpc': Method('--model focus_{} --focus-beta 0'),
     'side_ipc': Method('--model focus_{} --focus-alpha 0'),
@@ -37,8 +38,10 @@ METHODS = {
 }
 COMPARED = ('plain', 'focus', 'plain_2x', 'focus_random', 'has', 'has_2x', 'focus_half')
 LONGER = ('plain_4x', 'focus_2x')
+ON_A_GPU = ('plain_2x', 'focus', 'focus_random', 'cutmix_2x')  # of equal compute, where maps have 8 x 8 places
 FINE_TUNING = '--batch-size 64 --weight-decay 1e-4 --lr 0.01'
 BFLOAT16 = '--batch-size 64 --weight-decay 5e-4 --amp --amp-dtype bfloat16'  # its rate: of cores with AMX
+AMP = '--batch-size 128 --weight-decay 5e-4 --amp'
 
 
 class Block(NamedTuple):
@@ -57,12 +60,14 @@ class Block(NamedTuple):
 
 MATRIX = (
     Block(1, 'scenes', 'shufflenetv2_x1_5', COMPARED, 3, 20, 250),
-    Block(2, 'scenes', 'shufflenetv2_x1_5', [m for m in METHODS if m not in COMPARED + LONGER], 1, 20, 250),
+    Block(2, 'scenes', 'shufflenetv2_x1_5', [m for m in METHODS if m not in COMPARED + LONGER + ON_A_GPU], 1, 20, 250),
     Block(3, 'scenes', 'resnet10t', ('plain', 'plain_2x', 'has', 'focus'), 2, 10, 370, flags=BFLOAT16),
     Block(3, 'scenes', 'resnet10t', LONGER, 1, 10, 370, flags=BFLOAT16),
     Block(3, 'scenes', 'tf_efficientnet_lite0', ('plain', 'plain_2x', 'focus'), 3, 5, 75, 96, FINE_TUNING, True),
     Block(3, 'scenes', 'tf_efficientnet_lite0', LONGER, 1, 5, 75, 96, FINE_TUNING, True),
     Block(3, 'objects', 'shufflenetv2_x1_5', ('plain', 'plain_2x', 'focus'), 3, 30, 250),
+    Block(4, 'scenes', 'resnet18', ON_A_GPU, 3, 20, None, 128, AMP),
+    Block(4, 'scenes', 'resnet34', ON_A_GPU, 3, 20, None, 128, AMP),
 )
 
 
