@@ -9,17 +9,22 @@ import sys
 import timm
 import torch
 
-__all__ = ['print_header', 'processor', 'spread']
+__all__ = ['machine', 'print_header', 'processor', 'spread']
 
 
 def print_header(**settings: object) -> None:
     """Print command, machine, versions and the settings that matter."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     print(f'# python {shlex.join(sys.argv)}')
-    print(f'# {datetime.date.today()}, {device}, {len(os.sched_getaffinity(0))} cores, '
-          f'{torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}, '
-          f'timm {timm.__version__}')
+    print(f'# {datetime.date.today()}, {machine(settings.get("device"))}, '
+          f'{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads; '
+          f'Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}')
     print('# ' + ', '.join(f'{name} {value}' for name, value in settings.items()), flush=True)
+
+
+def machine(device: object = None) -> str:
+    """Name of what is computed on: of the GPU if that is the device, or one is there, else of the processor."""
+    is_gpu = torch.cuda.is_available() if device is None else str(device).startswith('cuda')
+    return torch.cuda.get_device_name() if is_gpu else processor()
 
 
 def processor() -> str:

@@ -3,11 +3,14 @@
 
     python benchmarks/loop_speed.py /data/miniplaces --model resnet18 --img-size 224 -b 16
     python benchmarks/loop_speed.py /data/miniplaces --model focus_resnet18 --img-size 64 -b 64 --processes
+    python benchmarks/loop_speed.py /data/miniplaces --device cuda --amp --epochs 3 -b 128 -j 2 4 8 --pin-mem
 
 Each figure is of a process of its own, which is started as a user would; the kinds take turns. The bare loop trains on
-one batch that is in memory. A run's speed is that of its log, whose first lines are left out.
+one batch that is in memory. A run's speed is that of its log, of which the first line of the first epoch is left out,
+and with `--epochs` the whole first epoch.
 """
 import argparse
+import json
 import os
 import re
 import statistics
@@ -17,22 +20,34 @@ import tempfile
 import time
 
 from header import print_header, spread
+from timm_focus.utils.files import write_whole
 
 BARE = """
-import sys, time, timm, timm_focus, torch
+import argparse, sys, time, timm, timm_focus, torch
 from timm.task import ClassificationTask
-name, size, n, steps, classes, every = sys.argv[1], *map(int, sys.argv[2:])
-model = timm.create_model(name, num_classes=classes).train().to(memory_format=torch.channels_last)
-task = (timm_focus.FocusTask if name.startswith('focus_') else ClassificationTask)(model, verbose=False)
+from timm_focus.training.device import set_up_device
+name, device, amp, size, n, steps, classes, every = *sys.argv[1:4], *map(int, sys.argv[4:])
+device, autocast, scaler = set_up_device(argparse.Namespace(
+    device=device, amp=bool(amp), amp_dtype=amp, model_dtype=None, no_prefetcher=False, device_modules=None,
+    fast_norm=False, sync_bn=False))
+model = timm.create_model(name, num_classes=classes).train().to(device, memory_format=torch.channels_last)
+task = (timm_focus.FocusTask if name.startswith('focus_') else ClassificationTask)(model, device=device, verbose=False)
 optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
 x, y = torch.randn(n, 3, size, size).contiguous(memory_format=torch.channels_last), torch.randint(classes, (n,))
+x, y = x.to(device), y.to(device)
 for i in range(steps):
     if i % every == 0:
         began = time.perf_counter()
-    task(x, y)['loss'].backward()
-    optimizer.step()
+    with autocast():
+        loss = task(x, y)['loss']
+    if scaler is not None:
+        scaler(loss, optimizer)
+    else:
+        loss.backward()
+        optimizer.step()
     optimizer.zero_grad()
     if i % every == every - 1:
+        loss.item()  # which the device is waited for
         print(f'{n * every / (time.perf_counter() - began):.2f} img/s')
 """
 
@@ -43,16 +58,26 @@ def parse_args():
     parser.add_argument('--model', default='resnet18', help='what is trained (default: resnet18)')
     parser.add_argument('-b', '--batch-size', type=int, default=16, help='images a step (default: 16)')
     parser.add_argument('--img-size', type=int, default=224, help='height and width (default: 224)')
-    parser.add_argument('-j', '--workers', type=int, default=2, help='workers of each run (default: 2)')
-    parser.add_argument('--steps', type=int, default=40, help='steps of a process (default: 40)')
+    parser.add_argument('-j', '--workers', type=int, nargs='+', default=[2], metavar='N', help='workers of each run, '
+                        'each of several numbers a kind of its own (default: 2)')
+    parser.add_argument('--pin-mem', action='store_true', help='the last number of workers with pinned memory, too')
+    parser.add_argument('--steps', type=int, default=40, help='steps of an epoch (default: 40)')
+    parser.add_argument('--epochs', type=int, default=1, help='epochs of a process (default: 1)')
     parser.add_argument('--repeats', type=int, default=3, help='processes of each kind (default: 3)')
-    parser.add_argument('--processes', action='store_true', help='two processes of a thread against one of two '
-                        'threads, in place of the bare loop')
-    return parser.parse_args()
+    parser.add_argument('--processes', action='store_true', help='two processes of a thread against one of two, in '
+                        'place of the bare loop')
+    parser.add_argument('--device', default='cpu', help='device (default: cpu)')
+    parser.add_argument('--amp', nargs='?', const='float16', default='', choices=('float16', 'bfloat16'),
+                        help='mixed precision (float16, if none is named)')
+    parser.add_argument('--json', metavar='FILE', help='write the figures there, after each process')
+    args = parser.parse_args()
+    if args.processes and (args.device != 'cpu' or len(args.workers) > 1):
+        parser.error('--processes compares on the CPU, with one number of workers: leave out --device or the others.')
+    return args
 
 
-def speeds(command, threads, pattern=r'([\d.]+) img/s'):
-    """Images a second of every line but the first of a process, and the seconds until that first line."""
+def speeds(command, threads, skip=1, pattern=r'([\d.]+) img/s'):
+    """Images a second of the lines of a process, without the first ones, and the seconds until the very first."""
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
     began, first, found = time.perf_counter(), None, []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as p:
@@ -63,48 +88,68 @@ def speeds(command, threads, pattern=r'([\d.]+) img/s'):
             if match:
                 first = first or time.perf_counter() - began
                 found.append(float(match[1]))
-    if p.returncode or len(found) < 3:
+    if p.returncode or len(found) < skip + 2:
         sys.exit(''.join(lines[-20:]))
-    return found[1:], first
+    return found[skip:], first
+
+
+def report(found, started, base, path):
+    """Lines of what was found so far, which go to a file, too."""
+    lines = []
+    for kind, rates in found.items():
+        ratio = statistics.median(rates) / statistics.median(found[base]) if base in found else None
+        lines.append(dict(
+            kind=kind, rate=statistics.median(rates), low=min(rates), high=max(rates), ratio=ratio,
+            first_line=statistics.median(s for k, s in started if k == kind)))
+    if path:
+        write_whole(path, json.dumps(lines, indent=2) + '\n')
+    return lines
 
 
 def main():
     args = parse_args()
     every = max(args.steps // 8, 1)
     print_header(model=args.model, size=f'{args.img_size} px', batch=args.batch_size, workers=args.workers,
-                 steps=f'{args.steps} in lines of {every}', processes=f'{args.repeats} of each kind')
+                 device=args.device, type=f'amp, {args.amp}' if args.amp else 'float32',
+                 steps=f'{args.steps} in lines of {every}, {args.epochs} times',
+                 processes=f'{args.repeats} of each kind')
     classes = len(next(os.walk(os.path.join(args.data, 'train')))[1])
     cores = len(os.sched_getaffinity(0))
 
-    def run(n_processes, output):
+    def run(n_processes, output, workers, *more):
         launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n_processes)]
         share = args.batch_size // n_processes
         images = args.steps * args.batch_size
         return [
             sys.executable, *(launch if n_processes > 1 else []), '-m', 'train_focus', args.data, '--model', args.model,
-            '--img-size', str(args.img_size), '-b', str(share), '-j', str(args.workers // n_processes), '--epochs', '1',
-            '--val-split', '', '--log-interval', str(every), '--device', 'cpu', '--output', output,
-            '--experiment', 'run', '--images-per-class', str(-(-images // classes)), '--sched', 'none']
+            '--img-size', str(args.img_size), '-b', str(share), '-j', str(workers // n_processes),
+            '--epochs', str(args.epochs), '--val-split', '', '--log-interval', str(every), '--device', args.device,
+            *(['--amp', '--amp-dtype', args.amp] if args.amp else []), '--output', output, '--experiment', 'run',
+            '--images-per-class', str(-(-images // classes)), '--sched', 'none', *more]
 
-    bare = [sys.executable, '-c', BARE, args.model, *map(str, (
-        args.img_size, args.batch_size, args.steps, classes, every))]
+    bare = [sys.executable, '-c', BARE, args.model, args.device, args.amp, *map(str, (
+        args.img_size, args.batch_size, args.steps * args.epochs, classes, every))]
     found, started = {}, []
+    base = 'one process' if args.processes else 'bare loop'
     for _ in range(args.repeats):
-        with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-            kinds = {'one process': (run(1, a), cores)}
+        with tempfile.TemporaryDirectory() as folder:
+            kinds = {'bare loop': (bare, cores)}
             if args.processes:
-                kinds['two processes'] = (run(2, b), cores // 2)
-            else:
-                kinds['bare loop'] = (bare, cores)
+                kinds = {'two processes': (run(2, f'{folder}/two', args.workers[0]), cores // 2)}
+            for j in args.workers:
+                kind = 'one process' if len(args.workers) == 1 else f'{j} workers'
+                kinds[kind] = run(1, f'{folder}/{j}', j), cores
+            if args.pin_mem:
+                kinds[f'{kind}, pinned'] = run(1, f'{folder}/pinned', j, '--pin-mem'), cores
             for kind, (command, threads) in kinds.items():
-                rates, first = speeds(command, threads)
+                epoch = -(-args.steps // every)  # lines of it
+                rates, first = speeds(command, threads, epoch if args.epochs > 1 else 1)
                 found.setdefault(kind, []).extend(rates)
                 started.append((kind, first))
-    base = 'one process' if args.processes else 'bare loop'
-    for kind, rates in found.items():
-        ratio = statistics.median(rates) / statistics.median(found[base])
-        print(f'{kind:14} {spread(rates)} img/s, ratio to {base} {ratio:.3f}; first line after '
-              f'{statistics.median(s for k, s in started if k == kind):.1f} s')
+                report(found, started, base, args.json)
+    for line in report(found, started, base, args.json):
+        print(f'{line["kind"]:20} {spread(found[line["kind"]])} img/s, ratio to {base} {line["ratio"]:.3f}; first line '
+              f'after {line["first_line"]:.1f} s')
 
 
 if __name__ == '__main__':

@@ -2,27 +2,31 @@
 """What a focus training step costs over a plain one: operations, bytes kept for backward, peak of memory, time.
 
     python benchmarks/step_cost.py resnet18 shufflenetv2_x1_5 -b 8 --steps 15
-    python benchmarks/step_cost.py resnet18 --amp --device cuda -b 64
+    python benchmarks/step_cost.py resnet18 vit_small_patch16_224 --device cuda --amp float16 -b 64
     python benchmarks/step_cost.py resnet18 --torchcompile --steps 15
 
 Steps of all kinds are interleaved in one process; the ratio of times is the median over rounds of a step to the plain
-one beside it, which a machine that slows down for a while disturbs little. On CUDA time is that of events, the peak the
-allocator's, gradients of parameters included; on the CPU it is of the tensors that are alive, without them.
+one beside it, which a machine that slows down for a while disturbs little. On CUDA time is that of events around three
+steps, which float16's loss scaler is part of, and the peak the allocator's in these steps, over what was there before:
+gradients of parameters are in it. On the CPU it is of the tensors that are alive in an eager step, without them.
 """
 import argparse
 import contextlib
 import functools
+import json
 import statistics
 import time
 
 import timm
 import torch
 from timm.task import ClassificationTask
+from timm.utils import NativeScaler
 
 from header import print_header, spread
 from timm_focus import FocusTask
 from timm_focus.analysis import step_cost
 from timm_focus.training.device import keep_freed_memory
+from timm_focus.utils.files import write_whole
 
 KINDS = {  # arguments of the focus model
     'plain': None,
@@ -38,11 +42,13 @@ def parse_args():
     parser.add_argument('-b', '--batch-size', type=int, default=8, help='images a step (default: 8)')
     parser.add_argument('--img-size', type=int, default=224, help='height and width (default: 224)')
     parser.add_argument('--num-classes', type=int, default=365, help='classes (default: 365)')
-    parser.add_argument('--steps', type=int, default=15, help='timed steps of each, 0 for counts alone (default: 15)')
+    parser.add_argument('--steps', type=int, default=15, help='steps timed of each, 0 for counts alone (default: 15)')
     parser.add_argument('--kinds', nargs='+', default=list(KINDS), choices=list(KINDS)[1:], metavar='KIND',
                         help=f'what to compare with plain steps (default: {", ".join(list(KINDS)[1:])})')
     parser.add_argument('--no-counts', action='store_true', help='time alone')
-    parser.add_argument('--amp', action='store_true', help='float16 on CUDA, bfloat16 on the CPU')
+    parser.add_argument('--amp', choices=('float16', 'bfloat16'), help='mixed precision (default: float32)')
+    parser.add_argument('--no-channels-last', action='store_true', help='leave images and weights in the other format')
+    parser.add_argument('--json', metavar='FILE', help='write the figures there, after each model')
     parser.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the steps')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='device')
     return parser.parse_args()
@@ -55,32 +61,39 @@ def make_task(name, kind, args):
         model = timm.create_model(name, num_classes=args.num_classes)
     else:
         model = timm.create_model(f'focus_{name}', num_classes=args.num_classes, **focus)
-    model = model.train().to(args.device, memory_format=torch.channels_last)
+    model = model.train().to(args.device)
+    if not args.no_channels_last:
+        model.to(memory_format=torch.channels_last)
     return (ClassificationTask if focus is None else FocusTask)(model, device=torch.device(args.device), verbose=False)
 
 
-def seconds_of(function, device):
-    """Time of a call, by the device's own clock where it has one."""
-    if device == 'cpu':
+def cost_of(function, device, calls=3):
+    """Seconds of a call, by the device's own clock where it has one, and its peak of memory there, else None."""
+    if device.type == 'cpu':
         began = time.perf_counter()
         function()
-        return time.perf_counter() - began
+        return time.perf_counter() - began, None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     events[0].record()
-    function()
+    for _ in range(calls):  # of one alone, the device would wait for the first of its kernels
+        function()
     events[1].record()
-    torch.cuda.synchronize()
-    return events[0].elapsed_time(events[1]) / 1000
+    torch.cuda.synchronize(device)
+    return events[0].elapsed_time(events[1]) / 1000 / calls, torch.cuda.max_memory_allocated(device) - before
 
 
 def measure(name, args):
-    """Print a table of a model: each kind of step over the plain one."""
-    images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(args.num_classes, (args.batch_size,), device=args.device)
-    amp = functools.partial(
-        torch.autocast, args.device, torch.bfloat16 if args.device == 'cpu' else torch.float16,
-        enabled=args.amp) if args.amp else contextlib.nullcontext
+    """Print a table of a model, each kind of step over the plain one; returns its lines as dicts."""
+    device = torch.device(args.device)
+    images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
+    if not args.no_channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(args.num_classes, (args.batch_size,), device=device)
+    amp = functools.partial(torch.autocast, device.type, getattr(torch, args.amp)) if args.amp \
+        else contextlib.nullcontext
     counts, steps = {}, {}
     for kind in dict.fromkeys(['plain', *args.kinds]):
         task = make_task(name, kind, args)
@@ -95,45 +108,66 @@ def measure(name, args):
             task.compile(backend=args.torchcompile)
         optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), 1e-3, momentum=0.9)
 
-        def step(loss_of=loss_of, optimizer=optimizer):
-            loss_of().backward()
-            optimizer.step()
+        scaler = NativeScaler(device.type) if args.amp == 'float16' else None
+
+        def step(loss_of=loss_of, optimizer=optimizer, scaler=scaler):
+            if scaler is not None:
+                scaler(loss_of(), optimizer)
+            else:
+                loss_of().backward()
+                optimizer.step()
             optimizer.zero_grad()
 
         steps[kind] = step
         if kind == 'plain':
             steps['forward'] = loss_of
-    times = {kind: [] for kind in steps}
+    times, peaks = {kind: [] for kind in steps}, {}
     for i in range(args.steps + 2 if args.steps else 0):  # the first two warm up
         for kind, step in steps.items():
-            seconds = seconds_of(step, args.device)
+            seconds, peak = cost_of(step, device)
             if i >= 2:
                 times[kind].append(seconds)
+                peaks[kind] = peak
+    if device.type == 'cuda' and args.steps:
+        counts = {kind: counts[kind]._replace(peak_bytes=peaks[kind]) for kind in counts}
 
     print(f'\n{name}')
     print(f'{"":20}  {"GFLOP":>8} {"ratio":>7}  {"kept MiB":>8} {"ratio":>7}  {"peak MiB":>8} {"ratio":>7}  '
           f'{"ratio":>7}  seconds: median (range)')
+    lines = []
     for kind in steps:
         line = f'{kind:20}'
+        found = dict(model=name, kind=kind)
         if kind in counts:
             for value, base, unit in zip(counts[kind], counts['plain'], (1e9, 2 ** 20, 2 ** 20)):
                 line += f'  {value / unit:8.1f} {value / base:7.4f}'
+            for key, value, base in zip(counts[kind]._fields, counts[kind], counts['plain']):
+                found.update({key: value, f'{key}_ratio': value / base})
         else:
             line += ' ' * 54
         if args.steps:
             ratio = statistics.median(a / b for a, b in zip(times[kind], times['plain']))
             line += f'  {ratio:7.3f}  {spread(times[kind])}'
+            found.update(
+                ratio=ratio, seconds=statistics.median(times[kind]), low=min(times[kind]), high=max(times[kind]))
+            if peaks[kind] is not None:
+                found.update(peak_bytes=peaks[kind], peak_bytes_ratio=peaks[kind] / peaks['plain'])
         print(line, flush=True)
+        lines.append(found)
+    return lines
 
 
 def main():
     args = parse_args()
     keep_freed_memory()  # as train_focus.py does
     print_header(batch=args.batch_size, size=f'{args.img_size} px', classes=args.num_classes, device=args.device,
-                 type='amp' if args.amp else 'float32', compiled=args.torchcompile or 'no', steps=args.steps,
-                 format='channels_last')
+                 type=f'amp, {args.amp}' if args.amp else 'float32', compiled=args.torchcompile or 'no',
+                 steps=args.steps, format='channels_first' if args.no_channels_last else 'channels_last')
+    lines = []
     for name in args.models:
-        measure(name, args)
+        lines += measure(name, args)
+        if args.json:
+            write_whole(args.json, json.dumps(lines, indent=2) + '\n')
 
 
 if __name__ == '__main__':
