@@ -1,0 +1,458 @@
+#!/usr/bin/env python3
+"""Everything that only a GPU can tell, in one command and in a given time, what tells most first.
+
+    python benchmarks/gpu.py --scenes /data/miniplaces40 --pack scenes.tar     # where the images are: in one file
+    python benchmarks/gpu.py --scenes scenes.tar --budget 500                  # where the GPU is
+    python benchmarks/gpu.py --scenes scenes.tar --items loop accuracy --budget 300
+
+It needs the checkout, torch and timm, and installs nothing. Each item is a process with a time limit; what has too
+little time left, or lacks something, is left out with a sentence. `report.md` and `report.json` in `--output` are
+written after each item, so a run that is cut off leaves what it had; `log.txt` has what the processes said, and
+`accuracy.tar.gz` the results of benchmarks/accuracy.py. On `--device cpu` everything is tried in tiny sizes.
+"""
+import argparse
+import contextlib
+import csv
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = (1, 0, 31)  # of timm
+LOG = 4 * 2 ** 20  # bytes of log.txt
+Row = Dict[str, Any]
+
+
+class Missing(Exception):
+    """Something that an item needs is not there."""
+
+
+class Sizes(NamedTuple):
+    """How much of everything: enough for a GPU, or next to nothing for a trial on the CPU."""
+    train: str  # flags of the two lines of training
+    train_model: str
+    models: Sequence[str]
+    compiled: Sequence[str]
+    step: str  # flags of step_cost.py
+    loop: str  # of loop_speed.py
+    workers: Sequence[int]
+    accuracy: str  # of accuracy.py
+
+
+SIZES = {
+    'cuda': Sizes(
+        '--epochs 3', 'resnet18',
+        ('resnet18', 'resnet50', 'densenet121', 'shufflenetv2_x1_5', 'vit_small_patch16_224', 'convnext_tiny'),
+        ('resnet18', 'vit_small_patch16_224'), '-b 64 --steps 10',
+        '--model focus_resnet18 --img-size 128 -b 128 --steps 48 --epochs 3 --repeats 1', (2, 4, 8, 16),
+        '-j 12'),
+    'cpu': Sizes(
+        '--epochs 1 --img-size 32 -b 8 -j 0 --log-interval 1', 'test_resnet', ('test_resnet',), (),
+        '-b 2 --steps 1 --img-size 32 --num-classes 4 --kinds focus',
+        '--model focus_test_resnet --img-size 32 -b 4 --steps 3 --repeats 1', (0,),
+        '--model test_resnet -j 0 --img-size 40 --epochs 1 --seeds 1 --methods focus'),
+}
+
+
+class Bench:
+    """Where items run: the device, the time that is left, the images, and how processes are started."""
+
+    def __init__(self, args: argparse.Namespace, work: Path):
+        self.device = args.device
+        self.sizes = SIZES[args.device.split(':')[0]]
+        self.output = Path(args.output)
+        self.work = work
+        self.deadline = time.monotonic() + args.budget
+        self.scenes = unpack(Path(args.scenes), work) if args.scenes else None
+        self.log = self.output / 'log.txt'
+
+    @property
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def folder(self) -> str:
+        if self.scenes is None:
+            raise Missing('it needs images: give --scenes.')
+        return str(self.scenes)
+
+    def call(self, seconds: float, *command: str) -> Tuple[Optional[int], str]:
+        """Run a command of this checkout; its exit code, None if it was ended at its limit, and what it said."""
+        path = self.work / 'said.txt'
+        environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1', 'TQDM_DISABLE': '1'}
+        with open(path, 'wb') as f:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=f, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=environment, cwd=self.work, start_new_session=True)
+            code: Optional[int] = None
+            try:
+                code = process.wait(max(seconds, 1))
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                end(process)
+        said = path.read_text(errors='replace')
+        if not self.log.exists() or self.log.stat().st_size < LOG:
+            with open(self.log, 'a') as f:
+                f.write(f'$ {shown(command)}\n{said[-LOG // 8:]}\n')
+        return code, said
+
+
+def end(process: subprocess.Popen) -> None:
+    """End what a process started with it: asked first, so that runs keep a checkpoint, then killed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+            if number == signal.SIGTERM:
+                time.sleep(0.2)
+
+
+def shown(command: Sequence[str]) -> str:
+    return shlex.join(['python', *command]).replace(f'{ROOT}/', '')
+
+
+class Item(NamedTuple):
+    """Something to find out: `run` gets the bench and its seconds, and returns a state, a sentence and rows."""
+    name: str
+    title: str
+    least: float  # seconds without which it is not begun
+    most: float
+    run: Callable[[Bench, float], Tuple[str, str, List[Row]]]
+
+
+# the items
+
+def tests(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
+    """The tests marked cuda."""
+    if importlib.util.find_spec('pytest') is None:
+        raise Missing('pytest is not installed.')
+    code, said = bench.call(
+        seconds, '-m', 'pytest', '-m', 'cuda', '-o', 'addopts=', '-p', 'no:cacheprovider', '-v', '-rs', '--color=no',
+        '--tb=short', '--rootdir', str(ROOT), *([] if bench.device != 'cpu' else ['--rehearse']),
+        str(ROOT / 'tests/test_cuda.py'))
+    found = re.findall(r'^\S*test_cuda\.py::(\S.*?) (PASSED|FAILED|ERROR|SKIPPED)', said, re.M)
+    reasons = re.findall(r'^(?:E   +(.*)|SKIPPED \[\d+\] \S+ (.*))$', said, re.M)
+    rows = [dict(test=name, result=result.lower()) for name, result in dict(found).items()]
+    results = [row['result'] for row in rows]
+    why = ', '.join(f'{results.count(each)} {each}' for each in dict.fromkeys(sorted(results))) or 'none was run'
+    why += ''.join(f'; {a or b}' for a, b in reasons[:6])
+    return state_of(code, said), f'{why}.', rows
+
+
+LOAD = """
+import sys, time, torch, timm
+expression, device = sys.argv[1:]
+model = eval(expression.removeprefix('import timm_focus; ')).eval().to(device)
+size = model.pretrained_cfg['input_size']
+with torch.no_grad():
+    shape = tuple(model(torch.zeros(2, *size, device=device)).shape)
+print('loaded', type(model).__name__, sum(p.numel() for p in model.parameters()), shape)
+assert not any(name.startswith('timm_focus') for name in sys.modules)
+"""
+
+
+def train(prefix: str) -> Callable:
+    def run(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
+        """A line of README's, as it is typed, and the line that it ends with."""
+        model, began = prefix + bench.sizes.train_model, time.monotonic()
+        command = ['train_focus.py', bench.folder(), '--model', model, '--amp', *shlex.split(bench.sizes.train)]
+        code, said = bench.call(
+            seconds, str(ROOT / command[0]), *command[1:], '--device', bench.device, '--output', str(bench.work),
+            '--experiment', model)
+        row: Row = dict(line=shown(command).replace(bench.folder(), 'DIR'))
+        rates = [float(rate) for rate in re.findall(r'([\d.]+) img/s', said)]
+        waits = [float(share) for share in re.findall(r'waiting (\d+)%', said)]
+        if rates:
+            later = rates[1:] or rates
+            row.update({'img/s': statistics.median(later), 'waiting %': statistics.median(waits[1:] or waits)})
+        summary = bench.work / model / 'summary.csv'
+        if summary.exists():
+            with open(summary, newline='') as f:
+                last = list(csv.DictReader(f))[-1]
+            row.update({k: float(v) for k, v in last.items() if v and k != 'lr'})
+        loads = re.search(r'Load it with timm: (.*)', said)
+        if code == 0 and loads:
+            _, answer = bench.call(max(seconds - (time.monotonic() - began), 30), '-c', LOAD, loads[1], bench.device)
+            row.update(load=loads[1].replace(f'{bench.work}/', ''), loaded=last_line(answer))
+            if not row['loaded'].startswith('loaded '):
+                return 'failed', f'The line that loads it does not: {row["loaded"]}', [row]
+        return state_of(code, said), '' if code == 0 else f'{last_line(said)}', [row]
+    return run
+
+
+def step(models: str, *flags: str) -> Callable:
+    def run(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
+        """What a focus step costs over a plain one."""
+        names = getattr(bench.sizes, models)
+        if not names:
+            raise Missing('it is of a GPU alone.')
+        path = bench.work / f'step{"".join(flags)}.json'
+        code, said = bench.call(
+            seconds, str(ROOT / 'benchmarks/step_cost.py'), *names, '--device', bench.device, '--no-counts', '--json',
+            str(path), *shlex.split(bench.sizes.step), *flags)
+        found = json.loads(path.read_text()) if path.exists() else []
+        rows = [{'model': line['model'], 'step': line['kind'], 'ms': 1000 * line['seconds'],
+                 'over plain': line['ratio'], 'from': 1000 * line['low'], 'to': 1000 * line['high'],
+                 'peak MiB': line['peak_bytes'] / 2 ** 20 if 'peak_bytes' in line else None,
+                 'peak over plain': line.get('peak_bytes_ratio')} for line in found]
+        return state_of(code, said), '' if code == 0 else f'{len(rows)} rows; {last_line(said)}', rows
+    return run
+
+
+def loop(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
+    """Images a second of train_focus.py against a bare loop, and how many workers feed it."""
+    path = bench.work / 'loop.json'
+    cores = len(os.sched_getaffinity(0))
+    workers = [n for n in bench.sizes.workers if n <= cores] or [cores]
+    amp = ['--amp', '--pin-mem'] if bench.device != 'cpu' else []
+    code, said = bench.call(
+        seconds, str(ROOT / 'benchmarks/loop_speed.py'), bench.folder(), '--device', bench.device, '--json', str(path),
+        *shlex.split(bench.sizes.loop), '-j', *map(str, workers), *amp)
+    found = json.loads(path.read_text()) if path.exists() else []
+    rows = [{'run': line['kind'], 'img/s': line['rate'], 'from': line['low'], 'to': line['high'],
+             'over bare': line['ratio'], 'first line after s': line['first_line']} for line in found]
+    return state_of(code, said), f'{cores} cores.' if code == 0 else f'{len(rows)} rows; {last_line(said)}', rows
+
+
+def accuracy(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
+    """Cells of tier 4 of the matrix, seed by seed, as many as there is time for."""
+    results = bench.work / 'results'
+    code, said = bench.call(
+        seconds, str(ROOT / 'benchmarks/accuracy.py'), '--scenes', bench.folder(), '--tier', '4', '--device',
+        bench.device, '--minutes', f'{max(seconds - 20, 10) / 60:.2f}', '--results', str(results), '--output',
+        str(bench.work / 'accuracy'), *shlex.split(bench.sizes.accuracy))
+    rows = []
+    for path in sorted(results.glob('*/*/cell.json')):
+        found = json.loads(path.read_text())
+        validated = json.loads((path.parent / 'validate.json').read_text())[0]
+        rows.append({'model': found['model'], 'method': found['method'], 'seed': found['seed'],
+                     'passes': found['passes'] * found['epochs'], 'top-1 %': validated['top1'],
+                     'seconds': found['seconds'], 'measuring s': found['evaluation_seconds']})
+    if results.exists():
+        with tarfile.open(bench.output / 'accuracy.tar.gz', 'w:gz') as tar:
+            tar.add(results, 'accuracy')
+    state = state_of(code, said)
+    return state, f'{len(rows)} cells. {last_line(said) if state != "done" or not rows else ""}'.strip(), rows
+
+
+ITEMS = (
+    Item('tests', 'Tests of a GPU', 20, 170, tests),
+    Item('train', 'Training, as a user types it', 20, 60, train('focus_')),
+    Item('train-plain', 'The plain model by the same line', 20, 45, train('')),
+    Item('step', 'A step in float16, with the loss scaler', 15, 60, step('models', '--amp', 'float16')),
+    Item('step-bfloat16', 'A step in bfloat16', 15, 45, step('models', '--amp', 'bfloat16')),
+    Item('step-format', 'A step in float16, not channels_last', 15, 45,
+         step('models', '--amp', 'float16', '--no-channels-last')),
+    Item('loop', 'The loop against a bare one, by workers', 25, 90, loop),
+    Item('step-compiled', 'A step in float16, compiled', 60, 120,
+         step('compiled', '--amp', 'float16', '--torchcompile')),
+    Item('step-float32', 'A step in float32', 15, 45, step('models')),
+    Item('accuracy', 'Accuracy at 128 px, at equal compute', 60, 3600, accuracy),
+)
+
+
+def state_of(code: Optional[int], said: str) -> str:
+    return 'stopped at its limit' if code is None else 'done' if code == 0 else 'failed'
+
+
+def last_line(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else 'it said nothing.'
+
+
+# images in one file
+
+def pack(source: Path, target: Path, mib: float) -> None:
+    """Write a folder of images to one file: of each class and split the same share, as much as there is room for.
+
+    Raises:
+        Missing: The folder is not of images in `train/<class>/` and `val/<class>/`.
+    """
+    splits = [next((source / name for name in names if (source / name).is_dir()), None)
+              for names in (('train',), ('val', 'validation'))]
+    if None in splits:
+        raise Missing(f'{source} has no train and val: give a folder with train/<class>/ and val/<class>/.')
+    classes = [sorted(path for path in folder.iterdir() if path.is_file())
+               for split in splits for folder in sorted(split.iterdir()) if folder.is_dir()]
+    sizes = [sum(path.stat().st_size + 64 for path in images) for images in classes]  # what a header comes to, packed
+    share = min(1., mib * 2 ** 20 / max(sum(sizes), 1))
+    partial = target.with_name(f'{target.name}.tmp')
+    with tarfile.open(partial, 'w:gz', compresslevel=1) as tar:
+        for images in classes:
+            n = int(share * len(images))
+            for k in range(n):
+                path = images[k * len(images) // n]  # spread, as neighbours may be alike
+                tar.add(path, Path(source.resolve().name) / path.relative_to(source), recursive=False)
+    partial.replace(target)
+    print(f'{target}: {share:.0%} of the images, {target.stat().st_size / 2 ** 20:.1f} MiB')
+
+
+def unpack(source: Path, work: Path) -> Path:
+    """The folder of images, unpacked if it is a file.
+
+    Raises:
+        Missing: There is no such folder or file.
+    """
+    if source.is_dir():
+        return source.resolve()
+    if not source.is_file():
+        raise Missing(f'there is no {source}.')
+    with tarfile.open(source) as tar:
+        tar.extractall(work / 'scenes', filter='data')
+    return next((work / 'scenes').iterdir())
+
+
+# the report
+
+def header(device: str) -> Row:
+    import timm
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith('cuda') else platform.processor() or platform.machine()
+    return dict(
+        date=str(datetime.date.today()), device=name, cores=len(os.sched_getaffinity(0)),
+        python=platform.python_version(), torch=torch.__version__, timm=timm.__version__,
+        capability=torch.cuda.get_device_capability() if device.startswith('cuda') else None)
+
+
+def write_report(head: Row, found: Sequence[Row], output: Path) -> None:
+    """Write report.json and report.md, whole."""
+    for name, text in (('report.json', json.dumps(dict(head, items=found), indent=1) + '\n'),
+                       ('report.md', render(head, found))):
+        partial = output / f'{name}.tmp'
+        partial.write_text(text)
+        partial.replace(output / name)
+
+
+def render(head: Row, found: Sequence[Row]) -> str:
+    """The report as Markdown: what was done, then a table of each item."""
+    parts = ['# On a GPU' if head['capability'] else '# A trial on the CPU', '',
+             f'`{head["command"]}`, {head["date"]}, {head["device"]}, {head["cores"]} cores, Python {head["python"]}, '
+             f'torch {head["torch"]}, timm {head["timm"]}.', '',
+             table([{'item': item['title'], 'state': item['state'], 'seconds': item['seconds'], 'note': item['why']}
+                    for item in found])]
+    for item in found:
+        if item['rows']:
+            parts += [f'## {item["title"]}', '', table(item['rows'])]
+    return '\n'.join(parts)
+
+
+def table(rows: Sequence[Row]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, ['---'] * len(columns), *([cell(row.get(name)) for name in columns] for row in rows)]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return ''
+    text = f'{value:.4g}' if isinstance(value, float) else str(value)
+    return text.replace('|', '\\|').replace('\n', ' ')
+
+
+# all of it
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    names = [item.name for item in ITEMS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--scenes', metavar='PATH', help='folder of scenes, with train/<class>/ and val/<class>/, or '
+                        'the file that --pack made of it')
+    parser.add_argument('--pack', metavar='FILE', help='write the scenes to this file, and run nothing')
+    parser.add_argument('--pack-mib', type=float, default=50, metavar='N', help='most of that file (default: 50)')
+    parser.add_argument('--budget', type=float, default=500, metavar='SECONDS', help='time for all (default: 500)')
+    parser.add_argument('--items', nargs='+', choices=names, metavar='NAME', help='these alone, in this order, of '
+                        + ', '.join(names))
+    parser.add_argument('--device', default='cuda', help='device; cpu tries everything in tiny sizes (default: cuda)')
+    parser.add_argument('--output', default='gpu', metavar='DIR', help='where the report is written (default: gpu)')
+    args = parser.parse_args(argv)
+    if args.device.split(':')[0] not in SIZES:
+        parser.error(f'--device is {args.device}: give cuda or cpu.')
+    if args.pack and not args.scenes:
+        parser.error('--pack needs --scenes DIR, the images.')
+    return args
+
+
+def check_machine(args: argparse.Namespace) -> None:
+    """Raises Missing if nothing can be run here."""
+    for name in ('torch', 'timm'):
+        if importlib.util.find_spec(name) is None:
+            raise Missing(f'{name} is not installed, and this script installs nothing.')
+    import timm
+    import torch
+
+    version = tuple(int(part) for part in re.findall(r'\d+', timm.__version__)[:3])
+    if version < NEEDED:
+        raise Missing(f'timm is {timm.__version__}, and {".".join(map(str, NEEDED))} is needed: put its wheel into '
+                      'PYTHONPATH, as it is.')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        raise Missing('torch finds no GPU: --device cpu tries everything in tiny sizes.')
+
+
+def run_item(item: Item, bench: Bench) -> Row:
+    """What was found of an item: its state, a sentence, rows."""
+    began, state, why, rows = time.monotonic(), 'skipped', '', []
+    if bench.left < item.least:
+        why = f'{max(bench.left, 0):.0f} s are left, and it takes {item.least:.0f} s at least.'
+    else:
+        try:
+            most = item.most * (1 if bench.device != 'cpu' else 4)  # a trial may share its cores
+            state, why, rows = item.run(bench, min(most, bench.left))
+        except Missing as e:
+            why = str(e)
+        except Exception as e:  # of this script; the others are to be run all the same
+            state, why = 'failed', f'{type(e).__name__}: {e}'
+    return dict(name=item.name, title=item.title, state=state, why=why, seconds=round(time.monotonic() - began, 1),
+                rows=rows)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    args = parse_args(argv)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left
+    try:
+        if args.pack:
+            pack(Path(args.scenes), Path(args.pack), args.pack_mib)
+            return 0
+        check_machine(args)
+        output = Path(args.output)
+        output.mkdir(parents=True, exist_ok=True)
+        args.output = output.resolve()
+        known = {item.name: item for item in ITEMS}
+        with tempfile.TemporaryDirectory(prefix='gpu-') as work:
+            bench = Bench(args, Path(work))
+            bench.log.unlink(missing_ok=True)
+            words = shlex.join(sys.argv[1:] if argv is None else argv)
+            head = dict(header(args.device), command=f'python benchmarks/gpu.py {words}')
+            found: List[Row] = []
+            for name in args.items or known:
+                item = run_item(known[name], bench)
+                found.append(item)
+                write_report(head, found, bench.output)
+                print(f'{name:16} {item["state"]:20} {item["seconds"]:6.1f} s  {item["why"]}', flush=True)
+    except (Missing, OSError) as e:
+        print(f'gpu.py: error: {" ".join(str(e).split())}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'Stopped: what was found until then is in {args.output}.', file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print((output / 'report.md').read_text())
+    return 1 if any(item['state'] == 'failed' for item in found) else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
