@@ -85,7 +85,7 @@ def test_a_limit_ends_a_process_and_keeps_the_report(tmp_path, monkeypatch, caps
     assert 'begun' in (tmp_path / 'gpu/log.txt').read_text() and found[0]['seconds'] < 30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_of_it_on_the_cpu(packed, tmp_path):
     done = run(tmp_path, '--device', 'cpu', '--budget', '1800', '--scenes', str(packed))  # 300 on cores of its own
     report = json.loads((tmp_path / 'gpu/report.json').read_text())

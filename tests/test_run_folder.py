@@ -124,7 +124,7 @@ def test_in_mid_epoch_what_orders_the_images_cannot_change(train, refusal, monke
     assert [row['epoch'] for row in run.rows] == ['0', '1'] and not list(run.folder.glob('recovery*'))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_number_of_processes_in_mid_epoch_is_refused(train, launch, settings, monkeypatch):
     with stopping(monkeypatch, 1):
         train('-b 4 --recovery-interval 2', model=TINY)

@@ -9,7 +9,7 @@ import yaml
 
 from conftest import TINY, Run, evaluate
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize('n', [3, 4])]
+pytestmark = [pytest.mark.long, pytest.mark.parametrize('n', [3, 4])]
 WATCHED = """
 import os, sys
 import torch
