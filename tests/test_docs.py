@@ -134,7 +134,7 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for model, name in (('resnet18', 'plain'), ('focus_resnet18', 'scenes')):
         monkeypatch.setattr(sys, 'argv', [
-            'train_focus.py', str(image_folder), '--model', model, '--experiment', name, *SMALL])
+            'train_focus.py', str(image_folder), '--model', model, '--experiment', name, *SMALL, '--img-size', '64'])
         train_focus.main()
     words = analysis_commands()
     area, by_dataset = (w for w in words if w[0] == 'area')
