@@ -63,7 +63,7 @@ SIZES = {
         '--epochs 1 --img-size 32 -b 8 -j 0 --log-interval 1', 'test_resnet', ('test_resnet',), (),
         '-b 2 --steps 1 --img-size 32 --num-classes 4 --kinds focus',
         '--model focus_test_resnet --img-size 32 -b 4 --steps 3 --repeats 1', (0,),
-        '--model test_resnet -j 0 --img-size 40 --epochs 1 --seeds 1 --methods focus'),
+        '--model test_resnet -j 0 --img-size 40 --epochs 1 --seeds 1 --methods focus -- --batch-size 8'),
 }
 
 

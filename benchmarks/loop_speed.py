@@ -23,13 +23,15 @@ from header import print_header, spread
 from timm_focus.utils.files import write_whole
 
 BARE = """
-import argparse, sys, time, timm, timm_focus, torch
+import contextlib, functools, sys, time, timm, timm_focus, torch
 from timm.task import ClassificationTask
-from timm_focus.training.device import set_up_device
+from timm.utils import NativeScaler
 name, device, amp, size, n, steps, classes, every = *sys.argv[1:4], *map(int, sys.argv[4:])
-device, autocast, scaler = set_up_device(argparse.Namespace(
-    device=device, amp=bool(amp), amp_dtype=amp, model_dtype=None, no_prefetcher=False, device_modules=None,
-    fast_norm=False, sync_bn=False))
+device = torch.device(device)
+if device.type == 'cuda':
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True
+autocast = functools.partial(torch.autocast, device.type, getattr(torch, amp)) if amp else contextlib.nullcontext
+scaler = NativeScaler(device.type) if amp == 'float16' else None
 model = timm.create_model(name, num_classes=classes).train().to(device, memory_format=torch.channels_last)
 task = (timm_focus.FocusTask if name.startswith('focus_') else ClassificationTask)(model, device=device, verbose=False)
 optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
