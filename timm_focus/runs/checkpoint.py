@@ -1,0 +1,229 @@
+"""What a file of weights says, of a run or from elsewhere; what it cannot be is refused in a sentence."""
+import argparse
+import json
+import numbers
+import os
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError
+from timm.models import clean_state_dict, parse_model_name
+from torch import Tensor
+
+from timm_focus.method import HEADS
+from timm_focus.models import FOCUS_ARGS
+from timm_focus.utils.weight_files import read_weight_file
+
+__all__ = ['Checkpoint', 'find_checkpoint', 'is_source', 'parse_checkpoint', 'read_checkpoint', 'sentence']
+
+RUN_FILES = ('model_best.pth.tar', 'last.pth.tar')
+EXPORT_CONFIG, EXPORT_WEIGHTS, EXPORT_HEADS = 'config.json', 'model.safetensors', 'focus_heads.safetensors'
+LOCAL, HUB = 'local-dir:', 'hf-hub:'
+STATES = ('state_dict', 'model', 'model_state_dict')  # what other scripts call it
+MOST_PIXELS = 8192 ** 2  # of an image; a checkpoint that asks for more would fill the memory
+State = Dict[str, Tensor]
+
+
+class Checkpoint(NamedTuple):
+    """What a file of weights says.
+
+    Attributes:
+        path: The file.
+        arch: The model's name, '' if it does not say.
+        settings: Of train_focus.py or timm's train.py, {} of others.
+        epoch: That it is of, None if it does not say.
+        metric: By which it was ranked, None if it does not say.
+        state: Weights that count, of the plain model.
+        heads: States of the heads of focus training of these weights, {} without.
+    """
+    path: str
+    arch: str
+    settings: Dict[str, Any]
+    epoch: Optional[int]
+    metric: Optional[float]
+    state: State
+    heads: Dict[str, State]
+
+
+def is_source(name: Optional[str]) -> bool:
+    """Whether a model's name is one of timm's that say where its weights are, too: hf-hub:user/name, local-dir:PATH."""
+    return bool(name) and name.startswith((LOCAL, HUB, 'hf_hub:'))
+
+
+def find_checkpoint(path: str) -> str:
+    """The file of weights that is meant by a path, that of the best epoch if it is the folder of a run.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not os.path.isdir(path):
+        if not os.path.isfile(path):
+            raise ValueError(f'There is no checkpoint {path}.')
+        return path
+    for name in RUN_FILES:
+        if os.path.isfile(os.path.join(path, name)):
+            return os.path.join(path, name)
+    raise ValueError(f'The folder {path} has neither {" nor ".join(RUN_FILES)}: name a file.')
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """What a file of weights, the folder of a run, an export or a repository of the Hub says.
+
+    Args:
+        path: A file, a folder of a run or of an export, local-dir:FOLDER, or hf-hub:user/name.
+
+    Raises:
+        ValueError: There is none, it is damaged, or it is no checkpoint: which part of it, and why.
+    """
+    if not is_source(path) and all(os.path.isfile(os.path.join(path, f)) for f in (EXPORT_CONFIG, EXPORT_WEIGHTS)):
+        path = LOCAL + path
+    if is_source(path):
+        return _read_source(path)
+    file = find_checkpoint(path)
+    return parse_checkpoint(read_weight_file(file), file)
+
+
+def parse_checkpoint(found: Dict[str, Any], path: str) -> Checkpoint:
+    """What the content of a file of weights says.
+
+    The weights that count are those of the running average, unless the run kept it unvalidated on the CPU.
+
+    Args:
+        found: Of `read_weight_file`: a checkpoint of timm, with 'state_dict', one of other scripts, or a state dict.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: It is no checkpoint: which part of it, and why.
+    """
+    args, arch = found.get('args'), found.get('arch')
+    settings = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
+    for name, (wanted, right) in SETTINGS.items():
+        value = settings.get(name)
+        if value is not None and not right(value):
+            raise ValueError(f'The checkpoint {path} has the setting {name} {_shown(value)}, where {wanted} belongs.')
+    if not isinstance(arch, (str, type(None), Tensor)):  # in a state dict it may be a weight
+        raise ValueError(f'The checkpoint {path} is of the model {_shown(arch)}, which is no name.')
+    average = '' if settings.get('model_ema_force_cpu') else next(
+        (name for name in ('state_dict_ema', 'model_ema') if found.get(name) is not None), '')
+    name = average or next((name for name in STATES if not isinstance(found.get(name), (Tensor, type(None)))), '')
+    if not name and 'state_dict' in found:
+        name = 'state_dict'
+    state = clean_state_dict(_tensors(found[name] if name else found, path, name))
+    if settings.get('split_bn'):  # the statistics of the augmented splits serve training only
+        state = {k: v for k, v in state.items() if '.aux_bn.' not in k}
+    heads = found.get('task_state_ema' if average == 'state_dict_ema' else 'task_state') if name else None
+    if heads is not None and not isinstance(heads, dict):
+        raise ValueError(f'The checkpoint {path} has a task_state that is {_shown(heads)}, no heads by name.')
+    heads = heads if all(head in (heads or {}) for head in HEADS) else {}
+    heads = {head: _tensors(heads[head], path, head) for head in HEADS if heads}
+    parts = {part: _under(f'{part}.', state) for part in ('backbone', *HEADS)}
+    if all(parts.values()):  # the state dict of a FocusNet
+        state, heads = parts.pop('backbone'), parts
+    epoch, metric = found.get('epoch'), found.get('metric')
+    return Checkpoint(
+        path, arch if isinstance(arch, str) else '', settings,
+        epoch if isinstance(epoch, int) else None, float(metric) if isinstance(metric, (int, float)) else None,
+        state, heads)
+
+
+def _read_source(source: str) -> Checkpoint:
+    """An export, here or on the Hub, as a checkpoint."""
+    config = _source_file(source, EXPORT_CONFIG)
+    weights = _source_file(source, EXPORT_WEIGHTS) or _source_file(source, 'pytorch_model.bin')
+    if config is None or weights is None:
+        raise ValueError(f'{source} has no {EXPORT_CONFIG if config is None else EXPORT_WEIGHTS}: it is no model of '
+                         "timm's.")
+    try:
+        with open(config, encoding='utf-8') as f:
+            focus = json.load(f).get('focus') or {}
+        settings = {k: v for k, v in focus.items() if k in FOCUS_ARGS}
+    except (AttributeError, OSError, ValueError) as e:
+        raise ValueError(f'{config} cannot be read: {sentence(e)}') from e
+    state = _tensors(clean_state_dict(read_weight_file(weights)), weights, '')
+    heads: Dict[str, State] = {}
+    file = _source_file(source, EXPORT_HEADS) if focus else None
+    if file is not None:
+        found = _tensors(read_weight_file(file), file, '')
+        heads = {head: _under(f'{head}.', found) for head in HEADS}
+    return Checkpoint(weights, source, settings, None, None, state, heads)
+
+
+def _source_file(source: str, name: str) -> Optional[str]:
+    """A file of an export, downloaded if it has to be; None if it has none of this name."""
+    kind, place = parse_model_name(source)
+    if kind == 'local-dir':
+        path = os.path.join(place, name)
+        return path if os.path.isfile(path) else None
+    repo_id, _, revision = place.partition('@')
+    try:
+        return hf_hub_download(repo_id, name, revision=revision or None)
+    except RepositoryNotFoundError as e:
+        raise ValueError(f'{source} is not on the Hub, or the token may not see it: check the name.') from e
+    except EntryNotFoundError as e:
+        if type(e).__name__ == 'LocalEntryNotFoundError':  # it cannot be asked
+            raise ValueError(f'The Hub cannot be reached for {source}, and there is no copy of it here.') from e
+        return None
+    except Exception as e:  # of the client and of its HTTP library, whose texts may show addresses with a key
+        raise ValueError(f'{source} cannot be had from the Hub: {type(e).__name__}.') from e
+
+
+def _tensors(found: Any, path: str, name: str) -> State:
+    """A state dict that is one.
+
+    Raises:
+        ValueError: It is none.
+    """
+    what = f'its {name}' if name else 'it'
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f'The checkpoint {path} has no weights: {what} is {_shown(found)}.')
+    for key, value in found.items():
+        if not isinstance(key, str):
+            raise ValueError(f'The checkpoint {path} has no weights by names: {what} has the key {_shown(key)}.')
+        if not isinstance(value, Tensor):
+            raise ValueError(f'The checkpoint {path} has no weights by names: {key} of {what} is {_shown(value)}.')
+        if value.layout != torch.strided or value.is_quantized:
+            kind = 'quantized' if value.is_quantized else 'sparse'
+            raise ValueError(f'The checkpoint {path} has {kind} weights, such as {key}, which no model here takes.')
+    return found
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> State:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _shown(value: Any) -> str:
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def sentence(e: BaseException) -> str:
+    """What an exception says, on one line."""
+    return ' '.join(str(e).split())[:500] or type(e).__name__
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value > 0
+
+
+def _size(value: Any) -> bool:
+    sides = value if isinstance(value, (list, tuple)) else [value, value]
+    return all(map(_whole, sides)) and len(sides) == 2 and sides[0] * sides[1] <= MOST_PIXELS
+
+
+def _several(value: Any, kind: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(v, kind) for v in value)
+
+
+_TEXT = 'text', lambda v: isinstance(v, str)
+_NUMBERS = 'one number or more', lambda v: _several(v, numbers.Real)
+_NAMED = 'values by names', lambda v: isinstance(v, dict) and all(isinstance(k, str) for k in v)
+# what settings must be, which make a model and its images
+SETTINGS: Dict[str, Tuple[str, Any]] = dict(
+    num_classes=('a number from 1 on', _whole), in_chans=('a number from 1 on', _whole),
+    img_size=(f'a size of at most {MOST_PIXELS:,} pixels', _size),
+    input_size=(f'channels, height and width of at most {MOST_PIXELS:,} pixels',
+                lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and _whole(v[0]) and _size(list(v[1:]))),
+    model_kwargs=_NAMED, pretrained_cfg_overlay=_NAMED, label_names=('names', lambda v: _several(v, str)),
+    mean=_NUMBERS, std=_NUMBERS, crop_pct=('a number', lambda v: isinstance(v, numbers.Real)), gp=_TEXT,
+    interpolation=_TEXT, crop_mode=_TEXT, method=_TEXT)

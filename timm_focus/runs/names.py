@@ -1,0 +1,44 @@
+"""What a model's classes are called."""
+import re
+from typing import List
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from timm_focus.data.places365 import CATEGORIES
+
+from .checkpoint import sentence
+from .model import Loaded
+
+__all__ = ['class_names', 'read_class_names']
+
+
+def class_names(loaded: Loaded, num_classes: int) -> List[str]:
+    """A name for each class: the checkpoint's, those of ImageNet or Places365 where there are as many, or numbers."""
+    if len(loaded.label_names) == num_classes:
+        return [str(name) for name in loaded.label_names]
+    if num_classes == len(CATEGORIES):
+        return list(CATEGORIES)
+    subset = infer_imagenet_subset(dict(num_classes=num_classes))
+    if subset:
+        return ImageNetInfo(subset).label_descriptions()
+    return [f'class {i}' for i in range(num_classes)]
+
+
+def read_class_names(path: str) -> List[str]:
+    """Names of classes, one a line in the order of their indices; Places365's list, with its indices, is read, too.
+
+    Raises:
+        ValueError: There are none, or a name stands there twice.
+    """
+    try:
+        with open(path, encoding='utf-8') as f:
+            names = [line.strip() for line in f if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f'The names of classes in {path} cannot be read: {sentence(e)}') from e
+    numbered = [re.fullmatch(r'/\w/(\S+) (\d+)', name) for name in names]
+    if names and all(numbered) and [int(m[2]) for m in numbered] == list(range(len(names))):
+        names = [m[1] for m in numbered]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice or not names:
+        raise ValueError(f'{path} has {f"{twice[0]} twice" if twice else "no lines"}: give a name of a class a line.')
+    return names
