@@ -310,9 +310,10 @@ def _names_read_by_timm():
 
 def test_every_flag_is_read_by_the_script_or_by_timm():
     files = [ROOT / 'train_focus.py', *sorted((ROOT / 'timm_focus/training').glob('*.py')),
-             ROOT / 'timm_focus/commands/push.py']
+             *sorted((ROOT / 'timm_focus/runs').glob('*.py'))]
     text = '\n'.join(p.read_text() for p in files if p.name not in ('arguments.py', 'checks.py', 'settings.py'))
     read = set(re.findall(r'\bargs\.(\w+)\b(?!\s*=[^=])', text)) | _names_read_by_timm()
+    read |= set(re.findall(r"\bsettings\.get\('(\w+)'\)", text))  # by `model_arguments`
     read |= {f'focus_{name}' for name in (*FOCUS_MODEL_FLAGS, *FOCUS_LOSS_FLAGS)}  # by getattr, from these lists
     read |= {'config', 'help', 'recipe', 'list_recipes'}  # by the parser
     read |= {*ALIASES, *REFUSED}  # said by another name, or refused

@@ -7,7 +7,7 @@ from conftest import TINY
 
 from timm_focus.training import build_parser, parse_args
 from timm_focus.training.batches import advice_on_batches, check_smallest_batch
-from timm_focus.training.errors import SettingsError
+from timm_focus.utils.errors import SettingsError
 
 pytestmark = pytest.mark.usefixtures('quietly')
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 
 from timm_focus.training import report
-from timm_focus.training.errors import SettingsError
+from timm_focus.utils.errors import SettingsError
 from timm_focus.training.report import Journal, describe_cost
 
 

@@ -6,6 +6,7 @@ import torch
 from timm.models import get_model_args, get_model_input_config, resolve_model_input_args
 from torch import Tensor, nn
 
+from timm_focus.utils.errors import sentence
 from timm_focus.utils.meta import meta_twin
 from timm_focus.utils.modes import evaluating
 
@@ -39,7 +40,7 @@ def check_size(model: nn.Module, input_size: Sequence[int], name: Optional[str] 
         except Exception as e:  # whatever the layers of any library say
             near = find_size(model, input_size)
             advice = f'{near[0]} x {near[1]} works.' if near else 'Give another size, such as the one it is made for.'
-            said = ' '.join(str(e).split())[:200].rstrip('.') or type(e).__name__
+            said = sentence(e, 200).rstrip('.')
             raise ValueError(f'{name or type(model).__name__} cannot be run on images of {input_size[1]} x '
                              f'{input_size[2]} ({said}): {advice}') from e
 

@@ -6,6 +6,7 @@ from typing import List
 import torch
 
 from timm_focus.runs import Loaded, check_name, is_source, load_model, read_class_names
+from timm_focus.utils.errors import sentence
 from timm_focus.utils.memory_format import use_channels_last
 
 __all__ = ['add_model_arguments', 'load_models', 'positive']
@@ -77,7 +78,7 @@ def _device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (AssertionError, RuntimeError) as e:
-        raise ValueError(f'--device is {name}, which cannot be used: {" ".join(str(e).split())[:200]}') from e
+        raise ValueError(f'--device is {name}, which cannot be used: {sentence(e, 200)}') from e
 
 
 def _named(loaded: Loaded, class_map: str) -> Loaded:

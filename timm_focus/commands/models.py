@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from timm_focus.utils.errors import sentence
 from timm_focus.utils.processes import shield_workers
 
 from .load import positive
@@ -87,7 +88,7 @@ class _Rows:
         try:
             return name, describe_model(name, self.num_classes, self.img_size), None
         except Exception as e:  # of one among many: the others are listed
-            return name, None, f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+            return name, None, f'{type(e).__name__}: {sentence(e, 200)}'
 
 
 def describe_model(name: str, num_classes: int, img_size: Optional[int] = None) -> Dict[str, Any]:

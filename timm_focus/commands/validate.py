@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from timm_focus.runs import Loaded, image_mode
 from timm_focus.utils.processes import shield_workers
-from timm_focus.utils.text import csv_cell
+from timm_focus.utils.text import csv_cell, some
 from timm_focus.utils.weight_files import digest
 
 from .checks import check_model, images_digest, tell
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             _write(args.output, records, class_rows, image_rows)
     bad = records[-1]['unreadable']
     if bad:
-        print(f'{len(bad)} of {len(dataset)} images cannot be read and are left out: {_some(bad)}', file=sys.stderr)
+        print(f'{len(bad)} of {len(dataset)} images cannot be read and are left out: {some(bad)}', file=sys.stderr)
     write_table([_row(record) for record in records], args)
 
 
@@ -132,16 +132,12 @@ def match_classes(
     if unknown:
         raise ValueError(
             f'{len(unknown)} of the {len(folders)} classes of the data are none of the {len(known)} that {loaded.name} '
-            f'knows ({_some(known)}): {_some(unknown)}. Rename these folders, or leave them out.')
+            f'knows ({some(known)}): {some(unknown)}. Rename these folders, or leave them out.')
     if len(names) != n_classes:
         raise ValueError(
             f'The data has {len(names)} classes, but {loaded.name} has {n_classes} and no names to match them by: take '
             'data with the same classes, or a checkpoint with names, such as those of train_focus.py.')
     return list(present), list(names)
-
-
-def _some(items: Sequence[Any]) -> str:
-    return ', '.join(map(str, items[:3])) + (', ...' if len(items) > 3 else '')
 
 
 class _Numbers:

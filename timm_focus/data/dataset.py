@@ -10,6 +10,7 @@ from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 
 from timm_focus.utils import shown, some
+from timm_focus.utils.errors import sentence
 
 from .folders import is_debris
 from .images import read_image
@@ -244,7 +245,7 @@ def _library_reader(
     try:
         theirs = timm.data.create_dataset(f'torch/{rest}', root=root or None, split=names[0], download=download)
     except Exception as e:  # of its many data sets, and timm's asserts
-        raise ValueError(f'torch/{rest} cannot be read from {shown(root)}: {" ".join(str(e).split())[:500]}') from e
+        raise ValueError(f'torch/{rest} cannot be read from {shown(root)}: {sentence(e)}') from e
     return TorchReader(theirs, root), f'{names[0]} of {rest} in {root}, read by torchvision'
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageMode, ImageOps
 from timm.data import get_img_extensions
 
 from timm_focus.utils import shown
+from timm_focus.utils.errors import sentence
 
 __all__ = ['FORMATS', 'image_endings', 'image_formats', 'image_mode', 'open_regular', 'read_image']
 
@@ -107,13 +108,9 @@ def read_image(file: Union[str, os.PathLike, BinaryIO], mode: str = 'RGB', uprig
     except OSError as e:
         if e.errno not in (None, errno.EINVAL):  # damaged files have readers look before their beginning
             raise
-        raise OSError(f'it is damaged ({_sentence(e)})') from e
+        raise OSError(f'it is damaged ({shown(sentence(e))})') from e
     except Exception as e:  # whatever damaged files make Pillow's many readers say
-        raise OSError(f'it is damaged ({_sentence(e)})') from e
-
-
-def _sentence(e: Exception) -> str:
-    return shown(' '.join(str(e).split())) or type(e).__name__
+        raise OSError(f'it is damaged ({shown(sentence(e))})') from e
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

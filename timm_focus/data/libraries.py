@@ -8,6 +8,7 @@ from PIL import EpsImagePlugin
 from timm.data.readers.reader import Reader
 
 from timm_focus.utils import shown, some
+from timm_focus.utils.errors import sentence
 
 from .images import open_regular
 
@@ -72,7 +73,7 @@ class HfdsReader(Reader):
             else:
                 parts = datasets.load_dataset(name, cache_dir=root or None, **kwargs)
         except Exception as e:  # of its many builders, file systems and servers
-            raise ValueError(f'The data set {shown(name)} cannot be loaded: {" ".join(str(e).split())[:500]}') from e
+            raise ValueError(f'The data set {shown(name)} cannot be loaded: {sentence(e)}') from e
         self.split, dataset = _slice(parts, split, name)
         features = dataset.features
         input_key = input_key or _only(features, datasets.Image, 'image')

@@ -9,6 +9,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 
 from timm_focus.utils import shown, some
+from timm_focus.utils.errors import sentence
 
 from .folders import LeftOut
 from .images import open_regular
@@ -75,7 +76,7 @@ def map_classes(reader: Reader, class_map: Union[str, os.PathLike]) -> Reader:
     try:
         numbers = load_class_map(path, reader.root if os.path.isdir(reader.root) else os.path.dirname(reader.root))
     except (AssertionError, OSError, ValueError, pickle.UnpicklingError) as e:
-        raise ValueError(f'--class-map {shown(path)} cannot be read: {" ".join(str(e).split())}') from e
+        raise ValueError(f'--class-map {shown(path)} cannot be read: {sentence(e)}') from e
     new = {old: numbers.get(name, numbers.get(old, -1)) for name, old in reader.class_to_idx.items()}
     lost = [name for name, old in reader.class_to_idx.items() if new[old] < 0]
     if len(lost) == len(new):

@@ -15,6 +15,7 @@ import numpy as np
 from timm.data.readers.reader import Reader
 
 from timm_focus.utils import shown, some
+from timm_focus.utils.errors import sentence
 
 from .folders import LeftOut, is_debris
 from .images import image_endings, open_regular
@@ -61,7 +62,7 @@ def _members(file: BinaryIO, path: str, base: int = 0, above: str = '') -> Itera
                     yield Member(name, *place)
     except (tarfile.TarError, EOFError) as e:
         raise ValueError(f'{shown(path)} is no tar archive that can be read: it is compressed, cut off or damaged '
-                         f'({" ".join(str(e).split())}).') from e
+                         f'({sentence(e)}).') from e
 
 
 class _Places:

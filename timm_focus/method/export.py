@@ -4,6 +4,8 @@ from timm.models import get_model_args
 from timm.utils import unwrap_model
 from torch import nn
 
+from timm_focus.utils.errors import sentence
+
 from .focus_net import FocusNet
 from .sharding import gathered
 
@@ -41,7 +43,7 @@ def export_backbone(model: nn.Module) -> nn.Module:
     try:
         plain.load_state_dict(gathered(backbone.state_dict()))
     except RuntimeError as e:
-        first = ' '.join(str(e).split())[:200]  # of what can be hundreds of names
+        first = sentence(e, 200)  # of what can be hundreds of names
         raise ValueError(
             f'The recorded arguments of {architecture}, {args}, do not rebuild this backbone, which was changed after '
             f'it was made: {first} ...') from e

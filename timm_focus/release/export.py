@@ -22,6 +22,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_focus.method import FocusNet, export_backbone
+from timm_focus.utils.errors import sentence
 from timm_focus.utils.text import csv_cell, one_line
 from timm_focus.utils.warned import warned
 from timm_focus.utils.weight_files import CHECKSUM, digest
@@ -116,7 +117,7 @@ def _check_reload(plain: nn.Module, folder: Path) -> None:
     try:
         again = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise ValueError(f'What timm records of this model does not make it again: {" ".join(str(e).split())}') from e
+        raise ValueError(f'What timm records of this model does not make it again: {sentence(e)}') from e
     finally:
         logger.setLevel(level)
     for name, tensor in plain.state_dict().items():
@@ -330,7 +331,7 @@ def save_onnx(
             plain, (torch.zeros(2, *data_config['input_size']),), dynamo=True, verbose=False,
             input_names=['images'], output_names=['logits'], dynamic_shapes=({0: torch.export.Dim('batch')},))
     except Exception as e:  # the exporter's own, of many kinds
-        raise ValueError(f'torch cannot export this model to ONNX: {" ".join(str(e).split())[:500]}') from e
+        raise ValueError(f'torch cannot export this model to ONNX: {sentence(e)}') from e
     finally:
         timm.layers.set_exportable(False)
     program.model.metadata_props.update(

@@ -11,9 +11,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, Iterator, List, Union
+from typing import Dict, Iterator, List, Sequence, Union
 
 from safetensors import SafetensorError
+
+from timm_focus.utils.text import shown
 
 __all__ = ['check_free', 'written_whole']
 
@@ -90,11 +92,11 @@ def check_free(folder: Folder, kind: str, advice: str = '') -> None:
         return
     record = _read_record(folder)
     if record.get('kind') != kind:
-        raise ValueError(f'{folder} holds something else than this export ({_some(there)}), and nothing of it is '
+        raise ValueError(f'{folder} holds something else than this export ({some_names(there)}), and nothing of it is '
                          'replaced: name another folder.')
     foreign = [name for name in there if name not in record['files']]
     edited = [name for name in there if name not in foreign and _digest(folder / name) != record['files'][name]]
-    changes = [f'{_some(names)} {"was" if len(names) == 1 else "were"} {what}'
+    changes = [f'{some_names(names)} {"was" if len(names) == 1 else "were"} {what}'
                for names, what in ((foreign, 'added'), (edited, 'edited')) if names]
     if changes:
         raise ValueError(f'In {folder}, {" and ".join(changes)} since it was written, and nothing of it is replaced: '
@@ -152,6 +154,6 @@ def _remove_own(old: Path) -> None:
         _logger.warning(f'Something was added to the export while it was replaced: it is in {old}.')
 
 
-def _some(names: List[str]) -> str:
-    shown = [''.join(c if c.isprintable() else '?' for c in name) for name in names[:3]]
-    return ', '.join(shown) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+def some_names(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are, for a message."""
+    return shown(', '.join(names[:3])) + (f' and {len(names) - 3} more' if len(names) > 3 else '')

@@ -21,6 +21,7 @@ from timm_focus.utils.weight_files import read_weight_file
 from timm_focus.utils.secrets import discreet, redact
 
 from .export import CARD, CONFIG, FILES, HEADS, is_export, read_config, save_for_hub
+from .folder import some_names
 from .publication import Publication
 
 __all__ = ['HubError', 'check_push', 'create_from_hub', 'list_export', 'push_export', 'push_folder', 'push_to_hub']
@@ -161,8 +162,9 @@ def push_export(folder: Union[str, Path], publication: Publication) -> str:
         if there and not (same or create_pr or publication.overwrite):
             over = dataclasses.replace(publication, overwrite=True).again(folder)
             raise HubError(
-                f'{repo_id} has files already ({_some(there)}), and nothing is overwritten without being asked. The '
-                f'export is whole in {folder}: `{over}` replaces them, --create-pr instead of --overwrite proposes it.')
+                f'{repo_id} has files already ({some_names(sorted(there))}), and nothing is overwritten without being '
+                f'asked. The export is whole in {folder}: `{over}` replaces them, --create-pr instead of --overwrite '
+                'proposes it.')
         if new_branch:
             api.create_branch(repo_id, branch=publication.revision)
         if same and not create_pr:
@@ -230,11 +232,6 @@ def _same(folder: Path, names: List[str], there: Dict[str, Any]) -> bool:
 
 def _architecture(folder: Path) -> str:
     return str(read_config(folder / CONFIG)[0].get('architecture'))
-
-
-def _some(names: Any) -> str:
-    names = sorted(names)
-    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
 def _refuse_secrets(folder: Path, names: List[str]) -> None:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from timm_focus.method import HEADS
 from timm_focus.models import FOCUS_ARGS
+from timm_focus.utils.errors import sentence
+from timm_focus.utils.text import brief
 from timm_focus.utils.weight_files import read_weight_file
 
-__all__ = ['Checkpoint', 'find_checkpoint', 'is_source', 'parse_checkpoint', 'read_checkpoint', 'sentence']
+__all__ = ['Checkpoint', 'find_checkpoint', 'is_source', 'parse_checkpoint', 'read_checkpoint']
 
 RUN_FILES = ('model_best.pth.tar', 'last.pth.tar')
 EXPORT_CONFIG, EXPORT_WEIGHTS, EXPORT_HEADS = 'config.json', 'model.safetensors', 'focus_heads.safetensors'
@@ -101,9 +103,9 @@ def parse_checkpoint(found: Dict[str, Any], path: str) -> Checkpoint:
     for name, (wanted, right) in SETTINGS.items():
         value = settings.get(name)
         if value is not None and not right(value):
-            raise ValueError(f'The checkpoint {path} has the setting {name} {_shown(value)}, where {wanted} belongs.')
+            raise ValueError(f'The checkpoint {path} has the setting {name} {brief(value)}, where {wanted} belongs.')
     if not isinstance(arch, (str, type(None), Tensor)):  # in a state dict it may be a weight
-        raise ValueError(f'The checkpoint {path} is of the model {_shown(arch)}, which is no name.')
+        raise ValueError(f'The checkpoint {path} is of the model {brief(arch)}, which is no name.')
     average = '' if settings.get('model_ema_force_cpu') else next(
         (name for name in ('state_dict_ema', 'model_ema') if found.get(name) is not None), '')
     name = average or next((name for name in STATES if not isinstance(found.get(name), (Tensor, type(None)))), '')
@@ -114,7 +116,7 @@ def parse_checkpoint(found: Dict[str, Any], path: str) -> Checkpoint:
         state = {k: v for k, v in state.items() if '.aux_bn.' not in k}
     heads = found.get('task_state_ema' if average == 'state_dict_ema' else 'task_state') if name else None
     if heads is not None and not isinstance(heads, dict):
-        raise ValueError(f'The checkpoint {path} has a task_state that is {_shown(heads)}, no heads by name.')
+        raise ValueError(f'The checkpoint {path} has a task_state that is {brief(heads)}, no heads by name.')
     heads = heads if all(head in (heads or {}) for head in HEADS) else {}
     heads = {head: _tensors(heads[head], path, head) for head in HEADS if heads}
     parts = {part: _under(f'{part}.', state) for part in ('backbone', *HEADS)}
@@ -176,12 +178,12 @@ def _tensors(found: Any, path: str, name: str) -> State:
     """
     what = f'its {name}' if name else 'it'
     if not isinstance(found, dict) or not found:
-        raise ValueError(f'The checkpoint {path} has no weights: {what} is {_shown(found)}.')
+        raise ValueError(f'The checkpoint {path} has no weights: {what} is {brief(found)}.')
     for key, value in found.items():
         if not isinstance(key, str):
-            raise ValueError(f'The checkpoint {path} has no weights by names: {what} has the key {_shown(key)}.')
+            raise ValueError(f'The checkpoint {path} has no weights by names: {what} has the key {brief(key)}.')
         if not isinstance(value, Tensor):
-            raise ValueError(f'The checkpoint {path} has no weights by names: {key} of {what} is {_shown(value)}.')
+            raise ValueError(f'The checkpoint {path} has no weights by names: {key} of {what} is {brief(value)}.')
         if value.layout != torch.strided or value.is_quantized:
             kind = 'quantized' if value.is_quantized else 'sparse'
             raise ValueError(f'The checkpoint {path} has {kind} weights, such as {key}, which no model here takes.')
@@ -190,16 +192,6 @@ def _tensors(found: Any, path: str, name: str) -> State:
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _shown(value: Any) -> str:
-    text = ' '.join(repr(value).split())
-    return text if len(text) <= 60 else f'{text[:57]}...'
-
-
-def sentence(e: BaseException) -> str:
-    """What an exception says, on one line."""
-    return ' '.join(str(e).split())[:500] or type(e).__name__
 
 
 def _whole(value: Any) -> bool:

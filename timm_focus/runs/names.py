@@ -5,8 +5,8 @@ from typing import List
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from timm_focus.data.places365 import CATEGORIES
+from timm_focus.utils.errors import sentence
 
-from .checkpoint import sentence
 from .model import Loaded
 
 __all__ = ['class_names', 'read_class_names']

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from timm_focus.baselines import ACoL
+from timm_focus.utils.errors import SettingsError
 from timm_focus.utils.meta import meta_twin
-
-from .errors import SettingsError
 
 __all__ = ['advice_on_batches', 'check_smallest_batch']
 

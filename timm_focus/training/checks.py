@@ -6,9 +6,9 @@ from typing import Any, Dict
 from timm.loss import create_classification_loss
 
 from timm_focus.demo import SYNTHETIC
+from timm_focus.utils.errors import SettingsError, sentence
 
 from .criterion import criterion_kwargs, mixes
-from .errors import SettingsError
 from .refused import check_refused
 
 __all__ = ['METHOD_FLAGS', 'check']
@@ -158,7 +158,7 @@ def _check_loss(args: argparse.Namespace) -> None:
     try:
         create_classification_loss(**criterion_kwargs(args))
     except (OSError, TypeError, ValueError) as e:
-        raise SettingsError(f'The loss cannot be made: {" ".join(str(e).split())}') from e
+        raise SettingsError(f'The loss cannot be made: {sentence(e)}') from e
 
 
 def _check_batches(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
 
 from timm_focus.utils.errors import explained
+from timm_focus.utils.text import brief
 
 from .checkpoint import PLATEAU_COUNTERS, Kept, Progress, load, read_kept
 
@@ -98,16 +99,11 @@ def changed_settings(kept: Kept, args: argparse.Namespace, images: int, names: I
         pairs.append(('processes', kept.settings['world_size'], args.world_size))
     if kept.images is not None:
         pairs.append(('training images', kept.images, images))
-    return [f'{name} {_text(before)} -> {_text(now)}' for name, before, now in pairs if _plain(before) != _plain(now)]
+    return [f'{name} {brief(before)} -> {brief(now)}' for name, before, now in pairs if _plain(before) != _plain(now)]
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _text(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def check_order(kept: Kept, args: argparse.Namespace, images: int) -> None:

@@ -22,11 +22,11 @@ from timm_focus.data.tars import class_info
 from timm_focus.data.transforms import fit_channels
 from timm_focus.demo import SYNTHETIC
 from timm_focus.utils import some, write_whole
+from timm_focus.utils.errors import SettingsError, explained
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import check_names
 
 from .criterion import mixes
-from .errors import SettingsError, explained
 from .reproducible import ReproducibleLoader
 
 __all__ = ['check_readable', 'create_datasets', 'create_loaders', 'fit_images', 'keep_lists', 'set_epoch']

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from timm.layers import set_fast_norm
 from timm.utils import NativeScaler, init_distributed_device
 
-from .errors import SettingsError, explained
+from timm_focus.utils.errors import SettingsError, explained
 
 __all__ = ['cores', 'keep_freed_memory', 'set_up_device']
 

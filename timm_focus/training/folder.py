@@ -21,10 +21,10 @@ import torch.distributed as dist
 from timm.models import safe_model_name
 
 from timm_focus.utils import FileError, is_scratch, write_whole
+from timm_focus.utils.errors import SettingsError, explained
 
 from .checkpoint import (
     FocusCheckpointSaver, Kept, Progress, find_kept, is_finite, load, newest_good, read_kept)
-from .errors import SettingsError, explained
 from .summary import read_summary
 
 __all__ = ['RunFolder', 'decide']

@@ -2,7 +2,7 @@
 import argparse
 from typing import Any, Dict, NamedTuple
 
-from .errors import SettingsError
+from timm_focus.utils.errors import SettingsError
 
 __all__ = ['REFUSED', 'add_refused', 'check_refused']
 

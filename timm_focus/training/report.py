@@ -16,11 +16,11 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from timm_focus.analysis import check_size, focus_sheet, multiply_adds
 from timm_focus.baselines import ACoL, AcolNet, adl_modules, trace_maps
 from timm_focus.method import FocusNet
+from timm_focus.utils.errors import SettingsError, explained
 from timm_focus.utils.modes import evaluating
 from timm_focus.utils.warned import warned
 
 from .batches import advice_on_batches
-from .errors import SettingsError, explained
 from .summary import Summary
 
 __all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']

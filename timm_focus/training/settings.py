@@ -14,11 +14,11 @@ from timm.utils import ParseKwargs
 
 from timm_focus.demo import SYNTHETIC
 from timm_focus.recipes import recipe_names, recipe_path
+from timm_focus.utils.errors import SettingsError, sentence
 from timm_focus.utils.parser import nearest
 
 from .arguments import RECIPE_SETTINGS, SCHEMES, stage
 from .checks import check, flag
-from .errors import SettingsError
 
 __all__ = ['parse_args']
 
@@ -157,7 +157,7 @@ def _read(path: str) -> Dict[str, Any]:
         with open(found, encoding='utf-8') as f:
             config = yaml.safe_load(f) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise SettingsError(f'Cannot read --config {path}: {" ".join(str(e).split())}') from e
+        raise SettingsError(f'Cannot read --config {path}: {sentence(e)}') from e
     if not isinstance(config, dict):
         raise SettingsError(f'--config {path} is no mapping of names to values.')
     return config

@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from timm_focus.baselines import ACoL, insert_adl
 from timm_focus.method import HEADS, FocusLoss, FocusNet
+from timm_focus.utils.errors import SettingsError, explained
 
 from .arguments import FOCUS_LOSS_FLAGS
 from .criterion import criterion_kwargs
-from .errors import SettingsError, explained
 
 __all__ = ['AcolTask', 'FocusTask', 'create_task']
 

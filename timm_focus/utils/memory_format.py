@@ -2,6 +2,7 @@
 import torch
 from torch import Tensor, nn
 
+from .errors import sentence
 from .modes import evaluating
 
 __all__ = ['use_channels_last']
@@ -26,7 +27,7 @@ def use_channels_last(model: nn.Module, x: Tensor) -> str:
             _run(model, x)
         except Exception:
             return ''
-        return ' '.join(str(e).split())[:200]
+        return sentence(e, 200)
     return ''
 
 

@@ -2,7 +2,7 @@
 import re
 from typing import Any, Iterable, Sequence
 
-__all__ = ['check_names', 'csv_cell', 'from_csv_cell', 'markdown', 'one_line', 'shown', 'some', 'word']
+__all__ = ['brief', 'check_names', 'csv_cell', 'from_csv_cell', 'markdown', 'one_line', 'shown', 'some', 'word']
 
 FORMULA = re.compile(r"'*[=+\-@]")  # a cell that begins so is calculated by spreadsheets, unless an apostrophe leads it
 UNWRITABLE = re.compile('[\x00-\x1f\x7f\udc80-\udcff]|\\\\(?=x)')  # controls, bytes that are no UTF-8, and our own sign
@@ -21,6 +21,12 @@ def some(items: Iterable[str], n: int = 3) -> str:
     """The first few of the items, for a message."""
     items = list(items)
     return shown(', '.join(items[:n])) + (', ...' if len(items) > n else '')
+
+
+def brief(value: Any) -> str:
+    """A value as Python writes it, on one line of 60 characters at most."""
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def one_line(text: Any) -> str:
