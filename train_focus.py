@@ -8,7 +8,6 @@
 A model named focus_<name> is trained by the method of "See More for Scene" (NeurIPS 2021), any other by its classifier
 alone; the loop is the same. What comes out is a plain timm model. Flags are named as in timm's train.py.
 """
-import difflib
 import functools
 import logging
 import os
@@ -18,7 +17,6 @@ import sys
 # threads that wait are to sleep: torch's spin by default, against the processes that load images, where cores are few
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is loaded
 
-import timm
 import torch
 import torch.distributed as dist
 import yaml
@@ -32,7 +30,7 @@ from timm.utils import distribute_bn, setup_default_logging
 import timm_focus  # registers focus_<name>
 from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
-from timm_focus.runs import model_arguments, start_from
+from timm_focus.runs import check_name, is_source, model_arguments, start_from
 from timm_focus.training import (
     FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, TwoSteps,
     build_parser, changed_settings, check_order, check_readable, check_smallest_batch, conclude, create_datasets,
@@ -40,7 +38,7 @@ from timm_focus.training import (
     fit_images, keep_lists, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
     train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
-from timm_focus.training.checkpoint import restore_buffers
+from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
 from timm_focus.training.task import classifiers
 from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.memory_format import use_channels_last
@@ -130,10 +128,13 @@ def main():
     start = Progress(args.start_epoch or 0, 0, (args.start_epoch or 0) * updates_per_epoch)
     if resume_path:
         try:
-            kept = read_kept(resume_path)
+            state = load_checkpoint(resume_path)
+            kept = read_kept(resume_path, state)
             if args.start_epoch is None:
                 check_order(kept, args, len(dataset_train))
-            start = resume(task, resume_path, *(() if args.no_resume_opt else (optimizer, loss_scaler, lr_scheduler)))
+            training = () if args.no_resume_opt else (optimizer, loss_scaler, lr_scheduler)
+            start = resume(task, resume_path, *training, state=state)
+            del state  # as large as the weights and the optimizer
         except ValueError as e:
             raise SettingsError(str(e)) from e
         if args.start_epoch is not None:
@@ -267,12 +268,12 @@ def main():
 def build_model(args):
     """The model that the settings name, with the heads of their method if it has any."""
     focus_args = {f'focus_{name}': getattr(args, f'focus_{name}') for name in FOCUS_MODEL_FLAGS}
-    sourced = ':' in args.model
-    if not sourced and not timm.is_model(args.model):
-        near = difflib.get_close_matches(args.model.split('.')[0], timm.list_models(), 1)
-        hint = f' Did you mean {near[0]}?' if near else ''
-        raise SettingsError(f'timm knows no model {args.model}: timm.list_models() names them.{hint}')
-    weights = args.initial_checkpoint or args.pretrained_path or (args.model if sourced and args.pretrained else '')
+    try:
+        check_name(args.model)
+    except ValueError as e:
+        raise SettingsError(str(e)) from e
+    shared = args.model if is_source(args.model) and args.pretrained else ''
+    weights = args.initial_checkpoint or args.pretrained_path or shared
     with explained(f'The model {args.model} cannot be made'):
         kwargs = model_arguments(args.model.removeprefix('focus_'), vars(args))
         model = create_model(

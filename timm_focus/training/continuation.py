@@ -2,7 +2,7 @@
 import argparse
 import inspect
 import os
-from typing import Any, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
 import torch
 from timm.models import clean_state_dict
@@ -32,13 +32,22 @@ def resume(
         optimizer: Optional[torch.optim.Optimizer] = None,
         loss_scaler: Any = None,
         scheduler: Any = None,
+        state: Optional[Dict[str, Any]] = None,
 ) -> Progress:
     """Restore a run from a checkpoint: model, heads and running average, and what else is given of it.
+
+    Args:
+        task: What is trained.
+        path: The file.
+        optimizer: Takes its state.
+        loss_scaler: Takes its scale.
+        scheduler: Takes what a plateau has counted.
+        state: What `load` gives of the file, where that is at hand.
 
     Raises:
         ValueError: The file is missing, damaged, or no checkpoint of a run.
     """
-    state = load(path)
+    state = load(path) if state is None else state
     progress = read_kept(path, state).progress
     with explained(f'The checkpoint {path} does not fit this run'):
         task.load_checkpoint_state(clean_state_dict(state['state_dict']), state.get('task_state'))
