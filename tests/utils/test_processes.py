@@ -12,6 +12,7 @@ from timm_focus.utils import processes
 # one process imports torch, and one for each case is forked of it; each says at once who its workers are
 CASES = """
 import gc, json, multiprocessing, os, runpy, signal, sys, time
+import torch
 from torch.utils.data import DataLoader, Dataset
 globals().update(runpy.run_path(sys.argv[1]))  # not the whole package, which takes its time
 
@@ -64,6 +65,11 @@ def a_worker_that_is_killed():
 def the_parent_is_killed():
     kept = begin(stuck=4)
     os.kill(os.getpid(), signal.SIGKILL)
+
+def an_iterator_where_another_was():
+    kept = begin()
+    end_workers()
+    torch._C._set_worker_pids(id(kept[1]), ())  # as torch does for an iterator at this address
 
 def no_exit_at_all():
     kept = begin(stuck=4)
@@ -132,6 +138,7 @@ EXPECTED = dict(
     a_worker_that_is_killed=(1, 'Error: '),  # torch's, or one of the pipe to it
     the_parent_is_killed=(-signal.SIGKILL, ''),
     no_exit_at_all=(4, ''),
+    an_iterator_where_another_was=(0, ''),
     signals_to_all=(0, ''),
     one_loader_after_another=(0, ''),
     the_grandparent_is_killed=(-signal.SIGKILL, ''),

@@ -2,6 +2,7 @@
 import atexit
 import ctypes
 import functools
+import importlib
 import multiprocessing
 import os
 import signal
@@ -51,7 +52,7 @@ def _begin(make: Callable[[], Any]) -> Any:
 
 def _prepare(prepare: Optional[Callable[[int], None]], worker_id: int) -> None:
     for iterator in _begun:  # whose workers are this one's siblings: not its to shut down, should it free the iterator
-        iterator._shutdown = True
+        _let_go(iterator)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)
@@ -83,5 +84,14 @@ def end_workers() -> None:
     if handler is not None:
         signal.signal(signal.SIGCHLD, handler)
     for iterator in list(_begun):
-        iterator._shutdown = True  # or torch would take locks that a killed worker may have held
+        _let_go(iterator)
     _begun.clear()
+
+
+def _let_go(iterator: Any) -> None:
+    """Have an iterator shut nothing down when it is freed: torch would take locks that a killed worker may have held."""
+    iterator._shutdown = True
+    if iterator._worker_pids_set:  # torch knows them by the iterator's address, which the next iterator may have
+        torch_workers = importlib.import_module('torch.utils.data._utils.signal_handling')
+        torch_workers._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
