@@ -54,7 +54,7 @@ def test_command_is_understood(command, monkeypatch):
 
 
 NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-list', '--places-version', '--config',
-                '--push-to-hub')
+                '--push-to-hub', '--dataset hfds/')
 
 
 @pytest.mark.parametrize('command', [

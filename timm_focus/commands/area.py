@@ -11,6 +11,7 @@ from timm_focus.utils.text import csv_cell, from_csv_cell
 from timm_focus.utils.weight_files import digest
 
 from .checks import check_model, images_digest, tell
+from .data import add_data_arguments, open_data
 from .load import add_model_arguments, load_models
 from .table import add_picture_format
 
@@ -25,8 +26,10 @@ def add_parser(commands: Any) -> None:
         description='Measure the coverage ratio of the focus area of each image ("See More for Scene", section 3): a '
                     'CSV of every image, a JSON of means and quartiles, a box plot. It goes on where it was stopped, '
                     'with the same weights, images and settings.')
-    parser.add_argument('data', nargs='+', metavar='DATA', help='folders of images; of those with splits, validation')
+    parser.add_argument('data', nargs='*', metavar='DATA', help='folders of images and tar files; of those with '
+                        'splits, validation')
     add_model_arguments(parser)
+    add_data_arguments(parser)
     parser.add_argument('--by-dataset', action='store_true', help='tell the folders apart (default: they are one set, '
                         'as in the paper)')
     parser.add_argument('--threshold', type=_rule, default='mean', metavar='RULE', help="mean (default, the paper's), "
@@ -48,15 +51,12 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from timm_focus.analysis import coverage_plot, threshold_map
-    from timm_focus.data import open_images
     from timm_focus.utils import write_whole
 
     threshold_map(torch.zeros(1, 1, 1), args.threshold)  # a rule that is none is told now
     models = load_models(args)
-    names = {os.path.basename(os.path.abspath(path)): path for path in args.data}
-    if len(names) < len(args.data):
-        raise ValueError('Two of the folders have the same name, by which results go: give links of other names.')
-    datasets = {name: open_images(path, apart=args.output) for name, path in names.items()}
+    opened = open_data(args, args.data, apart=args.output)
+    datasets = {one.name: one.dataset for one in opened}
     modes = {loaded.name: image_mode(loaded) for loaded in models}
     notes = [check_model(loaded).note for loaded in models]
     os.makedirs(args.output, exist_ok=True)
@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> None:
         'models': {loaded.name: dict(
             weights=digest(loaded.model.state_dict()), data_config=loaded.data_config, mode=modes[loaded.name])
             for loaded in models},
-        'data': {name: dict(folder=os.path.abspath(names[name]), images=images_digest(dataset))
-                 for name, dataset in datasets.items()}})
+        'data': {one.name: dict(folder=one.place, images=images_digest(one.dataset)) for one in opened}})
     tell(notes)
     done = _read(path)
     convolutional = {}
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         for name, dataset in datasets.items():
             seen = {row['image'] for row in done if (row['model'], row['dataset']) == (loaded.name, name)}
             convolutional[loaded.name] = _measure(loaded, name, dataset, seen, path, args)
-    pools = {name: [name] for name in names} if args.by_dataset else {' + '.join(names): list(names)}
+    pools = {name: [name] for name in datasets} if args.by_dataset else {' + '.join(datasets): list(datasets)}
     rows = _read(path)
     groups = {
         (loaded.name, pool): [r for r in rows if r['model'] == loaded.name and r['dataset'] in members]

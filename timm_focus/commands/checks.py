@@ -63,11 +63,12 @@ def tell(notes: Sequence[str]) -> None:
 
 def images_digest(dataset: Any) -> str:
     """SHA-256 of a list of images: of their names, classes and sizes in bytes, in order."""
-    found, index = hashlib.sha256(), dataset.reader.index
+    found, reader = hashlib.sha256(), dataset.reader
     for i in range(len(dataset)):
         try:
-            size = os.stat(index.path(i)).st_size
+            size = reader.size(i)
         except OSError:  # it will be found that it cannot be read
             size = -1
-        found.update(os.fsencode(index.relative(i)) + f'\0{index.target(i)}\0{size}\n'.encode())
+        target = '' if reader.targets is None else int(reader.targets[i])
+        found.update(os.fsencode(dataset.filename(i)) + f'\0{target}\0{size}\n'.encode())
     return found.hexdigest()

@@ -14,6 +14,7 @@ from timm_focus.utils.weight_files import digest
 
 from .checks import check_model, tell
 from .classes import find_class, folder_classes, folder_key
+from .data import add_data_arguments
 from .load import add_model_arguments, load_models
 from .sources import Placement, Source, SourceImages, find_sources
 from .table import add_picture_format
@@ -39,9 +40,10 @@ def add_parser(commands: Any) -> None:
                     'erased, the activation map, what is erased, what is kept, the focus area, the most probable '
                     f'classes before and after), the map as .npy and the mask of what is kept. {MANIFEST} has it in '
                     f'numbers, {SHEET}.png shows some of all classes on a page.')
-    parser.add_argument('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='image files, and folders of images; of '
-                        'those with splits, validation')
+    parser.add_argument('images', nargs='*', metavar='IMAGE_OR_FOLDER', help='image files, folders of images and tar '
+                        'files; of those with splits, validation')
     add_model_arguments(parser)
+    add_data_arguments(parser)
     parser.add_argument('--class', dest='label', metavar='NAME_OR_INDEX',
                         help='class to explain (default: the one predicted for each image)')
     parser.add_argument('--threshold', type=float, metavar='GAMMA', help='erase where the map, from 0 to 1, reaches it '
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     endings = dict(picture=f'.{args.format}', map='.npy', mask='-mask.png')
     sheet_name = f'{SHEET}.{args.format}'
-    sources = find_sources(args.images, args.output, tuple(endings.values()), (MANIFEST, sheet_name))
+    sources = find_sources(args, args.images, args.output, tuple(endings.values()), (MANIFEST, sheet_name))
     loaded, = load_models(args, heads=True)
     mode = image_mode(loaded)
     n_classes, note = _count_classes(loaded)

@@ -1,7 +1,10 @@
 """Images that a command line names: where what is made of each goes, and what of it a network sees."""
+import argparse
 import math
 import os
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+from .data import open_data
 
 __all__ = ['Placement', 'Source', 'SourceImages', 'find_sources', 'place']
 
@@ -12,15 +15,32 @@ class Source(NamedTuple):
     """An image and what is made of it.
 
     Attributes:
-        path: Its file.
+        path: Its file; of an image that is none, what the image is known by.
         base: What files made of it are called: a path from the output folder, without the ending.
         name: Its path from the folder that was named, or the name of its file.
         label: Name of its class, if it lies as data sets do: that of its folder.
+        dataset: The set of images that it is of, None where it is a file by itself.
+        number: Its number in that.
     """
     path: str
     base: str
     name: str
     label: str
+    dataset: Optional[Any] = None
+    number: int = 0
+
+    def read(self, mode: str) -> Any:
+        """The image, upright, in a mode of Pillow's.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        from timm_focus.data import read_image
+
+        if self.dataset is None:
+            return read_image(self.path, mode, upright=True)
+        self.dataset.input_img_mode = mode
+        return self.dataset.read(self.number, upright=True)[0]
 
 
 class Placement(NamedTuple):
@@ -36,14 +56,21 @@ class Placement(NamedTuple):
                 self.x0 + self.x_scale * x1, self.y0 + self.y_scale * y1)
 
 
-def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], reserved: Sequence[str]) -> List[Source]:
-    """The images of files and folders, each with a name of its own below the output folder.
+def find_sources(
+        args: argparse.Namespace,
+        paths: Sequence[str],
+        output: str,
+        endings: Sequence[str],
+        reserved: Sequence[str],
+) -> List[Source]:
+    """The images of files, folders and data sets, each with a name of its own below the output folder.
 
     Names mirror the paths from the folder given; where several are given, they begin with that folder's name. Those
     that would be one (`1.jpg` and `1.png`) are numbered.
 
     Args:
-        paths: Image files, and folders as `open_images` takes them.
+        args: With the flags of `add_data_arguments`.
+        paths: Image files, and folders and archives as `open_data` takes them.
         output: Folder that files are made in; images in it are passed over.
         endings: Of the files that are made of each image.
         reserved: Other files that are made there.
@@ -51,29 +78,34 @@ def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], rese
     Raises:
         ValueError: Something is not there, or what is made would come to lie among the images.
     """
-    from timm_focus.data import open_images
+    from timm_focus.data.readers import label_names
 
-    found, prefixes = [], set()
-    for path in paths:
-        if os.path.isdir(path):
-            index = open_images(path, apart=output).reader.index
+    found: List[Tuple[str, str, str, Optional[Any], int]] = []
+    prefixes: Set[str] = set()
+    for path in paths or ['']:
+        is_image = os.path.isfile(path) and not path.endswith('.tar')
+        if args.dataset and is_image:
+            raise ValueError(f'--dataset is of folders and archives, and {path} is a file: leave one of them out.')
+        if args.dataset or not path or os.path.isdir(path) or path.endswith('.tar'):
+            dataset = open_data(args, [path] if path else [], apart=output)[0].dataset
             prefix = ''
             if len(paths) > 1:
                 prefix = _unused(os.path.basename(os.path.realpath(path)) or 'images', lambda p: p.lower() in prefixes)
                 prefixes.add(prefix.lower())
-            root = os.path.join(path, os.path.relpath(index.root, os.path.abspath(path)))
-            labelled = len(index.class_names) > 1
-            for i in range(len(index)):
-                relative = index.relative(i)
-                full = os.path.normpath(os.path.join(root, relative))
-                label = index.class_names[index.target(i)] if labelled else _folder_name(full)
-                found.append((full, os.path.join(prefix, relative), label))
+            names, targets = label_names(dataset.reader), dataset.reader.targets
+            for i in range(len(dataset)):
+                relative, full = dataset.filename(i), dataset.filename(i, absolute=True)
+                if path and os.path.isabs(full) and not os.path.isabs(path):  # as it was named
+                    full = os.path.normpath(os.path.join(path, os.path.relpath(full, os.path.abspath(path))))
+                labelled = len(names) > 1 and targets is not None
+                label = names[targets[i]] if labelled else _folder_name(full)
+                found.append((full, os.path.join(prefix, relative), label, dataset, i))
         elif os.path.exists(path):
-            found.append((path, os.path.basename(path), _folder_name(path)))
+            found.append((path, os.path.basename(path), _folder_name(path), None, 0))
         else:
             raise ValueError(f'There is no file or folder {path}.')
-    folders = {os.path.dirname(relative) for _, relative, _ in found}
-    inputs = {os.path.realpath(folder): folder for folder in {os.path.dirname(path) for path, _, _ in found}}
+    folders = {os.path.dirname(relative) for _, relative, *_ in found}
+    inputs = {os.path.realpath(folder): folder for folder in {os.path.dirname(path) for path, *_ in found}}
     for folder in folders:
         made_in = os.path.realpath(os.path.join(output, folder))
         if made_in in inputs:
@@ -85,12 +117,12 @@ def find_sources(paths: Sequence[str], output: str, endings: Sequence[str], rese
             taken.add(folder.lower())
             folder = os.path.dirname(folder)
     sources = []
-    for path, relative, label in found:
+    for path, relative, label, dataset, i in found:
         folder, name = os.path.split(relative)
         stem = os.fsdecode(os.fsencode(os.path.splitext(name)[0])[:LONGEST_STEM])
         base = _unused(os.path.join(folder, stem), lambda b: any((b + e).lower() in taken for e in endings))
         taken.update((base + e).lower() for e in endings)
-        sources.append(Source(path, base, relative, label))
+        sources.append(Source(path, base, relative, label, dataset, i))
     return sources
 
 
@@ -128,10 +160,8 @@ class SourceImages:
     def __getitem__(self, i: int) -> Dict[str, Any]:
         import numpy as np
 
-        from timm_focus.data import read_image
-
         try:
-            image = read_image(self.sources[i].path, self.mode, upright=True)
+            image = self.sources[i].read(self.mode)
             x, placement = place(image, self.transform)
         except OSError as e:
             return dict(i=i, why=e.strerror or str(e))

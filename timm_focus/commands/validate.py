@@ -15,10 +15,11 @@ from timm_focus.utils.weight_files import digest
 
 from .checks import check_model, images_digest, tell
 from .classes import folder_key
+from .data import add_data_arguments, open_data
 from .load import add_model_arguments, load_models
 from .table import add_format, write_table
 
-__all__ = ['add_parser', 'match_classes', 'open_labelled_images']
+__all__ = ['add_parser', 'match_classes']
 
 SUMMARY, CLASSES, IMAGES = 'validate.json', 'classes.csv', 'images.csv'
 
@@ -30,8 +31,10 @@ def add_parser(commands: Any) -> None:
                     'of each image erased: where the class activation map of the predicted class is highest (cam), and '
                     'for comparison smooth random regions (random). Classes are matched by the names of their folders '
                     'where the model has names, as those of train_focus.py have.')
-    parser.add_argument('data', metavar='DATA', help='folder with val/<class>/, Places365, or folder of class folders')
+    parser.add_argument('data', nargs='?', metavar='DATA', help='folder with val/<class>/, Places365, folder or tar '
+                        'file of class folders')
     add_model_arguments(parser)
+    add_data_arguments(parser)
     parser.add_argument('--erase', nargs='+', type=float, default=[10., 25., 50.], metavar='PERCENT',
                         help='shares of the pixels to erase (default: 10 25 50); an image passes 1 + 2 times per share')
     parser.add_argument('--no-erase', action='store_true', help='accuracy alone: an image passes once')
@@ -47,13 +50,14 @@ def run(args: argparse.Namespace) -> None:
     wrong = [p for p in percents if not 0 < p <= 100]
     if wrong:
         raise ValueError(f'--erase is {wrong[0]:g}: give percentages above 0 and at most 100.')
-    dataset = open_labelled_images(args.data)
+    opened, = open_data(args, [args.data] if args.data else [], labelled=True)
+    dataset = opened.dataset
     models = load_models(args)
     for loaded in models:
         image_mode(loaded)
     notes = [check_model(loaded, needs_map=bool(percents)).note for loaded in models]
     images = images_digest(dataset)
-    settings = [_settings(loaded, args.data, images, percents) for loaded in models]
+    settings = [_settings(loaded, opened.place, images, percents) for loaded in models]
     if args.output:
         _check_output(args.output, settings)
     matches = [_match(loaded, dataset, bool(percents)) for loaded in models]
@@ -73,22 +77,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 # images and their classes
-
-def open_labelled_images(path: str) -> Any:
-    """The images of a folder with their classes: its validation split, or all of a folder of class folders.
-
-    Raises:
-        ValueError: There are none, or they have no classes.
-    """
-    from timm_focus.data import SceneDataset, cached_scan, create_dataset, find_places365
-    from timm_focus.data.dataset import EVAL, TRAIN
-
-    if not os.path.isdir(path):
-        raise ValueError(f'There is no folder {path}.')
-    if any(os.path.isdir(os.path.join(path, split)) for split in (*EVAL, *TRAIN)) or find_places365(path):
-        return create_dataset('', path, 'validation')
-    return SceneDataset(cached_scan(path), f'class folders in {path}')
-
 
 def match_classes(
         loaded: Loaded,
@@ -152,9 +140,11 @@ class _Numbers:
 
 def _match(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int], List[str]]:
     """Class of the model by class of the data set, and the names of the model's; what cannot be measured is told."""
+    import numpy as np
     import torch
 
     from timm_focus.analysis import faithfulness
+    from timm_focus.data.readers import label_names
 
     _prepare(loaded, dataset, None)
     try:
@@ -166,9 +156,10 @@ def _match(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int],
         n_classes = loaded.model(x.to(device)).shape[1]
     if erasing:  # has it a map?
         faithfulness(loaded.model, [(x, torch.zeros(1, dtype=torch.long))], [0.5])
-    index = dataset.reader.index
-    present = [i for i, count in enumerate(index.counts()) if count]
-    numbers, names = match_classes(loaded, n_classes, index.class_names, present)
+    names = label_names(dataset.reader)
+    targets = dataset.reader.targets
+    present = list(range(len(names))) if targets is None else np.unique(targets).tolist()
+    numbers, names = match_classes(loaded, n_classes, names, present)
     return dict(zip(present, numbers)), names
 
 
@@ -232,7 +223,7 @@ def _measure(
 def _settings(loaded: Loaded, data: str, images: str, percents: Sequence[float]) -> Dict[str, Any]:
     """What a result goes by."""
     return dict(
-        model=loaded.name, weights=digest(loaded.model.state_dict()), data=os.path.abspath(data), images=images,
+        model=loaded.name, weights=digest(loaded.model.state_dict()), data=data, images=images,
         settings=json.loads(json.dumps(dict(loaded.data_config, erase=list(percents)), default=str)))
 
 

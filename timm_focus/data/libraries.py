@@ -105,10 +105,16 @@ class HfdsReader(Reader):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def size(self, i: int) -> int:
+        """Bytes of image i."""
+        image = self.dataset[i][self.image_key]
+        return os.stat(image['path']).st_size if image['bytes'] is None else len(image['bytes'])
+
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         """The place in the split, which is unlike that of all others, and the file's own name where it is kept."""
         own = os.path.basename(self.dataset[index][self.image_key]['path'] or '')
-        return f'{index:08}-{own}' if own else f'{index:08}'
+        name = f'{index:08}-{own}' if own else f'{index:08}'
+        return f'{self.root}/{self.split}/{name}' if absolute else name
 
 
 def _slice(parts: Any, split: Sequence[str], name: str) -> Tuple[str, Any]:
@@ -162,11 +168,17 @@ class TorchReader(Reader):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def size(self, i: int) -> int:
+        """Bytes of image i, -1 where it has no file of its own."""
+        path = self._filename(i, absolute=True)
+        return os.stat(path).st_size if os.path.isabs(path) else -1
+
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         for name in ('samples', 'imgs'):
             if hasattr(self.dataset, name):
                 path = str(getattr(self.dataset, name)[index][0])
-                return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
+                return os.path.basename(path) if basename else os.path.abspath(path) if absolute else \
+                    os.path.relpath(path, self.root)
         return f'{index:08}'
 
 

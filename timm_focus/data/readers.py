@@ -14,8 +14,9 @@ from timm_focus.utils.errors import sentence
 from .folders import LeftOut
 from .images import open_regular
 from .index import ImageIndex, subset
+from .tars import class_info
 
-__all__ = ['IndexReader', 'PartReader', 'by_names', 'draw', 'map_classes', 'pick']
+__all__ = ['IndexReader', 'PartReader', 'by_names', 'draw', 'label_names', 'map_classes', 'pick']
 
 
 class IndexReader(Reader):
@@ -37,6 +38,10 @@ class IndexReader(Reader):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def size(self, i: int) -> int:
+        """Bytes of image i."""
+        return os.stat(self.index.path(i)).st_size
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         if absolute:
@@ -66,8 +71,21 @@ class PartReader(Reader):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def size(self, i: int) -> int:
+        """Bytes of image i."""
+        return self.reader.size(int(self.indices[i]))
+
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return self.reader._filename(int(self.indices[index]), basename, absolute)
+
+
+def label_names(reader: Any) -> List[str]:
+    """Names of the classes of a reader by index, [] if it does not tell."""
+    numbers = getattr(reader, 'class_to_idx', None) or {}
+    names = [str(i) for i in range(max(numbers.values(), default=-1) + 1)]
+    for name, i in numbers.items():
+        names[i] = str(name)
+    return names or class_info(getattr(reader, 'info', None))[0]
 
 
 def map_classes(reader: Reader, class_map: Union[str, os.PathLike]) -> Reader:

@@ -81,6 +81,9 @@ class _Places:
             raise OSError('its archive is cut off')
         return io.BytesIO(data)
 
+    def size(self, i: int) -> int:
+        return int(self.places[i, 2])
+
 
 class TarReader(Reader):
     """Images in the class folders of an archive: see `scan_tar`."""
@@ -96,6 +99,10 @@ class TarReader(Reader):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def size(self, i: int) -> int:
+        """Bytes of image i."""
+        return self.places.size(i)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         name = self.index.relative(index)
@@ -269,6 +276,10 @@ class ShardReader(Reader):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def size(self, i: int) -> int:
+        """Bytes of image i."""
+        return self.places.size(i)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         name = self.names[index]

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import logging
 import os
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import timm.data
@@ -17,7 +17,7 @@ from timm_focus.data import create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, STREAMS, found_name
 from timm_focus.data.images import image_mode
 from timm_focus.data.libraries import forbid_programs
-from timm_focus.data.readers import PartReader
+from timm_focus.data.readers import PartReader, label_names
 from timm_focus.data.tars import class_info
 from timm_focus.data.transforms import fit_channels
 from timm_focus.demo import SYNTHETIC
@@ -49,7 +49,7 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
     with _first_here(args):  # whose index of a large tree the others find in the cache
         streams = source.partition('/')[0].lower() in (*STREAMS, 'wds')
         train, val = (_streams if streams else _numbered)(args, source)
-    args.label_names = label_names(train)
+    args.label_names = label_names(train.reader)
     try:
         check_names(args.label_names)
     except ValueError as e:
@@ -117,7 +117,7 @@ def _numbered(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Da
     try:
         # the training classes rule: a class without validation images must not shift those after it
         return train, create_dataset(
-            name, args.data_dir or '', args.val_split, class_names=label_names(train), **common)
+            name, args.data_dir or '', args.val_split, class_names=label_names(train.reader), **common)
     except (ValueError, OSError) as e:
         raise SettingsError(f"{e} (--val-split '' does without validation.)") from e
 
@@ -187,16 +187,6 @@ def fit_images(
     for dataset in filter(None, (dataset_train, dataset_eval)):
         holder = dataset.reader if isinstance(dataset, IterableImageDataset) else dataset
         holder.input_img_mode = mode
-
-
-def label_names(dataset: Dataset) -> List[str]:
-    """Names of the classes by index, [] if the data set does not tell."""
-    reader = getattr(dataset, 'reader', None)
-    numbers = getattr(reader, 'class_to_idx', None) or {}
-    names = [str(i) for i in range(max(numbers.values(), default=-1) + 1)]
-    for name, i in numbers.items():
-        names[i] = str(name)
-    return names or class_info(getattr(reader, 'info', None))[0]
 
 
 def keep_lists(args: argparse.Namespace, dataset: Dataset, folder: str) -> None:

@@ -89,7 +89,7 @@ def end_workers() -> None:
 
 
 def _let_go(iterator: Any) -> None:
-    """Have an iterator shut nothing down when it is freed: torch would take locks that a killed worker may have held."""
+    """Have an iterator shut nothing down when it is freed: torch takes locks that a killed worker may have held."""
     iterator._shutdown = True
     if iterator._worker_pids_set:  # torch knows them by the iterator's address, which the next iterator may have
         torch_workers = importlib.import_module('torch.utils.data._utils.signal_handling')
