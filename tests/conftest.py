@@ -113,7 +113,7 @@ def hub(tmp_path, monkeypatch):
 
 # the training script
 
-TINY = 'resnet10t'
+TINY = 'test_resnet'
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1'}
 
 
@@ -150,7 +150,7 @@ def settings(image_folder, tmp_path):
     """`settings('--lr 1', experiment='a')` is the command line of a small run, the last mention of a flag counting."""
     def make(more='', experiment='run', model=f'focus_{TINY}', data=image_folder):
         return [str(data), '--model', model, *shlex.split(
-            f'--img-size 32 -b 8 -j 0 --epochs 1 --lr 0.05 --device cpu --output {tmp_path}/out '
+            f'--img-size 32 -b 8 -j 0 --epochs 1 --lr 0.05 --device cpu --sheet-images 0 --output {tmp_path}/out '
             f'--experiment {experiment} {more}')]
     return make
 

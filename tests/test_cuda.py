@@ -59,7 +59,7 @@ def batch(name, gpu, n=8, seed=0):
 def test_a_run_trains_resumes_validates_and_exports(train, gpu, image_folder, dtype):
     """With everything that has a state, on the device that `--device` names."""
     more = (f'--device {gpu} --amp --amp-dtype {dtype} --model-ema --model-ema-decay 0.5 --grad-accum-steps 2 '
-            '--clip-grad 1 --reprob 0.5 --mixup 0.2 --has -j 2 --log-interval 1 --img-size 64')
+            '--clip-grad 1 --reprob 0.5 --mixup 0.2 --has -j 2 --log-interval 1 --img-size 64 --sheet-images 2')
     run = train(f'{more} --epochs 3 --stop-epoch 2')
     scaler = run.checkpoint().get('amp_scaler')
     assert (scaler is not None) == (dtype == 'float16') and finite(run.weights())

@@ -356,7 +356,8 @@ def test_token_distillation_needs_a_token(refusal, teacher):
 @pytest.mark.parametrize('model', [TINY, f'focus_{TINY}'])
 @pytest.mark.parametrize('more', ['', '--no-prefetcher'])
 def test_the_models_own_type(train, model, more):
-    run = train(f'--model-dtype bfloat16 {more} {"--focus-save-images" if "focus" in model else ""}', model=model)
+    pictures = '--focus-save-images --sheet-images 2' if 'focus' in model else ''
+    run = train(f'--model-dtype bfloat16 {more} {pictures}', model=model)
     weights = run.weights()
     assert finite(weights) and {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.bfloat16}
     if 'focus' in model:
@@ -426,7 +427,7 @@ def test_dashboards_that_are_not_installed_are_one_line(refusal, monkeypatch):
 
 
 def test_pictures_at_every_validation(train):
-    run = train('--focus-save-images --epochs 4 --val-interval 2 --save-images --log-interval 2 -b 4')
+    run = train('--focus-save-images --sheet-images 2 --epochs 4 --val-interval 2 --save-images --log-interval 2 -b 4')
     assert sorted(p.name for p in run.folder.glob('*.png')) == ['focus-1.png', 'focus-3.png', 'focus.png']
     pictures = [Image.open(run.folder / f'focus-{e}.png') for e in (1, 3)]
     assert pictures[0].size == pictures[1].size and pictures[0].tobytes() != pictures[1].tobytes()

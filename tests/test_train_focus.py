@@ -43,7 +43,8 @@ print(100 * sum(hits) / len(hits))
 
 def test_a_focus_run(launch, settings, image_folder, tmp_path):
     """As a user runs it, and loads the result with timm alone."""
-    done = launch('-m', 'train_focus', *settings('--epochs 2 -j 2 --log-interval 1'))
+    given = settings('--epochs 2 -j 2 --log-interval 1 --sheet-images 3')
+    done = launch('-m', 'train_focus', *given)
     assert done.returncode == 0, done.stderr
     run = Run(folder=tmp_path / 'out/run', err=done.stderr)
     assert (run.folder / 'summary.csv').read_text().splitlines()[0].split(',') == COLUMNS
@@ -59,7 +60,7 @@ def test_a_focus_run(launch, settings, image_folder, tmp_path):
         'last.pth.tar', 'model_best.pth.tar', 'run.json', 'summary.csv']
     assert (run.folder / 'classes.txt').read_text() == 'left\nright\n'
     written = yaml.safe_load((run.folder / 'args.yaml').read_text())
-    assert written == yaml.safe_load(parse_args(train_focus.parser, settings('--epochs 2 -j 2 --log-interval 1'))[1])
+    assert written == yaml.safe_load(parse_args(train_focus.parser, given)[1])
     assert (run.folder / 'focus.png').read_bytes().startswith(b'\x89PNG')
 
     number = r'\d+\.\d+'

@@ -41,7 +41,7 @@ def test_a_size_that_the_model_cannot_take_is_told(caplog):
 def test_class_names_are_drawn_as_they_are(train, image_folder):
     for split in ('train', 'val'):
         (image_folder / split / 'left').rename(image_folder / split / r'$\frac{1$')
-    run = train('--img-size 64')
+    run = train('--img-size 64 --sheet-images 2')
     assert (run.folder / 'focus.png').stat().st_size > 10_000 and (run.folder / 'model_best.pth.tar').exists()
     assert 'cannot be drawn' not in run.err
 
@@ -50,7 +50,7 @@ def test_a_picture_that_cannot_be_drawn_ends_no_run(train, monkeypatch):
     def fails(*_):
         raise RuntimeError('no fonts\nat all')
     monkeypatch.setattr(report, 'focus_sheet', fails)
-    run = train('--img-size 64 --focus-save-images')
+    run = train('--img-size 64 --focus-save-images --sheet-images 2')
     assert run.err.count('focus-0.png cannot be drawn: RuntimeError: no fonts at all') == 1
     assert run.err.count('focus.png cannot be drawn') == 1 and 'Load it with timm' in run.err
     assert (run.folder / 'model_best.pth.tar').exists()

@@ -59,7 +59,8 @@ def together(launch, tmp_path, image_folder):
 
 def test_processes_share_images_statistics_and_the_work(together, image_folder, n):
     """24 images to train on; of the 10 to validate on, the processes' equal shares count some twice."""
-    run, seen = together(n, f'--model focus_{TINY} -b 2 -vb 2 --model-ema --model-ema-decay 0.5')
+    run, seen = together(n, f'--model focus_{TINY} -b 2 -vb 2 --model-ema --model-ema-decay 0.5 '
+                    '--sheet-images 2')
     assert all(sum(one['batches']) == 24 // n and set(one['batches']) == {2} for one in seen)
     assert all(one['lr'] == 0.1 * 2 * n / 256 and one['broadcast'] for one in seen)
     for one in seen:

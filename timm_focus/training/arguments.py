@@ -343,6 +343,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--save-images', action='store_true', help='keep a batch as it is trained on, every log interval')
     g.add_argument('--focus-save-images', action='store_true',
                    help='draw original, map, kept area and erased image of some at every validation')
+    g.add_argument('--sheet-images', type=int, default=8, metavar='N',
+                   help='how many images focus.png, what a focus model looks at, is drawn of (0: it is not)')
 
     add_refused(parser)
     return parser

@@ -238,11 +238,10 @@ def draw_sheet(
         dataset: Optional[Dataset],
         data_config: Dict[str, Any],
         path: str,
-        n: int = 8,
 ) -> None:
-    """Draw what a focus model erases of n images, spread over the data set; a run does not end where that fails."""
-    model = unwrap_model(task.get_trainable_module())
-    if not isinstance(model, FocusNet) or dataset is None or isinstance(dataset, IterableDataset) \
+    """Draw what a focus model erases of some images, spread over the data set; a run does not end where that fails."""
+    model, n = unwrap_model(task.get_trainable_module()), args.sheet_images
+    if not n or not isinstance(model, FocusNet) or dataset is None or isinstance(dataset, IterableDataset) \
             or data_config['input_size'][0] not in (1, 3):
         return
     with warned(f'{path} cannot be drawn', _logger):
