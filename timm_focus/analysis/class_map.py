@@ -9,7 +9,7 @@ the number of positions.
 """
 import contextlib
 from collections import Counter
-from typing import ContextManager, Iterator, List, NamedTuple, Optional, Tuple
+from typing import ContextManager, Dict, Iterator, List, NamedTuple, Optional, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +172,7 @@ def _gradient_map(model: nn.Module, x: Tensor, target: Tensor, like: Tensor) -> 
     x, target = x.detach().clone(), target.clone()
     layer = _last_layer(model, x[:1].clone().requires_grad_(), target[:1], like[:1])
     # numpy, in which it computes, has no bfloat16
-    cam = GradCAM(model, [layer], lambda output: at_least_float32(_positions(output, like, model)))
+    cam = GradCAM(model, [layer], lambda output: at_least_float32(cast(Tensor, _positions(output, like, model))))
     found = cam.activations_and_grads
     try:
         targets = [ClassifierOutputTarget(k) for k in target.tolist()]
@@ -188,7 +188,8 @@ def _last_layer(model: nn.Module, x: Tensor, target: Tensor, like: Tensor) -> nn
 
     Behind the last attention of a ViT only its class token does: there it is the norm before that attention.
     """
-    outputs, calls = {}, Counter()
+    outputs: Dict[nn.Module, Tensor] = {}
+    calls: Counter[nn.Module] = Counter()
 
     def note(module, args, output):
         calls[module] += 1

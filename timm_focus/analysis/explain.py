@@ -70,15 +70,14 @@ def explain(
         ImportError: The map takes Grad-CAM, and that is not installed.
     """
     model = unwrap_model(model)
-    focused = isinstance(model, FocusNet)
     if threshold is None:
-        threshold = model.threshold if focused else 0.7
+        threshold = model.threshold if isinstance(model, FocusNet) else 0.7
     if not 0 < threshold <= 1:
         raise ValueError(f'threshold is {threshold!r}: give a number above 0 and at most 1.')
     if target is not None:
         target = torch.as_tensor(target, device=x.device).expand(len(x))
     with evaluating(model):
-        if focused:
+        if isinstance(model, FocusNet):
             plain = plain_model(model)
             found, kind, heat, keep, target, logits = _of_focus_model(model, x, threshold, target)
         else:

@@ -91,7 +91,8 @@ def faithfulness(
     """
     device = next(model.parameters()).device
     found: List[Tuple[Tensor, ...]] = []
-    size = kind = None
+    size: Optional[Tuple[int, int]] = None
+    kind: Optional[str] = None
     n = 0
     with evaluating(model):
         for x, target in batches:
@@ -99,7 +100,7 @@ def faithfulness(
             erasing = []
             if shares:
                 activation, logits, kind = classifier_map(model, x)
-                size = tuple(activation.shape[1:])
+                size = (activation.shape[1], activation.shape[2])
                 if size == (1, 1):
                     raise ValueError(
                         f'The last feature map of {type(model).__name__} is 1 x 1 at images of {x.shape[2]} x '
@@ -121,4 +122,5 @@ def faithfulness(
     if not n:
         raise ValueError('There are no images to measure on.')
     target, prediction, in_top5, right = (torch.cat(parts, -1) for parts in zip(*found))
-    return Faithfulness(target, prediction, in_top5, *right.view(2, len(shares), n), size, kind)
+    by_cam, at_random = right.view(2, len(shares), n)
+    return Faithfulness(target, prediction, in_top5, by_cam, at_random, size, kind)

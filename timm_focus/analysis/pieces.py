@@ -1,5 +1,5 @@
 """The connected pieces of a mask."""
-from typing import List, NamedTuple
+from typing import Dict, List, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def connected_pieces(mask: np.ndarray) -> List[Piece]:
                     a, b = _root(parents, i), _root(parents, j)
                     parents[max(a, b)] = min(a, b)
         above = here
-    found = {}
+    found: Dict[int, Piece] = {}
     for i, (y, first, end) in enumerate(runs):
         root = _root(parents, i)
         old = found.get(root, Piece(y, first, y + 1, end, 0))

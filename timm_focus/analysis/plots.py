@@ -109,12 +109,13 @@ def focus_sheet(
         if titles is not None:
             axes[0].set_ylabel(_cut(titles[i], 24), fontsize=8.5, labelpad=3)
         if names is not None:
-            lines = []
+            truth = titles[i] if titles else None
+            lines: List[Tuple[str, Dict[str, Any]]] = []
             for when, answer in (('of the image', before), ('of what is kept', after)):
                 name = names[int(answer.indices[i])]
                 lines += [(f'{when}:', dict(color=GREY)),
-                          (f'{_cut(name, 21)}  {answer.values[i]:.0%}{_mark(name, titles and titles[i])}',
-                           _answer_style(name, titles and titles[i]))]
+                          (f'{_cut(name, 21)}  {answer.values[i]:.0%}{_mark(name, truth)}',
+                           _answer_style(name, truth))]
             lines.append((f'erased {1 - keep[i].mean():.0%}', dict(color=GREY)))
             _lines(figure, (left + 4 * (side + gap) + gap) / width, (y + side) / height, 0.19 / height, lines)
     _map_bar(figure, (left + side + gap, 0.45, side, 0.09), found.threshold)
@@ -282,7 +283,7 @@ def _panels(axes: Sequence[Any], picture: Picture, thin: bool = False) -> None:
     width, height = picture.size
     original, heat, erased, kept, area = axes
     _show(original, picture.whole, extent=(0, width, height, 0))
-    boxes = [(box, ERASED, '-', 1.1 if thin else 1.7) for box in picture.boxes]
+    boxes: List[Tuple[Box, str, Any, float]] = [(box, ERASED, '-', 1.1 if thin else 1.7) for box in picture.boxes]
     if _is_cropped(picture):
         boxes.append((picture.crop, CROP, (0, (4, 3)), 0.8 if thin else 1.1))
     for (x0, y0, x1, y1), color, style, line in boxes:
@@ -404,7 +405,7 @@ def save_figure(figure: Any, path: Union[str, Path], dpi: int = 150) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_usetex(False)
-    settings = {
+    settings: Dict[Any, Any] = {
         'text.parse_math': False, 'text.usetex': False,  # of labels of ticks, which are made while it is drawn
         'savefig.bbox': None, 'pdf.fonttype': 42}  # text of a PDF stays text
     # as much time goes into the default's last tenth of compression as into all of the drawing

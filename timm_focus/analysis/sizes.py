@@ -1,5 +1,5 @@
 """Which images a model takes, and at which its last feature map is fine enough to say something."""
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence, Set, Tuple
 
 import timm
 import torch
@@ -72,17 +72,19 @@ def find_size(model: nn.Module, input_size: Sequence[int], least: int = 1) -> Op
 
 def _candidates(model: nn.Module, size: Sequence[int], least: int) -> Sequence[Tuple[int, int]]:
     """Sizes to try, the nearest first."""
-    found = {tuple(times * side for side in size) for times in (2, 4, 8)}
+    height, width = size
+    found: Set[Tuple[int, int]] = {(times * height, times * width) for times in (2, 4, 8)}
     if getattr(model, 'pretrained_cfg', None):
-        found.add(tuple(get_model_input_config(model)['input_size'][1:]))
+        _, *own = get_model_input_config(model)['input_size']
+        found.add((own[0], own[1]))
     for step in STEPS:
-        found.add(tuple(side // step * step for side in size))
+        found.add((height // step * step, width // step * step))
         for more in range(1, 2 * least):
-            found.add(tuple((side // step + more) * step for side in size))
-    found.discard(tuple(size))
-    found = [c for c in found if min(c) > 0 and (least == 1 or min(a - b for a, b in zip(c, size)) >= 0)]
+            found.add(((height // step + more) * step, (width // step + more) * step))
+    found.discard((height, width))
+    fitting = [c for c in found if min(c) > 0 and (least == 1 or min(a - b for a, b in zip(c, size)) >= 0)]
     # of larger images those that most networks divide evenly come first
-    return sorted(found, key=lambda c: (least > 1 and any(side % 32 for side in c),
+    return sorted(fitting, key=lambda c: (least > 1 and any(side % 32 for side in c),
                                         sum(abs(a - b) for a, b in zip(c, size)), c))
 
 

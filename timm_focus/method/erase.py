@@ -5,7 +5,7 @@
 The paper calls M_B the regions to erase and multiplies the image by it; what is meant is that the high regions go, so
 the mask here says what is kept. On an image normalised with mean and std, 0 is the mean colour of the data set.
 """
-from typing import Tuple
+from typing import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ['erase', 'erased_share', 'keep_mask', 'keep_mask_like', 'resize_map']
 
 
-def resize_map(activation: Tensor, size: Tuple[int, int], interpolation: str = 'bilinear') -> Tensor:
+def resize_map(activation: Tensor, size: Sequence[int], interpolation: str = 'bilinear') -> Tensor:
     """Enlarge maps `[B, h, w]` to `size` (H, W): `[B, H, W]`. `interpolation` is 'bilinear' or 'nearest'."""
     if interpolation == 'bilinear':
         return F.interpolate(activation[:, None], size, mode='bilinear', align_corners=False)[:, 0]
@@ -24,7 +24,7 @@ def resize_map(activation: Tensor, size: Tuple[int, int], interpolation: str = '
 
 def keep_mask(
         activation: Tensor,
-        size: Tuple[int, int],
+        size: Sequence[int],
         threshold: float = 0.7,
         interpolation: str = 'bilinear',
 ) -> Tensor:

@@ -12,7 +12,7 @@ In evaluation it is the backbone and nothing else.
 """
 import contextlib
 import numbers
-from typing import Any, Dict, NamedTuple, Optional, Set, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from timm.layers import PatchDropout, PatchDropoutWithIndices
@@ -283,7 +283,7 @@ class FocusNet(TimmInterface):
             self,
             tap: Tensor,
             target: Tensor,
-            size: Tuple[int, int],
+            size: Sequence[int],
             threshold: Optional[float] = None,
     ) -> Tensor:
         """What is kept of the images (Eq. 2).

@@ -97,7 +97,7 @@ def load_model(
         record = dict(path=found.path, settings=found.settings, epoch=found.epoch, metric=found.metric,
                       heads=found.heads)
     shown = name
-    if found and checkpoint != name:
+    if checkpoint is not None and checkpoint != name:
         shown = f'{name}@{os.path.basename(os.path.normpath(checkpoint))}'
     if img_size is not None:
         settings.update(img_size=img_size, input_size=None)
@@ -108,7 +108,7 @@ def load_model(
     what = f'{checkpoint} into {plain}'
     model = _plain_model(plain, settings, found, pretrained, what)
     config = _data_config(model, settings, found.path if found else plain)
-    labels = settings.get('label_names') or (model.pretrained_cfg or {}).get('label_names') or []
+    labels = settings.get('label_names') or (getattr(model, 'pretrained_cfg', None) or {}).get('label_names') or []
     if heads and found and found.heads:
         model = _with_heads(model, found, what)
     return Loaded(shown, model.eval(), config, list(labels), record)
@@ -167,7 +167,7 @@ def _plain_model(
         arguments = model_arguments(name, {**settings, 'model_kwargs': of_model})
         plain = arguments.pop('model_name')
         if settings.get('method') == 'acol':
-            model = create_acol(plain, **arguments)
+            model: nn.Module = create_acol(plain, **arguments)
         elif found is None:
             return timm.create_model(plain, pretrained=pretrained, **arguments)
     if found is None:

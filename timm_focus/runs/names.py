@@ -20,7 +20,7 @@ def class_names(loaded: Loaded, num_classes: int) -> List[str]:
         return list(CATEGORIES)
     subset = infer_imagenet_subset(dict(num_classes=num_classes))
     if subset:
-        return ImageNetInfo(subset).label_descriptions()
+        return list(ImageNetInfo(subset).label_descriptions())
     return [f'class {i}' for i in range(num_classes)]
 
 
@@ -36,8 +36,9 @@ def read_class_names(path: str) -> List[str]:
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f'The names of classes in {path} cannot be read: {sentence(e)}') from e
     numbered = [re.fullmatch(r'/\w/(\S+) (\d+)', name) for name in names]
-    if names and all(numbered) and [int(m[2]) for m in numbered] == list(range(len(names))):
-        names = [m[1] for m in numbered]
+    matches = [m for m in numbered if m]
+    if names and [int(m[2]) for m in matches] == list(range(len(names))):
+        names = [m[1] for m in matches]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice or not names:
         raise ValueError(f'{path} has {f"{twice[0]} twice" if twice else "no lines"}: give a name of a class a line.')

@@ -35,7 +35,7 @@ def start_from(model: nn.Module, path: str, new_classifier: bool = False) -> str
     Raises:
         ValueError: There is no such checkpoint, or it does not fit: how many tensors do, and the first that do not.
     """
-    plain = model.backbone if isinstance(model, FocusNet) else model
+    plain: Any = model.backbone if isinstance(model, FocusNet) else model
     name = plain.pretrained_cfg['architecture']
     if path.endswith(('.npz', '.npy')):
         with explained(f'{path} cannot be read into {name}'):

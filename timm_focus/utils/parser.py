@@ -1,7 +1,7 @@
 """The parser of every command line here: a mistake is one line that names the nearest flag, help shows each default."""
 import argparse
 import difflib
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any, Iterable, NoReturn
 
 __all__ = ['Parser', 'nearest']
 
@@ -39,21 +39,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{'formatter_class': _Help, **kwargs})
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
 
-    def parse_args(
-            self,
-            args: Optional[Sequence[str]] = None,
-            namespace: Optional[argparse.Namespace] = None,
-    ) -> argparse.Namespace:
-        namespace, unknown = self.parse_known_args(args, namespace)
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse has it in three forms
+        found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            parser = self._chosen(namespace)
+            parser = self._chosen(found)
             hints = ((word, nearest(word.partition('=')[0], parser._option_string_actions)) for word in unknown)
             parser.error('unrecognized arguments: ' + ' '.join(
                 f'{word} (did you mean {near}?)' if near and word.startswith('-') else word for word, near in hints))
-        return namespace
+        return found
 
     def _chosen(self, namespace: argparse.Namespace) -> argparse.ArgumentParser:
         """The parser of the subcommand, which its flags belong to, or this one."""

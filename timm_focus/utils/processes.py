@@ -38,7 +38,7 @@ def shield_workers(loader: 'DataLoader') -> 'DataLoader':
     if not loader.num_workers:
         return loader
     loader.worker_init_fn = functools.partial(_prepare, loader.worker_init_fn)
-    loader._get_iterator = functools.partial(_begin, loader._get_iterator)
+    loader._get_iterator = functools.partial(_begin, loader._get_iterator)  # type: ignore[method-assign]
     atexit.unregister(end_workers)  # what is registered last is called first
     atexit.register(end_workers)
     return loader
@@ -56,7 +56,8 @@ def _prepare(prepare: Optional[Callable[[int], None]], worker_id: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)
-    if not multiprocessing.parent_process().is_alive():  # it went before
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it went before
         os._exit(1)
     if prepare is not None:
         prepare(worker_id)

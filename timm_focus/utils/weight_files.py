@@ -61,7 +61,7 @@ def digest(tensors: Dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach()
         found.update(f'{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0'.encode())
-        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
