@@ -143,7 +143,7 @@ def tests(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
     code, said = bench.call(
         seconds, '-m', 'pytest', '-m', 'cuda', '-o', 'addopts=', '-p', 'no:cacheprovider', '-v', '-rs', '--color=no',
         '--tb=short', '--rootdir', str(ROOT), *([] if bench.device != 'cpu' else ['--rehearse']),
-        str(ROOT / 'tests/test_cuda.py'))
+        str(ROOT / 'tests/runs/test_cuda.py'))
     found = re.findall(r'^\S*test_cuda\.py::(\S.*?) (PASSED|FAILED|ERROR|SKIPPED)', said, re.M)
     reasons = re.findall(r'^(?:E   +(.*)|SKIPPED \[\d+\] \S+ (.*))$', said, re.M)
     rows = [dict(test=name, result=result.lower()) for name, result in dict(found).items()]

@@ -10,8 +10,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from test_all_models import smallest_of_each_class
 
-from models.test_all_models import smallest_of_each_class
 from timm_focus.commands.main import main
 from timm_focus.commands.models import describe_model
 

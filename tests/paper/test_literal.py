@@ -2,8 +2,8 @@
 import pytest
 import timm
 import torch
-from test_erase import literal_bilinear
 
+from literal import literal_bilinear
 from timm_focus import FocusLoss, FocusNet
 
 GAMMA, ALPHA, BETA = 0.7, 1., 2.

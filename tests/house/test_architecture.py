@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / 'timm_focus'
+PACKAGE = Path(__file__).parents[2] / 'timm_focus'
 ALLOWED = {  # what a room may import beside itself; commands may import everything
     'utils': set(),
     'method': {'utils'},

@@ -58,7 +58,7 @@ def test_where_the_defaults_differ_the_docs_say_so():
     parser = build_parser()
     differing = {dest for _, dest, default, *_ in TIMM
                  if dest not in ('data', 'data_dir') and parser.get_default(dest) != default}
-    page = (Path(__file__).parent.parent / 'docs/method.md').read_text()
+    page = (Path(__file__).parents[2] / 'docs/method.md').read_text()
     table = page.split('| flag | here | timm | why |')[1].split('\n\n')[0]
     told = {f.removeprefix('--').replace('-', '_') for f in re.findall(r'`(--[\w-]+)`', table)}
     assert differing <= told

@@ -8,7 +8,7 @@ import pytest
 import train_focus
 from timm_focus.commands.main import build_parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # of other programs: hf download, pip, torchrun
 FOREIGN = {'--local-dir', '--nproc-per-node', '--max-restarts'}
 
