@@ -32,14 +32,13 @@ from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.runs import check_name, is_source, model_arguments, start_from
 from timm_focus.training import (
-    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, TwoSteps,
+    FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, TwoSteps,
     build_parser, changed_settings, check_order, check_readable, check_smallest_batch, conclude, create_datasets,
     create_loaders, create_task, decide, describe, describe_cost, describe_training, differing, draw_sheet, explained,
     fit_images, keep_lists, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
     train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
-from timm_focus.training.focus_start import AUTO
 from timm_focus.training.task import classifiers
 from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.memory_format import use_channels_last
@@ -139,8 +138,7 @@ def main():
         except ValueError as e:
             raise SettingsError(str(e)) from e
         if args.start_epoch is not None:
-            found = start.focus_start if (start.focus_start or 0) <= args.start_epoch else None
-            start = Progress(args.start_epoch, 0, args.start_epoch * updates_per_epoch, focus_start=found)
+            start = Progress(args.start_epoch, 0, args.start_epoch * updates_per_epoch)
         elif not start.updates:  # of a checkpoint that another script wrote
             start = start._replace(updates=start.epoch * updates_per_epoch)
         _logger.info(f'Resuming {resume_path} at epoch {start.epoch}, batch {start.batch}.')
@@ -208,21 +206,17 @@ def main():
 
     # train
     best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
-    focus_start = FocusStart(args.focus_start, start.focus_start) if args.method == 'focus' else None
     with Interruption(args.distributed) as interruption, folder.advice(saver):
         for epoch in range(start.epoch, stop_epoch):
             progress = start if epoch == start.epoch else Progress(epoch, 0, epoch * updates_per_epoch)
             set_epoch(loader_train, epoch, progress.batch)
-            if focus_start is not None:
-                task.set_erasing(focus_start.has_come(epoch))
-                progress = progress._replace(focus_start=focus_start.epoch)
+            if args.method == 'focus':
+                task.set_erasing(epoch >= args.focus_start)
             if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
                 for mixer in (loader_train, mixup_fn):
                     if mixer is not None:
                         mixer.mixup_enabled = False
             train_metrics = train_on(loader_train, start=progress, saver=saver, interruption=interruption)
-            if focus_start is not None:
-                focus_start.look(epoch, train_metrics)
             if args.distributed and args.dist_bn:
                 distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
                 if task.has_ema() and not args.model_ema_force_cpu:
@@ -253,18 +247,18 @@ def main():
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
             if saver is not None:
-                found = dict(focus_start=focus_start.epoch) if args.focus_start == AUTO else {}
-                journal.write(epoch, train_metrics, eval_metrics, lr, **found)
+                journal.write(epoch, train_metrics, eval_metrics, lr)
                 buffers = None if args.dist_bn else saver.progress.buffers  # which are everywhere the same
-                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, buffers=buffers, **found)
+                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, buffers=buffers)
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
+                folder.note(saver.images)
             check_readable(args, dict(training=dataset_train, validation=dataset_eval), device)
 
     if journal is not None:
         journal.close()
     if saver is not None:
         shown = None if finished else dataset_eval
-        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, shown, data_config, focus_start)
+        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, shown, data_config)
     folder.release()
     if args.distributed:
         dist.destroy_process_group()

@@ -17,7 +17,7 @@ from timm_focus.utils.errors import sentence
 from timm_focus.utils.text import brief
 from timm_focus.utils.weight_files import read_weight_file
 
-__all__ = ['Checkpoint', 'find_checkpoint', 'is_source', 'parse_checkpoint', 'read_checkpoint']
+__all__ = ['Checkpoint', 'check_home', 'find_checkpoint', 'is_source', 'parse_checkpoint', 'read_checkpoint']
 
 RUN_FILES = ('model_best.pth.tar', 'last.pth.tar')
 EXPORT_CONFIG, EXPORT_WEIGHTS, EXPORT_HEADS = 'config.json', 'model.safetensors', 'focus_heads.safetensors'
@@ -51,6 +51,20 @@ class Checkpoint(NamedTuple):
 def is_source(name: Optional[str]) -> bool:
     """Whether a model's name is one of timm's that say where its weights are, too: hf-hub:user/name, local-dir:PATH."""
     return bool(name) and name.startswith((LOCAL, HUB, 'hf_hub:'))
+
+
+def check_home(source: str, output: Optional[str]) -> None:
+    """Refuse weights of the Hub where what is made of them would go beside them, into the Hub's cache.
+
+    Args:
+        source: Of the weights.
+        output: Where it is to go, nothing for beside them.
+
+    Raises:
+        ValueError: They are, and nothing is said.
+    """
+    if is_source(source) and not source.startswith(LOCAL) and not output:
+        raise ValueError(f'{source} has no folder to write into: give --output, too.')
 
 
 def find_checkpoint(path: str) -> str:

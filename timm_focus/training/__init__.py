@@ -8,7 +8,6 @@ from .continuation import changed_settings, check_order, resume
 from .data import check_readable, create_datasets, create_loaders, fit_images, keep_lists, set_epoch
 from .device import set_up_device
 from .dry_run import TwoSteps, describe_training, differing
-from .focus_start import FocusStart
 from .folder import RunFolder, decide
 from .interrupt import Interrupted, Interruption
 from .loop import train_one_epoch, validate

@@ -14,7 +14,6 @@ from timm_focus.recipes import recipe_table
 from timm_focus.utils.parser import Parser
 
 from .checks import METHOD_FLAGS
-from .focus_start import RULE, start
 from .refused import add_refused
 
 __all__ = ['build_parser']
@@ -54,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of train_focus.py."""
     parser = Parser(
         prog='train_focus.py',
-        description='Train timm models that look at more of the picture, or any timm model for comparison.')
+        description='Train timm models that look at more of the picture, or any timm model for comparison.',
+        examples=('python train_focus.py DIR --model focus_resnet18 --experiment scenes',
+                  'torchrun --nproc-per-node 4 train_focus.py DIR --model focus_resnet50 --amp'))
     flag = argparse.BooleanOptionalAction
 
     g = parser.add_argument_group('Data')
@@ -139,9 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-bn', default='shared', choices=BATCH_NORMS, help='BatchNorm in the erased pass')
     g.add_argument('--focus-map', default='cam', choices=MAPS, help='what erases')
     g.add_argument('--focus-fraction', type=float, default=1., help='share of each batch that is erased (cost: 1 + f)')
-    g.add_argument('--focus-start', type=start, default=0, metavar='EPOCH', help="epoch from which images are erased; "
-                   "a step before is plain training's, and the CAM head learns beside it, with no part in it. 'auto': "
-                   f"{RULE}")
+    g.add_argument('--focus-start', type=int, default=0, metavar='EPOCH', help='epoch from which images are erased: '
+                   'those before cost one pass')
     g.add_argument('--focus-recompute', action='store_true', help='keep the activations of one pass, not of two, for '
                    'one more forward in time')
     g.add_argument('--focus-alpha', type=float, default=1., help='weight of the erased loss')

@@ -9,7 +9,6 @@ from timm_focus.demo import SYNTHETIC
 from timm_focus.utils.errors import SettingsError, sentence
 
 from .criterion import criterion_kwargs, mixes
-from .focus_start import AUTO
 from .refused import check_refused
 
 __all__ = ['METHOD_FLAGS', 'check']
@@ -120,8 +119,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
     """Each number in its range, and epochs within the run."""
     def numbers(name: str) -> list:
         value = getattr(args, name)
-        values = value if isinstance(value, (list, tuple)) else [value]
-        return [v for v in values if isinstance(v, (int, float))]
+        return value if isinstance(value, (list, tuple)) else [value] if value is not None else []
 
     def refuse_unless(name: str, right: bool, remedy: str) -> None:
         if not right:
@@ -147,16 +145,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
     for name, advice in (
             ('start_epoch', ''), ('focus_start', ', or train the side loss alone by --focus-alpha 0 --focus-beta 0')):
         value = getattr(args, name)
-        if isinstance(value, int) and value >= args.epochs:
+        if value is not None and value >= args.epochs:
             raise SettingsError(
                 f'{flag(name)} is {value}, but --epochs is {args.epochs}: give a lower number{advice}.')
-    if args.focus_start == AUTO:
-        if args.method == 'focus' and not (args.focus_alpha or args.focus_beta):
-            raise SettingsError('--focus-start auto has nothing to start where no images are erased (--focus-alpha 0 '
-                                '--focus-beta 0): leave it out.')
-        if args.epochs < 2:
-            raise SettingsError('--focus-start auto looks at an epoch before it starts, and --epochs is 1: give more '
-                                'epochs, or --focus-start 0.')
     late = [e for e in args.save_epochs or () if not 1 <= e <= args.epochs]
     if late:
         raise SettingsError(f'--save-epochs has {late[0]}: give numbers from 1 to --epochs, {args.epochs}.')

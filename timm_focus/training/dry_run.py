@@ -12,8 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from timm_focus.baselines import ACoL
 from timm_focus.utils.meta import meta_twin
 
-from .focus_start import AUTO
-
 __all__ = ['TwoSteps', 'describe_training', 'differing', 'training_multiply_adds']
 
 _logger = logging.getLogger('train')
@@ -110,8 +108,7 @@ def describe_training(
         text += (f', {operations / len(images):.3g} multiply-adds an image forward and backward, {epoch:.3g} an epoch, '
                  f'{epoch * num_epochs:.3g} in all')
     if args.method == 'focus' and args.focus_start:
-        text += ('; one pass before images are erased' if args.focus_start == AUTO else
-                 f'; one pass in the first {args.focus_start} epochs')
+        text += f'; one pass and less in the first {args.focus_start} epochs'
     _logger.info(f'Cost of training: {text}')
     peak = _peak_memory(device)
     if peak:

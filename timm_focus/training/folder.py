@@ -13,19 +13,20 @@ import math
 import os
 import re
 import socket
+import time
 from datetime import datetime
-from typing import Any, Callable, Iterator, List, NoReturn, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tuple, TypeVar
 from uuid import uuid4
 
 import torch.distributed as dist
 from timm.models import safe_model_name
 
+from timm_focus.runs import read_summary
 from timm_focus.utils import FileError, is_scratch, write_whole
 from timm_focus.utils.errors import SettingsError, explained
 
 from .checkpoint import (
     FocusCheckpointSaver, Kept, Progress, find_kept, is_finite, load, newest_good, read_kept)
-from .summary import read_summary
 
 __all__ = ['RunFolder', 'decide']
 
@@ -80,6 +81,7 @@ class RunFolder:
         self._damaged: List[str] = []
         self._looked = False  # at a folder that was there
         self._goes_on = False  # in this folder
+        self._seconds, self._began = 0., time.perf_counter()  # that the run took before, and when it went on
         self._lock: Any = None
 
     def plan(self) -> Tuple[str, bool]:
@@ -134,13 +136,25 @@ class RunFolder:
             gone += [*self._damaged, *self._files(OTHERS.fullmatch)]
         for path in [*gone, *self._files(is_scratch)]:
             os.remove(path)
+        noted = self._noted() if self._goes_on else {}
         if self.run is not None:
-            write_whole(os.path.join(self.path, RUN), json.dumps({'run': self.run}) + '\n')
+            write_whole(os.path.join(self.path, RUN), json.dumps({**noted, 'run': self.run}) + '\n')
+        seconds = noted.get('seconds')
+        self._seconds = float(seconds) if isinstance(seconds, (int, float)) else 0.
+        self._began = time.perf_counter()
         self.kept = own
+
+    def note(self, images: Optional[int]) -> None:
+        """Note how long the run has taken so far, all its parts together, and of how many images its epochs are."""
+        if self.run is not None:
+            seconds = round(self._seconds + time.perf_counter() - self._began, 1)
+            note = dict(run=self.run, seconds=seconds, images=images)
+            with contextlib.suppress(OSError):  # a full disk, which is told where something is lost by it
+                write_whole(os.path.join(self.path, RUN), json.dumps(note) + '\n')
 
     @contextlib.contextmanager
     def advice(self, saver: Optional[FocusCheckpointSaver]) -> Iterator[None]:
-        """Add how to go on to what ends a run, in the process that has its saver."""
+        """Add how to go on to what ends a run, and note how long it took, in the process that has its saver."""
         try:
             yield
         except (FileError, FloatingPointError) as e:
@@ -152,6 +166,9 @@ class RunFolder:
             flags = f'{f"--output {self.args.output} " if self.args.output else ""}--experiment {self.name}'
             way = f'{room} {flags} --resume auto goes on from {kept[0].path}.' if kept else ''
             raise type(e)(f'{e}{doubted}{way}') from e
+        finally:
+            if saver is not None:
+                self.note(saver.images)
 
     def release(self) -> None:
         """Let another run have the folder; the end of the process does it, too."""
@@ -175,11 +192,17 @@ class RunFolder:
 
     def _known(self) -> Tuple[bool, Optional[str]]:
         """Whether the folder tells the id of its run, and the id."""
+        noted = self._noted()
+        return ('run' in noted), (str(noted['run']) if 'run' in noted else None)
+
+    def _noted(self) -> Dict[str, Any]:
+        """What run.json says, {} if it says nothing."""
         try:
             with open(os.path.join(self.path, RUN), encoding='utf-8') as f:
-                return True, str(json.load(f)['run'])
-        except (OSError, ValueError, TypeError, KeyError):
-            return False, None
+                found = json.load(f)
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _find_last(self) -> str:
         known, run = self._known()

@@ -100,11 +100,10 @@ def _means(totals: Dict[str, float]) -> Dict[str, float]:
 
 
 def _describe(means: Dict[str, float]) -> str:
-    """The loss with its terms, what is known of the images, and how much of them is erased."""
+    """The loss with its terms, and how much of the images is erased."""
     terms = ', '.join(f'{name.removesuffix("_loss")} {value:.4f}' for name, value in means.items()
-                      if name not in ('loss', 'erased_fraction', 'top1'))
+                      if name not in ('loss', 'erased_fraction'))
     text = f'loss {means["loss"]:.4f}' + (f' ({terms})' if terms else '')
-    text += f'  top1 {means["top1"]:.1f}' if 'top1' in means else ''
     return text + (f'  erased area {100 * means["erased_fraction"]:.1f}%' if 'erased_fraction' in means else '')
 
 
@@ -251,8 +250,7 @@ def train_one_epoch(
                     totals, buffers = whole.totals(args.distributed), gather_buffers(task)
                     check_finite(task, optimizer, totals, epoch)
                     if saver is not None:
-                        saver.progress = start._replace(
-                            batch=batch + 1, updates=updates, totals=totals, buffers=buffers)
+                        saver.progress = Progress(epoch, batch + 1, updates, totals, buffers)
                         saver.save_recovery(epoch, batch_idx=batch)
                 if number:
                     raise Interrupted(number)
@@ -268,7 +266,7 @@ def train_one_epoch(
                             'gradients overflow float16: --amp-dtype bfloat16 holds them.')
     totals, buffers = whole.totals(args.distributed), gather_buffers(task)
     if saver is not None:
-        saver.progress = start._replace(batch=n_batches, updates=updates, totals=totals, buffers=buffers)
+        saver.progress = Progress(epoch, n_batches, updates, totals, buffers)
     check_finite(task, optimizer, totals, epoch)
     return _means(totals)
 

@@ -21,7 +21,6 @@ from timm_focus.utils.modes import evaluating
 from timm_focus.utils.warned import warned
 
 from .batches import advice_on_batches
-from .focus_start import AUTO, RULE, FocusStart
 from .summary import Summary
 
 __all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']
@@ -72,13 +71,12 @@ class Journal:
             train_metrics: Dict[str, float],
             eval_metrics: Optional[Dict[str, float]],
             lr: float,
-            **more: Any,
     ) -> None:
-        """Write down an epoch; what comes by another name is for summary.csv alone, under it."""
+        """Write down an epoch."""
         columns = eval_metrics or dict.fromkeys(self.eval_names, '')
         self.summary.add(dict(
             epoch=epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
-            **{f'eval_{k}': v for k, v in columns.items()}, lr=lr, **more))
+            **{f'eval_{k}': v for k, v in columns.items()}, lr=lr))
         scalars = {f'train/{k}': v for k, v in train_metrics.items()}
         scalars.update({f'eval/{k}': v for k, v in (eval_metrics or {}).items()}, lr=lr)
         if self.tensorboard is not None:
@@ -125,8 +123,6 @@ def describe(
 ) -> None:
     """Say at the start of the log what is trained, on what and how."""
     _logger.info(_headline(args))
-    if args.method == 'focus' and args.focus_start == AUTO:
-        _logger.info(f'Images are erased {RULE}.')
     parameters = sum(p.numel() for p in model.parameters())
     detail = ''
     if isinstance(model, FocusNet):
@@ -205,13 +201,10 @@ def conclude(
         best_epoch: Optional[int],
         dataset_eval: Optional[Dataset],
         data_config: Dict[str, Any],
-        focus_start: Optional[FocusStart] = None,
 ) -> None:
     """Say what was reached and how to load it, and draw what the network looks at."""
     if best_metric is not None:
         _logger.info(f'Best {metric_name}: {best_metric:.4f} (epoch {best_epoch})')
-    if focus_start is not None and focus_start.is_auto:
-        _logger.info(focus_start.conclusion(args.last_epoch))
     draw_sheet(args, task, dataset_eval, data_config, os.path.join(output_dir, 'focus.png'))
     network = unwrap_model(task.get_eval_model())
     plain = network.backbone if isinstance(network, AcolNet) else network

@@ -16,7 +16,6 @@ from timm_focus.utils.errors import SettingsError, explained
 
 from .arguments import FOCUS_LOSS_FLAGS
 from .criterion import criterion_kwargs
-from .focus_start import AUTO
 
 __all__ = ['AcolTask', 'FocusTask', 'create_task']
 
@@ -113,7 +112,6 @@ class FocusTask(TaskWithHeads):
         device: Device of the task's tensors.
         dtype: Type of the task's tensors.
         verbose: Log what is trained.
-        counts_known: Whether a step tells what share of its images the main classifier knows, as 'top1'.
     """
 
     kind, network, heads, run = FocusNet, 'backbone', HEADS, 'a focus run'
@@ -125,10 +123,8 @@ class FocusTask(TaskWithHeads):
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
-            counts_known: bool = False,
     ):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        self.counts_known = counts_known
         self.loss = (loss if loss is not None else FocusLoss()).to(self.device)
         model.set_branches(self.loss.uses_side, self.loss.uses_erased, self.loss.erased_by)
         self.erasing = self.loss.uses_erased
@@ -139,8 +135,7 @@ class FocusTask(TaskWithHeads):
 
         Returns:
             The terms of `FocusLoss`, with 'loss' to go backward from; 'erased_fraction', the mean share of the pixels
-            erased; 'top1', the percentage of images whose label (of mixed ones: the larger) the main classifier gives,
-            if it is to be counted; and the main logits as 'output' `[B, K]`.
+            erased; and the main logits as 'output' `[B, K]`.
         """
         output = self.trainable_module(input)
         terms = self.loss(output, target, self.erasing)
@@ -148,33 +143,16 @@ class FocusTask(TaskWithHeads):
             terms['erased_fraction'] = unwrap_model(self.trainable_module).erased_fraction
         elif self.loss.uses_erased:
             terms['erased_fraction'] = torch.zeros_like(terms['loss'])
-        if self.counts_known:
-            label = target if target.ndim == 1 else target.argmax(1)
-            terms['top1'] = 100 * (output.main.detach().argmax(1) == label).float().mean()
         return {**terms, 'output': output.main}
 
-    def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
-        """As any task's; while images are not erased yet, the backbone's alone, as in plain training."""
-        heads = {id(p) for h in self.heads for p in getattr(unwrap_model(self.trainable_module), h).parameters()}
-        clipped = super().get_clip_parameters(exclude_head)
-        return (p for p in clipped if not (self.waits and id(p) in heads))
-
-    @property
-    def waits(self) -> bool:
-        """Whether images will be erased, but are not yet: a step is that of plain training."""
-        return self.loss.uses_erased and not self.erasing
-
     def set_erasing(self, enable: bool = True) -> None:
-        """Choose whether images are erased, if the loss uses that.
-
-        Without, the backbone takes the step of plain training, and the CAM head learns beside it.
-        """
+        """Choose whether images are erased, if the loss uses that; without, a step is one pass."""
         enable = bool(enable and self.loss.uses_erased)
         if enable == self.erasing:
             return
         self.erasing = enable
         loss = self.loss
-        unwrap_model(self.trainable_module).set_branches(loss.uses_side, enable, loss.erased_by, apart=self.waits)
+        unwrap_model(self.trainable_module).set_branches(loss.uses_side, enable, loss.erased_by)
         if isinstance(self.trainable_module, DistributedDataParallel):
             # it waits for the gradients that were asked for when it was made, and these are others now
             self.trainable_module = DistributedDataParallel(self.trainable_module.module, **self._ddp_kwargs)
@@ -245,7 +223,7 @@ def create_task(
     if args.method == 'focus':
         weights = {name: getattr(args, f'focus_{name}') for name in FOCUS_LOSS_FLAGS}
         loss = FocusLoss(**weights, criterion=create_classification_loss(**kwargs))
-        return FocusTask(model, loss, device=device, counts_known=args.focus_start == AUTO)
+        return FocusTask(model, loss, device=device)
     if args.method == 'acol':
         return AcolTask(model, create_classification_loss(**kwargs), device=device)
     if args.method == 'adl':
