@@ -25,7 +25,8 @@ def add_parser(commands: Any) -> None:
         'area', help='coverage ratio of the focus area over images, with a box plot',
         description='Measure the coverage ratio of the focus area of each image ("See More for Scene", section 3): a '
                     'CSV of every image, a JSON of means and quartiles, a box plot. It goes on where it was stopped, '
-                    'with the same weights, images and settings.')
+                    'with the same weights, images and settings.',
+        examples=('timm-focus area DIR --checkpoint output/train/plain --checkpoint output/train/scenes',))
     parser.add_argument('data', nargs='*', metavar='DATA', help='folders of images and tar files; of those with '
                         'splits, validation')
     add_model_arguments(parser)

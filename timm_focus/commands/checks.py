@@ -2,12 +2,12 @@
 import hashlib
 import os
 import sys
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence, Tuple
 
 from timm_focus.runs import Loaded
 from timm_focus.utils import shown
 
-__all__ = ['Checked', 'check_model', 'images_digest', 'tell']
+__all__ = ['Checked', 'check_model', 'count_classes', 'images_digest', 'tell']
 
 
 class Checked(NamedTuple):
@@ -53,6 +53,20 @@ def check_model(loaded: Loaded, needs_map: bool = True) -> Checked:
         raise ValueError(f'{what}, so it tells no place from another: take {advice}.')
     return Checked(logits, f'{what}, on which a share of the places says little: for one of {FINE} x {FINE} or more '
                            f'take {advice}.')
+
+
+def count_classes(loaded: Loaded, needs_map: bool = True) -> Tuple[int, str]:
+    """Number of classes that a model tells apart, and what is to be told of its map.
+
+    Raises:
+        ValueError: It tells none, or cannot be looked at.
+    """
+    import torch
+
+    logits, note = check_model(loaded, needs_map)
+    if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.shape[1]:
+        raise ValueError(f'{loaded.name} gives no logits of classes: take a model that classifies.')
+    return logits.shape[1], note
 
 
 def tell(notes: Sequence[str]) -> None:

@@ -12,10 +12,10 @@ from timm_focus.utils import open_whole, shown
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.weight_files import digest
 
-from .checks import check_model, tell
+from .checks import count_classes, tell
 from .classes import find_class, folder_classes, folder_key
 from .data import add_data_arguments
-from .load import add_model_arguments, load_models
+from .load import add_model_arguments, check_single, load_models
 from .sources import Placement, Source, SourceImages, find_sources
 from .table import add_picture_format
 
@@ -39,7 +39,9 @@ def add_parser(commands: Any) -> None:
         description='Explain what a model relies on in images. Of each: a picture (the image with boxes around what is '
                     'erased, the activation map, what is erased, what is kept, the focus area, the most probable '
                     f'classes before and after), the map as .npy and the mask of what is kept. {MANIFEST} has it in '
-                    f'numbers, {SHEET}.png shows some of all classes on a page.')
+                    f'numbers, {SHEET}.png shows some of all classes on a page.',
+        examples=('timm-focus explain DIR --checkpoint output/train/scenes',
+                  'timm-focus explain photo.jpg --model resnet18 --pretrained'))
     parser.add_argument('images', nargs='*', metavar='IMAGE_OR_FOLDER', help='image files, folders of images and tar '
                         'files; of those with splits, validation')
     add_model_arguments(parser)
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     sources = find_sources(args, args.images, args.output, tuple(endings.values()), (MANIFEST, sheet_name))
     loaded, = load_models(args, heads=True)
     mode = image_mode(loaded)
-    n_classes, note = _count_classes(loaded)
+    n_classes, note = count_classes(loaded)
     names = class_names(loaded, n_classes)
     target = None if args.label is None else find_class(args.label, names)
     settings = _settings(args, loaded, names, target)
@@ -170,22 +172,7 @@ def _check(args: argparse.Namespace) -> None:
     for flag, value, least in (('--batch-size', args.batch_size, 1), ('--workers', args.workers, 0)):
         if value < least:
             raise ValueError(f'{flag} is {value}: give {least} or more.')
-    if max(len(args.model), len(args.checkpoint)) > 1:
-        raise ValueError('explain takes one model: run it once for each, with an --output of its own.')
-
-
-def _count_classes(loaded: Loaded) -> Tuple[int, str]:
-    """Number of classes that a model tells apart, and what is to be told of its map.
-
-    Raises:
-        ValueError: It tells none, or cannot be looked at.
-    """
-    import torch
-
-    logits, note = check_model(loaded)
-    if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.shape[1]:
-        raise ValueError(f'{loaded.name} gives no logits of classes: take a model that classifies.')
-    return logits.shape[1], note
+    check_single(args)
 
 
 def _true_classes(sources: Sequence[Source], loaded: Loaded, names: Sequence[str]) -> List[Optional[int]]:

@@ -3,7 +3,7 @@ import argparse
 import os
 from typing import Any
 
-from timm_focus.runs import check_plain, load_model
+from timm_focus.runs import check_home, check_plain, load_model
 
 __all__ = ['add_parser']
 
@@ -15,8 +15,11 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'export', help='write the model of a run for timm, or as ONNX',
         description='Write the plain model of a run: as safetensors, with the configuration by which timm makes it '
-                    "again, or as ONNX, for any batch size, with how images are prepared in its metadata.")
-    parser.add_argument('source', metavar='RUN', help='folder of a run, or a checkpoint of it or of timm')
+                    "again, or as ONNX, for any batch size, with how images are prepared in its metadata.",
+        examples=('timm-focus export output/train/scenes --format safetensors',
+                  'timm-focus export hf-hub:user/name --format onnx --output scenes-onnx'))
+    parser.add_argument('source', metavar='RUN', help='folder of a run, a checkpoint of it or of timm, an export, '
+                        'hf-hub:user/name or local-dir:FOLDER')
     parser.add_argument('--format', required=True, choices=tuple(FILES), help='of the file')
     parser.add_argument('--model', metavar='NAME', help='timm name, of weights that do not say it')
     parser.add_argument('--output', metavar='DIR', help='where to (default: a folder of that name in that of the run)')
@@ -27,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the file, or nothing."""
     from timm_focus.release import save_onnx, save_plain, written_whole
 
+    check_home(args.source, args.output)
     loaded = load_model(args.model, args.source)
     check_plain(loaded)
     folder = args.output or os.path.join(os.path.dirname(loaded.record['path']), args.format)

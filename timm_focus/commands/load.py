@@ -9,7 +9,7 @@ from timm_focus.runs import Loaded, check_name, is_source, load_model, read_clas
 from timm_focus.utils.errors import sentence
 from timm_focus.utils.memory_format import use_channels_last
 
-__all__ = ['add_model_arguments', 'load_models', 'positive']
+__all__ = ['add_model_arguments', 'check_single', 'load_models', 'positive']
 
 _logger = logging.getLogger(__name__)
 
@@ -39,8 +39,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-j', '--workers', type=int, default=2, help='processes that load images (default: 2)')
 
 
-def load_models(args: argparse.Namespace, heads: bool = False) -> List[Loaded]:
-    """The models that the flags name, on their device; with heads, see `load_model`.
+def check_single(args: argparse.Namespace) -> None:
+    """See that one model is named at most.
+
+    Raises:
+        ValueError: There are several.
+    """
+    if max(len(args.model), len(args.checkpoint)) > 1:
+        raise ValueError(f'{args.command} takes one model: run it once for each, with an --output of its own.')
+
+
+def load_models(args: argparse.Namespace, heads: bool = False, distinct: bool = True) -> List[Loaded]:
+    """The models that the flags name, on their device; with heads, see `load_model`; each of another name.
 
     Raises:
         ValueError: None is named, its weights would be random, or something of them makes no sense.
@@ -63,7 +73,7 @@ def load_models(args: argparse.Namespace, heads: bool = False) -> List[Loaded]:
         loaded = [_named(one, args.class_map) for one in loaded]
     names = [one.name for one in loaded]
     for one in loaded:
-        if names.count(one.name) > 1:
+        if distinct and names.count(one.name) > 1:
             raise ValueError(f'{one.name} is named twice: results go by these names.')
         one.model.to(device)
         why = use_channels_last(one.model, torch.zeros(1, *one.data_config['input_size'], device=device))

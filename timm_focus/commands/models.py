@@ -28,7 +28,8 @@ def add_parser(commands: Any) -> None:
                     'computed or downloaded: the models have no weights here.',
         epilog='Columns: receptive_field in pixels of the input, of the last feature before the global pool, infinite '
                'through the module in the column through; feature, channels, height and width are of what the CAM head '
-               'taps.')
+               'taps.',
+        examples=("timm-focus models 'resnet*' --img-size 224 --format csv",))
     parser.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="names, as in timm.list_models: "
                         "'resnet*' (default: all, which takes minutes)")
     parser.add_argument('--img-size', type=positive, metavar='N', help="height and width (default: the model's)")

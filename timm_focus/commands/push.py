@@ -20,8 +20,11 @@ def add_parser(commands: Any) -> None:
                     'of focus training beside it, its settings, numbers and pictures, and a model card. The export is '
                     'kept in the folder hub of the run; pushed again by its own name, it is sent as it is, with '
                     'whatever was changed in its card. Licence and data set are asked for on a terminal, if they are '
-                    'not given.')
-    parser.add_argument('source', metavar='RUN', help='folder of a run, a checkpoint of it or of timm, or an export')
+                    'not given.',
+        examples=("timm-focus push output/train/scenes user/name --license cc-by-4.0 --dataset 'My Scenes' "
+                  "--dataset-terms 'CC BY 4.0'",))
+    parser.add_argument('source', metavar='RUN', help='folder of a run, a checkpoint of it or of timm, an export, '
+                        'hf-hub:user/name or local-dir:FOLDER')
     parser.add_argument('repo_id', metavar='USER/NAME', help='repository, made if it is not there')
     add_publication_flags(parser.add_argument_group('What it is, where it goes'))
     g = parser.add_argument_group('What is exported')
@@ -36,6 +39,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export what is no export yet, and push it."""
+    args.source = args.source.removeprefix('local-dir:')
     publication = Publication.of(args, args.repo_id)
     publication.check_where()
     if not args.dry_run:

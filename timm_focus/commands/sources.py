@@ -6,7 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .data import open_data
 
-__all__ = ['Placement', 'Source', 'SourceImages', 'find_sources', 'place']
+__all__ = ['Placement', 'Source', 'SourceImages', 'file_source', 'find_images', 'find_sources', 'place']
 
 LONGEST_STEM = 200  # bytes; file systems allow 255 with the ending
 
@@ -29,8 +29,8 @@ class Source(NamedTuple):
     dataset: Optional[Any] = None
     number: int = 0
 
-    def read(self, mode: str) -> Any:
-        """The image, upright, in a mode of Pillow's.
+    def read(self, mode: str, upright: bool = True) -> Any:
+        """The image in a mode of Pillow's, turned as its EXIF orientation says or as it lies in the file.
 
         Raises:
             OSError: It cannot be read.
@@ -38,9 +38,9 @@ class Source(NamedTuple):
         from timm_focus.data import read_image
 
         if self.dataset is None:
-            return read_image(self.path, mode, upright=True)
+            return read_image(self.path, mode, upright)
         self.dataset.input_img_mode = mode
-        return self.dataset.read(self.number, upright=True)[0]
+        return self.dataset.read(self.number, upright)[0]
 
 
 class Placement(NamedTuple):
@@ -56,38 +56,30 @@ class Placement(NamedTuple):
                 self.x0 + self.x_scale * x1, self.y0 + self.y_scale * y1)
 
 
-def find_sources(
-        args: argparse.Namespace,
-        paths: Sequence[str],
-        output: str,
-        endings: Sequence[str],
-        reserved: Sequence[str],
-) -> List[Source]:
-    """The images of files, folders and data sets, each with a name of its own below the output folder.
+def find_images(args: argparse.Namespace, paths: Sequence[str], apart: str = '') -> List[Source]:
+    """The images of files, folders and data sets, in order.
 
-    Names mirror the paths from the folder given; where several are given, they begin with that folder's name. Those
-    that would be one (`1.jpg` and `1.png`) are numbered.
+    Names, and what is made of them, mirror the paths from the folder given; where several are given, they begin with
+    that folder's name.
 
     Args:
         args: With the flags of `add_data_arguments`.
         paths: Image files, and folders and archives as `open_data` takes them.
-        output: Folder that files are made in; images in it are passed over.
-        endings: Of the files that are made of each image.
-        reserved: Other files that are made there.
+        apart: Folder that is passed over.
 
     Raises:
-        ValueError: Something is not there, or what is made would come to lie among the images.
+        ValueError: Something is not there.
     """
     from timm_focus.data.readers import label_names
 
-    found: List[Tuple[str, str, str, Optional[Any], int]] = []
+    found: List[Source] = []
     prefixes: Set[str] = set()
     for path in paths or ['']:
         is_image = os.path.isfile(path) and not path.endswith('.tar')
         if args.dataset and is_image:
             raise ValueError(f'--dataset is of folders and archives, and {path} is a file: leave one of them out.')
         if args.dataset or not path or os.path.isdir(path) or path.endswith('.tar'):
-            dataset = open_data(args, [path] if path else [], apart=output)[0].dataset
+            dataset = open_data(args, [path] if path else [], apart=apart)[0].dataset
             prefix = ''
             if len(paths) > 1:
                 prefix = _unused(os.path.basename(os.path.realpath(path)) or 'images', lambda p: p.lower() in prefixes)
@@ -99,13 +91,43 @@ def find_sources(
                     full = os.path.normpath(os.path.join(path, os.path.relpath(full, os.path.abspath(path))))
                 labelled = len(names) > 1 and targets is not None
                 label = names[targets[i]] if labelled else _folder_name(full)
-                found.append((full, os.path.join(prefix, relative), label, dataset, i))
+                name = os.path.join(prefix, relative)
+                found.append(Source(full, name, name, label, dataset, i))
         elif os.path.exists(path):
-            found.append((path, os.path.basename(path), _folder_name(path), None, 0))
+            found.append(file_source(path))
         else:
             raise ValueError(f'There is no file or folder {path}.')
-    folders = {os.path.dirname(relative) for _, relative, *_ in found}
-    inputs = {os.path.realpath(folder): folder for folder in {os.path.dirname(path) for path, *_ in found}}
+    return found
+
+
+def file_source(path: str) -> Source:
+    """An image that is a file by itself."""
+    return Source(path, os.path.basename(path), os.path.basename(path), _folder_name(path))
+
+
+def find_sources(
+        args: argparse.Namespace,
+        paths: Sequence[str],
+        output: str,
+        endings: Sequence[str],
+        reserved: Sequence[str],
+) -> List[Source]:
+    """The images of files, folders and data sets, each with a name of its own below the output folder.
+
+    Those that would have one name (`1.jpg` and `1.png`) are numbered.
+
+    Args:
+        args, paths: See `find_images`.
+        output: Folder that files are made in; images in it are passed over.
+        endings: Of the files that are made of each image.
+        reserved: Other files that are made there.
+
+    Raises:
+        ValueError: Something is not there, or what is made would come to lie among the images.
+    """
+    found = find_images(args, paths, output)
+    folders = {os.path.dirname(source.name) for source in found}
+    inputs = {os.path.realpath(folder): folder for folder in {os.path.dirname(source.path) for source in found}}
     for folder in folders:
         made_in = os.path.realpath(os.path.join(output, folder))
         if made_in in inputs:
@@ -117,12 +139,12 @@ def find_sources(
             taken.add(folder.lower())
             folder = os.path.dirname(folder)
     sources = []
-    for path, relative, label, dataset, i in found:
-        folder, name = os.path.split(relative)
+    for source in found:
+        folder, name = os.path.split(source.name)
         stem = os.fsdecode(os.fsencode(os.path.splitext(name)[0])[:LONGEST_STEM])
         base = _unused(os.path.join(folder, stem), lambda b: any((b + e).lower() in taken for e in endings))
         taken.update((base + e).lower() for e in endings)
-        sources.append(Source(path, base, relative, label, dataset, i))
+        sources.append(source._replace(base=base))
     return sources
 
 

@@ -3,7 +3,7 @@ import argparse
 import csv
 import json
 import sys
-from typing import Any, Dict, Iterable, List, Mapping
+from typing import IO, Any, Dict, Iterable, List, Mapping, Optional
 
 from timm_focus.utils.text import csv_cell, one_line
 
@@ -26,36 +26,45 @@ def write_table(rows: List[Dict[str, Any]], args: argparse.Namespace) -> None:
         for name, width in widths.items()})
 
 
-def write_rows(rows: Iterable[Dict[str, Any]], args: argparse.Namespace, widths: Mapping[str, int]) -> int:
-    """Print rows to standard output, each as it comes; says how many there were.
+def write_rows(
+        rows: Iterable[Dict[str, Any]],
+        args: argparse.Namespace,
+        widths: Mapping[str, int],
+        file: Optional[IO] = None,
+) -> int:
+    """Write rows to standard output or a file, each as it comes; says how many there were.
 
     Args:
         rows: They have the same columns.
-        args: Of a parser with `add_format`.
+        args: With the `format`: 'table', 'csv', 'json', a list, or 'jsonl', a line for each row.
         widths: Of the columns, in characters, in order; negative where text stands at the left.
+        file: Where to, standard output by default.
     """
     n = 0
-    writer = csv.DictWriter(sys.stdout, list(widths), lineterminator='\n')
+    file = file or sys.stdout
+    writer = csv.DictWriter(file, list(widths), lineterminator='\n')
     for n, row in enumerate(rows, 1):
         if args.format == 'json':
-            print('[' if n == 1 else ',', json.dumps(row, indent=2), sep='\n', end='')
+            print('[' if n == 1 else ',', json.dumps(row, indent=2), sep='\n', end='', file=file)
+        elif args.format == 'jsonl':
+            print(json.dumps(row), file=file)
         elif args.format == 'csv':
             if n == 1:
                 writer.writeheader()
             writer.writerow({k: csv_cell(v) for k, v in row.items()})
         else:
             if n == 1:
-                _print_line({name: name for name in widths}, widths)
-            _print_line({name: _text(row[name]) for name in widths}, widths)
-        sys.stdout.flush()
+                _print_line({name: name for name in widths}, widths, file)
+            _print_line({name: _text(row[name]) for name in widths}, widths, file)
+        file.flush()
     if args.format == 'json':
-        print('\n]' if n else '[]')
+        print('\n]' if n else '[]', file=file)
     return n
 
 
-def _print_line(texts: Mapping[str, str], widths: Mapping[str, int]) -> None:
+def _print_line(texts: Mapping[str, str], widths: Mapping[str, int], file: IO) -> None:
     print('  '.join(texts[name].rjust(width) if width > 0 else texts[name].ljust(-width)
-                    for name, width in widths.items()).rstrip())
+                    for name, width in widths.items()).rstrip(), file=file)
 
 
 def _text(value: Any) -> str:

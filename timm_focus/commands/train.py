@@ -6,7 +6,8 @@ __all__ = ['add_parser', 'train']
 
 
 def add_parser(commands: Any) -> None:
-    commands.add_parser('train', help='train a model: train_focus.py, with the same flags', add_help=False)
+    commands.add_parser('train', help='train a model: train_focus.py, with the same flags', add_help=False,
+                        examples=('timm-focus train DIR --model focus_resnet18 --experiment scenes',))
 
 
 def train(arguments: Sequence[str]) -> None:

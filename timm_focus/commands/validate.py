@@ -19,7 +19,7 @@ from .data import add_data_arguments, open_data
 from .load import add_model_arguments, load_models
 from .table import add_format, write_table
 
-__all__ = ['add_parser', 'match_classes']
+__all__ = ['add_parser', 'match_classes', 'match_to']
 
 SUMMARY, CLASSES, IMAGES = 'validate.json', 'classes.csv', 'images.csv'
 
@@ -30,7 +30,9 @@ def add_parser(commands: Any) -> None:
         description='Measure top-1 and top-5 accuracy in percent, in float32, each image once; and top-1 with a share '
                     'of each image erased: where the class activation map of the predicted class is highest (cam), and '
                     'for comparison smooth random regions (random). Classes are matched by the names of their folders '
-                    'where the model has names, as those of train_focus.py have.')
+                    'where the model has names, as those of train_focus.py have.',
+        examples=('timm-focus validate DIR --checkpoint output/train/plain --checkpoint output/train/scenes '
+                  '--output accuracy',))
     parser.add_argument('data', nargs='?', metavar='DATA', help='folder with val/<class>/, Places365, folder or tar '
                         'file of class folders')
     add_model_arguments(parser)
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     settings = [_settings(loaded, opened.place, images, percents) for loaded in models]
     if args.output:
         _check_output(args.output, settings)
-    matches = [_match(loaded, dataset, bool(percents)) for loaded in models]
+    matches = [match_to(loaded, dataset, bool(percents)) for loaded in models]
     tell(notes)
     records, class_rows, image_rows = [], [], []
     for loaded, setting, match in zip(models, settings, matches):
@@ -138,7 +140,7 @@ class _Numbers:
         return self.numbers[target]
 
 
-def _match(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int], List[str]]:
+def match_to(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int], List[str]]:
     """Class of the model by class of the data set, and the names of the model's; what cannot be measured is told."""
     import numpy as np
     import torch

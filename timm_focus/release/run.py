@@ -6,7 +6,7 @@ import os
 from typing import Any, Dict, List, Optional
 
 from timm_focus.data import open_images
-from timm_focus.runs import Loaded, check_plain, load_model, read_class_names
+from timm_focus.runs import Loaded, check_home, check_plain, load_model, read_class_names
 
 from .export import KIND, sent_as_it_is, write_export
 from .folder import check_free
@@ -49,6 +49,7 @@ def export_run(
         ValueError: Something is missing, or makes no sense.
         OSError: It cannot be written.
     """
+    check_home(source, output)
     loaded = load_model(model, source, heads=True)
     check_plain(loaded)
     record, settings = loaded.record, loaded.record['settings']

@@ -1,7 +1,7 @@
 """The parser of every command line here: a mistake is one line that names the nearest flag, help shows each default."""
 import argparse
 import difflib
-from typing import Any, Iterable, NoReturn
+from typing import Any, Iterable, NoReturn, Sequence
 
 __all__ = ['Parser', 'nearest']
 
@@ -34,10 +34,20 @@ def shown(value: Any) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` whose mistakes are one line and exit code 2, without the whole usage."""
+    """An `argparse.ArgumentParser` whose mistakes are one line and exit code 2, without the whole usage.
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    Args:
+        examples: Commands that its help ends with.
+        *args, **kwargs: Of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any):
         super().__init__(*args, **{'formatter_class': _Help, **kwargs})
+        self.examples = tuple(examples)
+
+    def format_help(self) -> str:
+        shown = ''.join(f'  {example}\n' for example in self.examples)
+        return super().format_help() + (f'\nexamples:\n{shown}' if shown else '')
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')

@@ -2,7 +2,8 @@
 import re
 from typing import Any, Iterable, Sequence
 
-__all__ = ['brief', 'check_names', 'csv_cell', 'from_csv_cell', 'markdown', 'one_line', 'shown', 'some', 'word']
+__all__ = ['brief', 'check_names', 'csv_cell', 'from_csv_cell', 'markdown', 'one_line', 'shown', 'some', 'word',
+           'writable']
 
 FORMULA = re.compile(r"'*[=+\-@]")  # a cell that begins so is calculated by spreadsheets, unless an apostrophe leads it
 UNWRITABLE = re.compile('[\x00-\x1f\x7f\udc80-\udcff]|\\\\(?=x)')  # controls, bytes that are no UTF-8, and our own sign
@@ -49,8 +50,13 @@ def csv_cell(value: Any) -> Any:
     show, and bytes that are no text are written `\\xNN`. `from_csv_cell` takes both back."""
     if not isinstance(value, str):
         return value
-    text = LONE.sub('\ufffd', UNWRITABLE.sub(lambda m: f'\\x{ord(m[0]) & 0xff:02x}', value))
+    text = writable(value)
     return f"'{text}" if FORMULA.match(text) else text
+
+
+def writable(text: str) -> str:
+    """A text that any file of text takes: controls and bytes that are no text are written `\\xNN`."""
+    return LONE.sub('\ufffd', UNWRITABLE.sub(lambda m: f'\\x{ord(m[0]) & 0xff:02x}', text))
 
 
 def from_csv_cell(text: str) -> str:
