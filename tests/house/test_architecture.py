@@ -17,6 +17,7 @@ ALLOWED = {  # what a room may import beside itself; commands may import everyth
     'analysis': {'utils', 'method'},
     'runs': {'utils', 'method', 'data', 'demo', 'receptive', 'models', 'analysis', 'baselines'},
     'release': {'utils', 'method', 'data', 'demo', 'receptive', 'models', 'analysis', 'runs'},
+    'report': {'utils', 'method', 'data', 'demo', 'receptive', 'models', 'analysis', 'runs', 'release'},
     'training': {'utils', 'method', 'data', 'demo', 'receptive', 'models', 'analysis', 'baselines', 'runs', 'recipes'},
 }
 

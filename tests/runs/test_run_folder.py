@@ -211,6 +211,7 @@ def test_a_disk_that_fails_is_a_sentence(ends, disk, monkeypatch, how, during):
                      rf'--resume auto goes on from {disk}/run/last\.pth\.tar\.$', line)
     after = content(disk / 'run')
     assert after.pop('summary.csv')[0].startswith(before.pop('summary.csv')[0])  # the second epoch's row may be there
+    assert after.pop('run.json') and before.pop('run.json')  # it has the time that was spent
     assert after == before
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from timm_focus.method import FocusNet
 from timm_focus.utils.modes import evaluating
 
-__all__ = ['FocusArea', 'coverage_ratio', 'focus_area', 'last_map', 'threshold_map']
+__all__ = ['FocusArea', 'coverage_ratio', 'focus_area', 'last_map', 'plain_model', 'threshold_map']
 
 Rule = Union[str, float]
 

@@ -9,7 +9,7 @@ from timm_focus.utils.parser import Parser
 from timm_focus.utils.processes import end_workers
 from timm_focus.utils.secrets import discreet
 
-from . import area, explain, export, models, predict, push, rf, train, validate
+from . import area, explain, export, models, predict, push, report, rf, train, validate
 
 __all__ = ['main']
 
@@ -18,9 +18,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `timm-focus`."""
     parser = Parser(
         prog='timm-focus', description='Train a network, see what it looks at and what it costs, and publish it.',
-        examples=('timm-focus predict photo.jpg --checkpoint output/train/scenes',))
+        examples=('timm-focus predict photo.jpg --checkpoint output/train/scenes',
+                  'timm-focus report output/train/plain output/train/scenes --data DIR'))
     commands = parser.add_subparsers(title='commands', dest='command', required=True, parser_class=Parser)
-    for module in (area, explain, export, models, predict, push, rf, train, validate):
+    for module in (area, explain, export, models, predict, push, report, rf, train, validate):
         module.add_parser(commands)
     return parser
 

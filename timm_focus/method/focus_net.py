@@ -179,20 +179,13 @@ class FocusNet(TimmInterface):
             focus_recompute=self.recompute,
         )
 
-    def set_branches(
-            self,
-            side: bool = True,
-            erased: bool = True,
-            erased_by: str = 'erased_head',
-            apart: bool = False,
-    ) -> None:
+    def set_branches(self, side: bool = True, erased: bool = True, erased_by: str = 'erased_head') -> None:
         """Choose what runs in training: what the loss does not use is not computed and asks for no gradient.
 
         Args:
             side: Whether the CAM head classifies.
             erased: Whether images are erased and pass a second time.
             erased_by: Which classifier scores them: 'erased_head', or 'main' for attention mining (Table 6).
-            apart: Whether the CAM head learns beside the backbone, which its gradient does not reach.
 
         Raises:
             ValueError: `erased_by` is unknown.
@@ -202,7 +195,6 @@ class FocusNet(TimmInterface):
         self.side_branch = bool(side)
         self.erased_branch = bool(erased)
         self.erased_by = erased_by
-        self.apart = bool(apart)
         trained = {'cam_head': self.side_branch, 'erased_head': self.erased_branch and erased_by == 'erased_head'}
         for head, runs in trained.items():
             for name, p in getattr(self, head).named_parameters(head):
@@ -243,7 +235,7 @@ class FocusNet(TimmInterface):
         """Main and side logits `[B, K]` of images, and what is kept of the first n of them, `[n, 1, H, W]`."""
         main, tap = self._recomputed(x) if self.recompute and self.erased_branch else self._main_and_tap(x)
         self._check_trainable(main)
-        side = self.cam_head(tap.detach() if self.apart else tap) if self.side_branch else None
+        side = self.cam_head(tap) if self.side_branch else None
         if not self.erased_branch:
             return main, side, None
         n = min(max(self._least, round(self.fraction * x.shape[0])), x.shape[0])

@@ -1,0 +1,293 @@
+"""The page: one file of HTML with all that it needs in it, which asks nobody for anything."""
+import base64
+import hashlib
+import math
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib import colormaps
+
+from timm_focus.analysis.plots import MAP_ALPHA, MAP_COLORS
+from timm_focus.utils.text import one_line
+
+from .charts import Chart, Series, box, box_chart, line_chart
+from .compare import (
+    NOTHING, Comparison, Confusion, answer, by_class, changed_confusions, compute, differing, groups, own_interval)
+from .facts import Run
+from .measure import SHARES, Shown
+
+__all__ = ['Gallery', 'build_page', 'listed_confusions']
+
+HERE = Path(__file__).parent
+TITLES = dict(top1='Top-1, %', top5='Top-5, %', loss='Loss', lr='Learning rate')
+FIRST = ('top1', 'top5', 'loss')
+COLORS = 6  # of runs, in page.css
+ERASED = (0., *(100 * share for share in SHARES))
+STOPS = 33  # of the map's colours
+
+
+class Gallery(NamedTuple):
+    """What is shown of some images.
+
+    Attributes:
+        indices: Their numbers among the images that were measured.
+        names: Of their files.
+        views: Pictures of them, of each view that runs have: in `data:` addresses.
+        view_of: View of each run.
+        shown: What each run says, None of one without a map.
+        thresholds: From which on a map erases, by run; None where it does not say what is erased.
+        means: Mean colour of each run's images, which is what is erased.
+        smooth: Whether each run's map is enlarged smoothly, as its mask is.
+    """
+    indices: List[int]
+    names: List[str]
+    views: List[List[str]]
+    view_of: List[int]
+    shown: List[Optional[List[Shown]]]
+    thresholds: List[Optional[float]]
+    means: List[Tuple[int, int, int]]
+    smooth: List[bool]
+
+
+def build_page(
+        compared: Comparison,
+        gallery: Optional[Gallery] = None,
+        left_out: Sequence[str] = (),
+        notes: Sequence[str] = (),
+) -> str:
+    """The page as text.
+
+    Args:
+        compared: Runs, and what they say of images.
+        gallery: Images that are shown, None without.
+        left_out: Sentences on what is not there, and why.
+        notes: Sentences on the maps.
+    """
+    names = [one_line(run.name) for run in compared.runs]
+    charts: Dict[str, Chart] = {}
+    confusions = listed_confusions(compared)
+    data = dict(
+        runs=names, classes=_class_names(compared), charts={}, images=_images(compared, gallery),
+        maps=_maps(gallery), colors=_colors(), alpha=MAP_ALPHA, present=np.unique(compared.target).tolist())
+    curves = _curves(compared.runs, charts)
+    erasing = _erasing(compared, charts)
+    data['charts'] = {name: chart.data for name, chart in charts.items()}
+    style, script = ((HERE / name).read_text('utf-8') for name in ('page.css', 'page.js'))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=_plain_number, percent=lambda v: NOTHING if v is None else f'{v:.1f}',
+                               signed=lambda v: f'{v:+.1f}', line=one_line)
+    template = environment.from_string((HERE / 'page.html').read_text('utf-8'))
+    lines = dict(left_out=left_out, notes=notes)
+    return template.render(
+        names=names, runs=[_row(compared, i) for i in range(len(names))], answer=answer(compared),
+        n=len(compared.target) if compared.measured else 0, data_name=one_line(compared.data), curves=curves,
+        settings=[(one_line(k), [one_line(v) for v in values]) for k, values in differing(compared.runs)],
+        has_settings=[bool(run.settings) for run in compared.runs], classes=_classes(compared),
+        widest=_widest(compared), headings=_headings(compared), confusions=confusions,
+        class_name=lambda k: one_line(compared.name_of(k)), coverage=_coverage(compared), erasing=erasing,
+        shares=ERASED, looks=_looks(compared), gallery=gallery, data=data, best=_chosen(compared.runs),
+        **{name: [one_line(text) for text in texts] for name, texts in lines.items()},
+        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script))
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _plain_number(value: Any) -> str:
+    return NOTHING if value is None else f'{value:,}' if isinstance(value, int) else f'{value:,.4g}'
+
+
+# runs
+
+def _row(compared: Comparison, i: int) -> Dict[str, Any]:
+    """What the table of runs says of one."""
+    run, base = compared.runs[i], compared.runs[groups(compared.runs)[0].runs[0]]
+    own, others = compute(run), compute(base)
+    found = dict(
+        run._asdict(), name=one_line(run.name), size=' x '.join(map(str, run.input_size)), top1=run.best(), top5=None,
+        interval=None, n=None, color=i % COLORS, duration=_duration(run.seconds),
+        compute=own / others if own and others and (run.images is None) == (base.images is None) else None)
+    if compared.measured:
+        measured, difference = compared.measured[i], own_interval(compared, i)
+        found.update(top1=difference.value, interval=difference.images, top5=100 * float(measured.in_top5.mean()),
+                     n=len(compared.target))
+    return found
+
+
+def _duration(seconds: Optional[float]) -> str:
+    if seconds is None:
+        return NOTHING
+    if seconds < 120:
+        return f'{seconds:.0f} s'
+    minutes = round(seconds / 60)
+    return f'{minutes} min' if minutes < 120 else f'{minutes // 60} h {minutes % 60:02} min'
+
+
+def _chosen(runs: Sequence[Run]) -> bool:
+    """Whether weights that count were chosen among epochs."""
+    return any(run.epoch is not None and run.epochs is not None and run.epoch + 1 < run.epochs for run in runs)
+
+
+# curves
+
+def _curves(runs: Sequence[Run], charts: Dict[str, Chart]) -> List[Dict[str, Any]]:
+    columns = list(dict.fromkeys(name for run in runs for row in run.rows for name in row if name != 'epoch'))
+    quantities = list(dict.fromkeys(_quantity(name) for name in columns))
+    quantities.sort(key=lambda q: FIRST.index(q) if q in FIRST else len(FIRST))
+    by_passes = len({run.passes / run.epochs for run in runs if run.passes and run.epochs}) > 1
+    found = []
+    for i, quantity in enumerate(quantities):
+        title = TITLES.get(quantity, quantity.replace('_', ' ').capitalize())
+        entry: Dict[str, Any] = dict(title=title, charts=[], legend=[])
+        for axis, label in (('epochs', 'epoch'), *((('passes', 'passes of an image'),) if by_passes else ())):
+            series = [s for k, run in enumerate(runs) for s in _series(k, run, quantity, axis)]
+            if series:
+                name = f'curve-{i}-{axis}'
+                charts[name] = line_chart(title, series, label, title.endswith('%'))
+                entry['charts'].append(dict(id=name, axis=axis, svg=charts[name].svg))
+                if axis == 'epochs':
+                    entry['legend'] = [dict(label=s.label, run=s.run % COLORS, dashed=s.dashed, last=s.points[-1][1])
+                                       for s in series]
+        if entry['charts']:
+            found.append(entry)
+    return found
+
+
+def _quantity(column: str) -> str:
+    return column.removeprefix('train_').removeprefix('eval_')
+
+
+def _series(k: int, run: Run, quantity: str, axis: str) -> List[Series]:
+    found = []
+    for prefix, words in (('eval_', 'validation'), ('train_', 'training'), ('', '')):
+        column = f'{prefix}{quantity}'
+        points = [(row['epoch'] if axis == 'epochs' else work, row[column]) for row, work in zip(run.rows, run.work)
+                  if (axis == 'epochs' or work is not None) and math.isfinite(row.get(column, math.nan))]
+        if points:
+            found.append(Series(k % COLORS, f'{one_line(run.name)}{words and f", {words}"}', points,
+                                prefix == 'train_'))
+    return found
+
+
+# what it looks at
+
+def _coverage(compared: Comparison) -> Optional[Markup]:
+    rows = _looks(compared)
+    if not rows:
+        return None
+    return box_chart('Coverage ratio of the focus area, in percent', [row['box'] for row in rows],
+                     [f'{row["name"]}, {row["map"]} map' for row in rows], 'coverage ratio, %',
+                     [row['color'] for row in rows])
+
+
+def _erasing(compared: Comparison, charts: Dict[str, Chart]) -> Optional[Markup]:
+    series = []
+    for row in _looks(compared):
+        for label, name, dashed in (('by its map', 'cam', False), ('at random', 'random', True)):
+            points = list(zip(ERASED, row[name]))
+            series.append(Series(row['color'], f'{row["name"]}, {label}', points, dashed))
+    if not series:
+        return None
+    charts['erasing'] = line_chart('Top-1 under erasing, in percent', series, 'erased, % of the pixels', True)
+    return charts['erasing'].svg
+
+
+def _looks(compared: Comparison) -> List[Dict[str, Any]]:
+    """The numbers of both charts, a row for each run with a map."""
+    rows = []
+    for i, (run, measured) in enumerate(zip(compared.runs, compared.measured)):
+        if measured.coverage is not None and measured.map_size is not None:
+            tops = {name: [100 * float(flags.mean()) for flags in (measured.right, *found)]
+                    for name, found in (('cam', measured.cam), ('random', measured.random)) if found is not None}
+            rows.append(dict(
+                color=i % COLORS, name=one_line(run.name), box=box(100 * measured.coverage),
+                map=' x '.join(map(str, measured.map_size)), convolutional=measured.convolutional, **tops))
+    return rows
+
+
+# classes
+
+def _headings(compared: Comparison) -> List[str]:
+    return [f'{_short(compared, b)} minus {_short(compared, a)}' for b, a in _compared_runs(compared)]
+
+
+def _short(compared: Comparison, i: int) -> str:
+    return one_line(compared.runs[i].name)
+
+
+def _compared_runs(compared: Comparison) -> List[Tuple[int, int]]:
+    """The pairs of runs of which differences are shown: each against the one that all are compared with."""
+    if len(compared.runs) < 2:
+        return []
+    base = groups(compared.runs)[0].runs[0]
+    return [(i, base) for i in range(len(compared.runs)) if i != base]
+
+
+def _classes(compared: Comparison) -> List[Dict[str, Any]]:
+    """Top-1 of each class, sorted by the first difference; of a run alone by its top-1."""
+    if not compared.measured:
+        return []
+    against = _compared_runs(compared)
+    rows = [dict(index=k, name=one_line(compared.name_of(k)), n=n, top1=top1,
+                 differences=[top1[b] - top1[a] for b, a in against]) for k, n, top1 in by_class(compared)]
+    return sorted(rows, key=lambda row: (-row['differences'][0] if against else row['top1'][0], row['name']))
+
+
+def listed_confusions(compared: Comparison) -> List[Tuple[str, List[Confusion]]]:
+    """A heading, and the confusions that changed most, for each pair of runs; of a run alone its most frequent ones."""
+    if not compared.measured:
+        return []
+    against = _compared_runs(compared)
+    if not against:
+        return [('', changed_confusions(compared, 0, None))]
+    return [(f'{_short(compared, b)} against {_short(compared, a)}' if len(against) > 1 else '',
+             changed_confusions(compared, b, a)) for b, a in against]
+
+
+def _widest(compared: Comparison) -> float:
+    """The largest difference of a class, which bars are drawn by."""
+    return max([abs(d) for row in _classes(compared) for d in row['differences']] + [1.])
+
+
+def _class_names(compared: Comparison) -> Dict[str, str]:
+    known = {*range(len(compared.classes)), *(k for m in compared.measured for k in m.others)}
+    return {str(k): one_line(compared.name_of(k)) for k in sorted(known)}
+
+
+# the gallery
+
+def _images(compared: Comparison, gallery: Optional[Gallery]) -> List[Dict[str, Any]]:
+    if gallery is None:
+        return []
+    found = []
+    for j, i in enumerate(gallery.indices):
+        runs = []
+        for measured, shown in zip(compared.measured, gallery.shown):
+            entry: Dict[str, Any] = dict(p=int(measured.prediction[i]))
+            if shown is not None:
+                one = shown[j]
+                entry.update(
+                    q=round(one.answer[1], 3), a=one.after[0], b=round(one.after[1], 3),
+                    k=round(one.kept, 3), h=one.map.shape[0], w=one.map.shape[1],
+                    m=base64.b64encode(one.map.tobytes()).decode())
+            runs.append(entry)
+        found.append(dict(n=one_line(gallery.names[j]), t=int(compared.target[i]), r=runs,
+                          v=[view[j] for view in gallery.views]))
+    return found
+
+
+def _maps(gallery: Optional[Gallery]) -> List[Dict[str, Any]]:
+    if gallery is None:
+        return []
+    return [dict(view=view, threshold=threshold, mean=mean, smooth=smooth) for view, threshold, mean, smooth in zip(
+        gallery.view_of, gallery.thresholds, gallery.means, gallery.smooth)]
+
+
+def _colors() -> List[List[int]]:
+    """The colours of the map, from 0 to 1."""
+    return (colormaps[MAP_COLORS](np.linspace(0, 1, STOPS))[:, :3] * 255).round().astype(int).tolist()
