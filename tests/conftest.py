@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_transform
+from timm.data import create_dataset, create_transform, resolve_data_config
 from torch.nn import functional as F
 
 os.environ['XDG_STATE_HOME'] = tempfile.mkdtemp(prefix='timm_focus_state_')  # where training notes the images of a run
@@ -239,7 +239,9 @@ def finite(state):
 def evaluate(model, root, split='validation', size=32):
     """Loss and accuracy, image by image, with nothing of the script's."""
     dataset = create_dataset('', root=str(root), split=split)
-    dataset.transform = create_transform(size, is_training=False, crop_pct=0.875, interpolation='bilinear')
+    own = resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
+    dataset.transform = create_transform(
+        size, is_training=False, mean=own['mean'], std=own['std'], crop_pct=0.875, interpolation='bilinear')
     model.eval()
     losses, correct = [], 0
     with torch.no_grad():

@@ -273,7 +273,7 @@ def test_it_starts_from_a_plain_runs_weights(train):
 
 @pytest.mark.parametrize('model, more, words', [
     ('vit_tiny_patch16_224', '--method acol --img-size 224', 'cannot be made: VisionTransformer does not end in'),
-    (TINY, '--acol-threshold 0.5', '--acol-threshold belongs to ACoL: give --model resnet10t --method acol'),
+    (TINY, '--acol-threshold 0.5', '--acol-threshold belongs to ACoL: give --model test_resnet --method acol'),
     (f'focus_{TINY}', '--method acol', f'--method acol trains .*give --model {TINY}'),
     (TINY, '--method acol --focus-bn clean', '--focus-bn belongs to focus training'),
     (TINY, '--method acol --adl-modules layer3', '--adl-modules belongs to ADL'),

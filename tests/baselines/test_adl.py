@@ -315,8 +315,8 @@ def test_a_map_of_one_place_is_told(train):
 @pytest.mark.parametrize('model, more, words', [
     (TINY, '--method adl --adl-modules layer3.O', r'cannot be trained by ADL: .*did you mean layer3'),
     ('vit_tiny_patch16_224', '--method adl --img-size 224', 'cannot be trained by ADL: VisionTransformer does not end'),
-    (TINY, '--adl-gamma 0.5', '--adl-gamma belongs to ADL: give --model resnet10t --method adl'),
-    (f'focus_{TINY}', '--adl-modules layer3', '--adl-modules belongs to ADL: give --model resnet10t --method adl'),
+    (TINY, '--adl-gamma 0.5', '--adl-gamma belongs to ADL: give --model test_resnet --method adl'),
+    (f'focus_{TINY}', '--adl-modules layer3', '--adl-modules belongs to ADL: give --model test_resnet --method adl'),
     (f'focus_{TINY}', '--method adl', f'--method adl trains .*give --model {TINY}'),
     (TINY, '--method adl --focus-alpha 2', '--focus-alpha belongs to focus training'),
     (TINY, '--method adl --acol-threshold 0.5', '--acol-threshold belongs to ACoL'),

@@ -368,7 +368,7 @@ def test_a_class_map_names_the_classes(command, refusal, image_folder, tmp_path)
     assert 'no names to match them by' in refusal(*argv)
     assert json.loads(command(*argv, '--class-map', tmp_path / 'names.txt'))[0]['n'] == 10
     (tmp_path / 'names.txt').write_text('left\nright\n')
-    assert 'has 2 names, but resnet10t@w.pth knows 3 classes' in refusal(*argv, '--class-map', tmp_path / 'names.txt')
+    assert 'has 2 names, but test_resnet@w.pth knows 3 classes' in refusal(*argv, '--class-map', tmp_path / 'names.txt')
 
 
 def test_a_model_of_a_folder_or_of_the_hub_needs_no_more_than_its_name(command, refusal, hub, image_folder, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform
+from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from timm.data.transforms_factory import transforms_imagenet_eval
 
 from conftest import TINY
@@ -90,7 +90,8 @@ def test_a_run_is_explained_as_it_was_trained(command, run_folder, image_folder,
     for head in ('cam_head', 'erased_head'):
         getattr(model, head).load_state_dict(checkpoint['task_state'][head])
     model.eval()
-    transform = create_transform(64, is_training=False, crop_pct=0.8, interpolation='bilinear')
+    config = dict(resolve_data_config({}, pretrained_cfg=model.backbone.pretrained_cfg), input_size=64, crop_pct=0.8)
+    transform = create_transform(**config, is_training=False)
     for entry in manifest['images']:
         x = transform(Image.open(entry['file']).convert('RGB'))[None]
         with torch.no_grad():

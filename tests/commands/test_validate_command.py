@@ -236,7 +236,7 @@ def test_a_mistake_is_one_line(refusal, argv, words, image_folder, tmp_path):
 
 def test_a_number_of_classes_that_is_another_is_told(refusal, image_folder, tmp_path):
     path = weights(tmp_path / 'w.pth', num_classes=3)
-    assert 'The data has 2 classes, but resnet10t@w.pth has 3 and no names' in refusal(
+    assert 'The data has 2 classes, but test_resnet@w.pth has 3 and no names' in refusal(
         image_folder, '--model', TINY, '--checkpoint', path, '--img-size', '64')
 
 
