@@ -33,7 +33,8 @@ import timm, torch
 from timm.data import create_dataset, create_transform
 model = {expression}
 dataset = create_dataset('', root={root!r}, split='validation')
-dataset.transform = create_transform(32, is_training=False, crop_pct=0.875, interpolation='bilinear')
+dataset.transform = create_transform(
+    32, is_training=False, mean=3 * (0.5,), std=3 * (0.5,), crop_pct=0.875, interpolation='bilinear')
 with torch.no_grad():
     hits = [int(model.eval()(x[None]).argmax()) == t for x, t in dataset]
 assert not any(name.startswith('timm_focus') for name in sys.modules)
