@@ -27,21 +27,26 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def pytest_addoption(parser):
     parser.addoption('--all-models', action='store_true', help='check every model class of timm, not small ones alone')
-    parser.addoption('--slow', action='store_true', help='run the checks that take minutes, too')
+    parser.addoption('--slow', action='store_true', help='run the checks that take seconds to minutes, too')
     parser.addoption('--long', action='store_true', help='run the checks that take many minutes each, too')
     parser.addoption('--rehearse', action='store_true', help='run the tests of a GPU on the CPU, as far as they go')
 
 
 def pytest_configure(config):  # not in setup.cfg, which pytest does not read when an option names a folder elsewhere
-    config.addinivalue_line('markers', 'slow: takes minutes, runs with --slow')
+    config.addinivalue_line('markers', 'slow(*words): takes seconds to minutes, runs with --slow; with words, '
+                            'the cases whose names have one of them')
     config.addinivalue_line('markers', 'long: takes many minutes, runs with --long; not in CI, whose time is limited')
     config.addinivalue_line('markers', 'cuda: needs a GPU')
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if item.get_closest_marker('slow') and not config.getoption('--slow'):
-            item.add_marker(pytest.mark.skip(reason='takes minutes: give --slow'))
+        slow = item.get_closest_marker('slow')
+        if slow and slow.args and not any(word in item.name for word in slow.args):
+            item.own_markers.remove(slow)
+        elif slow and not config.getoption('--slow'):
+            item.add_marker(pytest.mark.skip(reason='takes a while: give --slow'))
         if item.get_closest_marker('long') and not config.getoption('--long'):
             item.add_marker(pytest.mark.skip(reason='takes many minutes: give --long'))
         if item.get_closest_marker('cuda') and not (torch.cuda.is_available() or config.getoption('--rehearse')):

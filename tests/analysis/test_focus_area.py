@@ -82,6 +82,7 @@ def test_of_a_focus_model_the_backbone_is_looked_at(photos):
     assert torch.equal(focus_area(model, x).heat, focus_area(model.backbone, x).heat)
 
 
+@pytest.mark.slow
 def test_torchvisions_models_are_timms(photos):
     """The same weights give the same map, without a word on where it is."""
     torch.manual_seed(0)

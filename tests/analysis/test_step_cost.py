@@ -29,6 +29,7 @@ def count(name, prefix='', **focus):
         return step_cost(model, lambda: task(x, y)['loss'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
 def test_a_focus_step_counts_two_plain_steps_and_keeps_the_activations_of_two_or_of_one(name):
     plain, focus, recomputed = count(name), count(name, 'focus_'), count(name, 'focus_', focus_recompute=True)
@@ -58,6 +59,7 @@ def test_a_layer_by_hand():
     assert all(p.grad is None for p in layer.parameters())
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_real_tensors(photos):
     model = timm.create_model('focus_resnet18', num_classes=365).train()
     task, x, y = FocusTask(model, verbose=False), photos(8, 224), torch.arange(8)

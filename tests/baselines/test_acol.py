@@ -206,6 +206,7 @@ def test_a_run(train, image_folder, capsys, monkeypatch, tmp_path):
     assert 'map 2 x 2' in capsys.readouterr().out
 
 
+@pytest.mark.slow('mobilenetv3')
 @pytest.mark.parametrize('model, more', [
     (MOBILENET, ''), (TINY, '--in-chans 1'), (MOBILENET, '--model-kwargs act_layer=silu')])
 def test_the_load_line_says_what_the_network_was_made_with(train, model, more):
@@ -220,6 +221,7 @@ def test_the_load_line_says_what_the_network_was_made_with(train, model, more):
     assert next(loaded.parameters()).shape[1] == (1 if 'in-chans' in more else 3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(train):
     more = f'{ACOL} --epochs 2'
     whole = train(more, 'whole', model=TINY)
@@ -229,6 +231,7 @@ def test_a_run_goes_on_bit_for_bit(train):
     assert equal(resumed.checkpoint()['task_state']['head_b'], whole.checkpoint()['task_state']['head_b'])
 
 
+@pytest.mark.slow
 def test_it_compiles_whole(photos):
     torch._dynamo.reset()
     x, y, results = photos(2, 96), torch.tensor([1, 2]), []
@@ -263,6 +266,7 @@ def test_the_settings_reach_it(train):
         assert finite(weights) and not equal(weights, base), more
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_plain_runs_weights(train):
     plain = train('--lr 0', 'plain', model=TINY)
     started = train(f'{ACOL} --lr 0 --initial-checkpoint {plain.folder}/last.pth.tar', model=TINY).weights()
@@ -289,6 +293,7 @@ def test_a_mistake_is_one_line(refusal, model, more, words):
     assert re.search(words, refusal(more, model=model))
 
 
+@pytest.mark.slow
 def test_runs_of_other_methods_do_not_resume_as_acol(train, refusal):
     plain = train(experiment='plain', model=TINY)
     assert 'does not fit this run' in refusal(f'{ACOL} --resume {plain.folder}/last.pth.tar', model=TINY)

@@ -208,6 +208,7 @@ def test_gradient_checkpointing_changes_nothing(modules, photos):
     assert not torch.equal(a, small_model(RESNET)(x))
 
 
+@pytest.mark.slow
 def test_compiled_it_is_the_same(photos):
     torch._dynamo.reset()
     x, results = photos(2, 64), []

@@ -59,6 +59,7 @@ def read(path):
 
 # models and receptive fields
 
+@pytest.mark.slow
 def test_the_papers_models(command):
     rows = json.loads(command('models', 'resnet[135][048]', '--format', 'json', '--img-size', '224'))
     rows += json.loads(command('models', 'shufflenetv2_x1_5', '--format', 'json'))
@@ -175,6 +176,7 @@ def test_torchvisions_weights_are_evaluated_as_they_were_published(tmp_path, mon
     assert random.data_config['input_size'] == (3, 64, 64)
 
 
+@pytest.mark.slow
 def test_a_broken_measurement_goes_on(command, image_folder, tmp_path):
     out = tmp_path / 'area'
     argv = ('area', image_folder, '--model', 'torchvision:shufflenet_v2_x0_5', '--random-weights', '--img-size', '64',
@@ -278,6 +280,7 @@ def test_weights_that_answer_with_nan_are_refused(refusal, image_folder, diverge
     assert sorted(tmp_path.rglob('*')) == before, 'nothing is written'
 
 
+@pytest.mark.slow('vgg11', 'maxvit')
 @pytest.mark.parametrize('argv', [('area',), ('explain',), ('validate',)], ids=' '.join)
 @pytest.mark.parametrize('model, size, near', [
     ('dla34', 70, 64), ('torchvision:vgg11', 16, 32), ('test_vit', 70, 64), ('maxvit_tiny_rw_224', 100, 96)])
@@ -294,6 +297,7 @@ def test_a_size_that_a_model_cannot_take_is_told(refusal, image_folder, tmp_path
     assert re.search(rf'cannot be run on images of {size} x {size} \(.*\): {near} x {near} works', line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('argv', [('area',), ('explain',), ('validate',)], ids=' '.join)
 def test_maps_of_one_place_are_refused_and_coarse_ones_are_told(
         refusal, capsys, image_folder, tmp_path, monkeypatch, argv):
@@ -312,6 +316,7 @@ def test_an_empty_folder(refusal, tmp_path):
     assert 'There are no images in' in refusal('area', tmp_path / 'empty', '--model', TINY, '--random-weights')
 
 
+@pytest.mark.slow
 def test_the_command_is_installed(launch):
     import shutil as s
     path = s.which('timm-focus', path=str(sys.executable).rsplit('/', 1)[0])
@@ -323,6 +328,7 @@ def test_the_command_is_installed(launch):
 
 # weights of every kind, in every command
 
+@pytest.mark.slow('size1')
 @pytest.mark.parametrize('size', [dict(input_size=(3, 48, 96)), dict(img_size=64)])
 def test_a_transformers_run_can_be_used_at_its_size(command, image_folder, tmp_path, size):
     settings = argparse.Namespace(num_classes=2, label_names=['left', 'right'], **size)

@@ -48,6 +48,7 @@ def measured(name, folder):
 COMMANDS = ('area', 'explain', 'validate')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', COMMANDS)
 def test_each_command_reads_the_same_images(name, command, image_folder, tmp_path, caplog):
     val = image_folder / 'val'
@@ -80,6 +81,7 @@ def test_area_goes_on_after_a_name_that_is_no_utf8(command, image_folder, tmp_pa
     assert (tmp_path / 'area/area.csv').read_bytes() == before, 'none is measured again'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('locale', ['C', 'C.UTF-8'])
 def test_names_are_written_in_any_locale(locale, image_folder, finished_run, tmp_path):
     name = b'left/caf\xe9 \xc3\xa9.jpg'

@@ -150,6 +150,7 @@ def test_heads_are_found_where_they_are(kind, run_folder, train, tmp_path):
         assert all(torch.equal(v, weights[k]) for k, v in getattr(loaded.model, head).state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_model_of_one_channel(command, train, image_folder):
     folder = train('--in-chans 1 --img-size 64').folder
     _, _, manifest = command(image_folder / 'val/left', '--checkpoint', folder, '-j', '0')
@@ -162,6 +163,7 @@ def test_a_model_of_one_channel(command, train, image_folder):
     main(['area', str(image_folder), '--checkpoint', str(folder), '-j', '0'])
 
 
+@pytest.mark.slow
 def test_batches_change_nothing(command, image_folder):
     torch.manual_seed(0)
     images = image_folder / 'val/left'
@@ -242,6 +244,7 @@ def test_images_of_the_page_are_spread_over_the_classes():
     assert len(spread(['x'] * 7, 3)) == 3 and spread(['x'] * 9, 3) == [0, 3, 6]
 
 
+@pytest.mark.slow
 def test_the_page_shows_images_of_all_classes(command, image_folder):
     out, _, _ = command(image_folder, *SMALL, '--sheet', '4')
     shown = [line.split()[0].split('/')[0] for line in out.splitlines()[:-1]]
@@ -263,6 +266,7 @@ def test_rotated_by_exif_is_explained_upright(command, photo, tmp_path):
 
 # names
 
+@pytest.mark.slow
 def test_names_mirror_the_paths_and_never_meet(command, photo, tmp_path):
     small = photo.resize((40, 40))
     for name in ('x/same/1.jpg', 'x/same/1.png', 'x/same/1-mask.png', 'x/same/1.JPEG', 'x/other/same/1.jpg',
@@ -297,6 +301,7 @@ def test_all_stays_in_the_output_folder(command, refusal, photo, tmp_path):
         assert 'would write among the images in' in refusal(images, *SMALL, '--output', output)
 
 
+@pytest.mark.slow
 def test_names_of_any_bytes(command, photo, tmp_path):
     names = [b'a$x_$b$.png', 'größe-写真.png'.encode(), b'line\nbreak.png', b'\xff\xfe.png', b'n' * 251 + b'.png']
     (tmp_path / 'in').mkdir()
@@ -378,6 +383,7 @@ def test_classes_without_names_have_numbers(command, image_folder, tmp_path):
 
 # pictures
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['png', 'pdf', 'svg'])
 def test_pictures_of_every_format_write_words_as_they_are(command, photo, tmp_path, kind):
     names = ['$\\frac{1$', '<b>&amp;</b>', '{{ x }} $a_b$', 'plain', '\x1b[31mred\u202e', '写真']
@@ -399,6 +405,7 @@ def test_pictures_of_every_format_write_words_as_they_are(command, photo, tmp_pa
     assert (tmp_path / 'here/area' / f'area.{kind}').read_bytes().startswith(start)
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_drawn_ends_nothing(command, image_folder, monkeypatch):
     from timm_focus.analysis import plots
     draw = plots.explanation_plot
@@ -415,6 +422,7 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(command, image_folder, monk
 
 # what can be looked at
 
+@pytest.mark.slow
 def test_an_output_goes_with_its_weights_and_settings(command, refusal, image_folder, run_folder, tmp_path):
     argv = (image_folder / 'val/left', '--checkpoint', run_folder, '-j', '0', '--img-size', '128')
     _, _, manifest = command(*argv)
@@ -436,6 +444,7 @@ def _ends(argv, *more):
     return err.getvalue()
 
 
+@pytest.mark.slow
 def test_a_map_that_is_coarse_is_told_and_one_place_is_refused(command, refusal, image_folder):
     argv = (image_folder / 'val/left', '--model', TINY, '--random-weights', '-j', '0')
     _, err, _ = command(*argv, '--img-size', '64')
@@ -448,6 +457,7 @@ def test_a_map_that_is_coarse_is_told_and_one_place_is_refused(command, refusal,
 
 # images of every kind
 
+@pytest.mark.slow
 def test_images_of_every_kind(command, photo, tmp_path, monkeypatch):
     picture, folder = photo.resize((60, 40)), tmp_path / 'in'
     folder.mkdir()

@@ -57,6 +57,7 @@ def photographs(tmp_path, photo):
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind, code, tolerance', [
     pytest.param('safetensors', BY_TIMM, 0, marks=pytest.mark.slow),  # test_hub.py has such a process, too
     ('onnx', BY_ONNX, 1e-4)])
@@ -119,6 +120,7 @@ def test_onnx_of_other_models(name, tmp_path, photos):
             session.run(None, {'images': x.numpy()})[0], model(x).numpy(), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_timm_cannot_load_is_refused(train, capsys):
     run = train('--method acol --img-size 64', 'acol', model='test_resnet')
     for command in (['export', str(run.folder), '--format', 'safetensors'],

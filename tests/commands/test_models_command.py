@@ -79,6 +79,7 @@ def test_models_of_every_kind_are_listed(name, parameters, tap, through):
     assert 1e8 < row['multiply_adds'] < 1e11
 
 
+@pytest.mark.slow
 def test_processes_list_the_same(command):
     argv = ('models', 'test_*', '--format', 'json', '--num-classes', '7')
     alone, several = command(*argv, '-j', '0'), command(*argv, '-j', '2')

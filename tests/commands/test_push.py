@@ -100,6 +100,7 @@ def test_the_weights_are_those_that_were_evaluated(flags, weights, heads, hub, t
     assert torch.equal(written['cam_head.conv.weight'], state[heads]['cam_head']['conv.weight'])
 
 
+@pytest.mark.slow
 def test_plain_runs_and_checkpoints_of_timm(hub, train, push, tmp_path, image_folder):
     run = train(model=TINY)
     push(run.folder, 'user/plain', *ABOUT)
@@ -132,6 +133,7 @@ def test_plain_runs_and_checkpoints_of_timm(hub, train, push, tmp_path, image_fo
 PICTURES = {'coverage.png', 'focus.png'}
 
 
+@pytest.mark.slow
 def test_pictures_of_no_folder_that_a_checkpoint_names(hub, finished_run, push, image_folder, caplog):
     """It names a folder of this machine, which is there; but this is a copy, which may be from anywhere."""
     named = torch.load(finished_run / 'model_best.pth.tar', weights_only=False)['args'].data_dir
@@ -147,6 +149,7 @@ def test_pictures_of_no_folder_that_a_checkpoint_names(hub, finished_run, push, 
     assert PICTURES & set(hub.content('user/name')) == {'coverage.png'} and 'none of them is shown' in caplog.text
 
 
+@pytest.mark.slow
 def test_pictures_of_what_a_run_was_trained_on_here(hub, train, push, image_folder, tmp_path, caplog):
     run = train()
     logging.getLogger().addHandler(caplog.handler)  # which the run has taken off

@@ -616,6 +616,7 @@ def test_subset_is_the_lowest_draws(n, seed):
     assert [index.relative(i) for i in range(len(index))] == expected
 
 
+@pytest.mark.slow
 def test_subset_depends_on_the_seed_alone(tmp_path):
     index = many()
     first = pairs(subset(index, 5, 7))

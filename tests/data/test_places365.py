@@ -210,6 +210,7 @@ def several(copy):
     return copy.val_list().easy('train').easy('val', VAL)
 
 
+@pytest.mark.slow('asked0', 'asked1', 'asked2')
 @pytest.mark.parametrize('asked, expected', [
     ({}, ('standard', '256')),
     ({'version': 'challenge'}, ('challenge', '256')),

@@ -196,6 +196,7 @@ def test_outside_their_masks_objects_of_all_classes_are_the_same(size):
             assert (np.asarray(a) != np.asarray(b)).any()
 
 
+@pytest.mark.slow
 def test_the_background_of_objects_alone_is_at_chance():
     # Least squares on the colour histogram, which knows no shapes: the outline of what is left out cannot help. Every
     # picture has its own seed, so that no background is seen with two classes.

@@ -495,6 +495,7 @@ def test_export_follows_what_changed_since_construction(photos):
         export_backbone(model)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(photos):
     for kwargs in ({}, dict(focus_bn='clean'), dict(focus_map='random', focus_fraction=0.5)):
         model = make(**kwargs)

@@ -55,6 +55,7 @@ def assert_equal(a, b, **tolerance):
             torch.testing.assert_close(other[key], value, msg=lambda m: f'{key}: {m}', **tolerance)
 
 
+@pytest.mark.slow('-bfloat16')
 @pytest.mark.parametrize('amp', [False, True], ids=['float32', 'bfloat16'])
 @pytest.mark.parametrize('bn', ['shared', 'clean'])
 @pytest.mark.parametrize('name', [
@@ -78,6 +79,7 @@ def test_recomputing_changes_no_number_of_a_variant(focus, loss, photos):
                  rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bn', ['shared', 'clean'])
 @pytest.mark.parametrize('name', ['resnet10t', 'vit_tiny_patch16_224'])
 def test_compiled_recomputing_equals_eager(name, bn, photos, monkeypatch):

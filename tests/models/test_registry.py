@@ -121,6 +121,7 @@ def fresh(code):
     return process.stdout.strip()
 
 
+@pytest.mark.slow
 def test_import_is_quiet_and_brings_little():
     """No warning, no network, and no package that only a feature needs."""
     assert fresh(
@@ -132,6 +133,7 @@ def test_import_is_quiet_and_brings_little():
         "print(sorted(m for m in set(sys.modules) - before if '.' not in m))") == "['timm_focus']"
 
 
+@pytest.mark.slow
 def test_timms_import_star_still_works():
     assert fresh(
         'from timm_focus.models.registry import *\n'

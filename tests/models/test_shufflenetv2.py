@@ -326,6 +326,7 @@ def test_device_and_dtype():
     assert all(b.is_meta for b in model.buffers())
 
 
+@pytest.mark.slow
 def test_compiles_and_copies():
     model = create(num_classes=5).eval()
     x = images()

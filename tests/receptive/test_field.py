@@ -36,6 +36,7 @@ def test_the_papers_growth(name):
     assert receptive_field(model).size == PAPER[name][-1]
 
 
+@pytest.mark.slow
 def test_densenet_and_torchvision():
     assert receptive_field(timm.create_model('densenet121')).size == 2071
     for name, size in (('resnet18', 435), ('resnet50', 427), ('densenet121', 2071), ('shufflenet_v2_x1_5', 527)):
@@ -98,6 +99,8 @@ def linearised(model):
     return model
 
 
+@pytest.mark.slow(
+    'vgg11', 'resnext50', 'densenet121', 'darknet53', 'xception41', 'inception_v4', 'resnetv2_50', 'dla34')
 @pytest.mark.parametrize('name', FAMILIES)
 def test_it_is_the_support_of_the_gradient(name):
     torch.set_num_threads(1)

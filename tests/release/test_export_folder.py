@@ -123,6 +123,7 @@ with written_whole(sys.argv[1], 'a') as draft:
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_is_in_nobodys_way(export, tmp_path):
     subprocess.run([sys.executable, '-c', KILLED, export], env=ENVIRONMENT, timeout=120)
     left = set(os.listdir(tmp_path)) - {'m'}
@@ -142,6 +143,7 @@ def neighbours(folder):
     (folder / 'hub/README.md').unlink()
 
 
+@pytest.mark.slow
 def test_the_commands_leave_what_is_not_theirs(finished_run, tmp_path, capsys):
     neighbours(tmp_path)
     export = ['export', str(finished_run), '--format', 'safetensors', '--output']

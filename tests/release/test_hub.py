@@ -58,6 +58,7 @@ def test_there_and_back(hub, model, tmp_path):
     assert not any(a for _, p, a in hub.requests if p.startswith('/lfs') and _ == 'PUT'), 'storage is not the Hub'
 
 
+@pytest.mark.slow
 def test_the_cards_own_lines(hub, model, tmp_path, photo, monkeypatch):
     """What the card says on loading, as printed, of a focus model, a plain one and ShuffleNetV2."""
     monkeypatch.chdir(tmp_path)
@@ -93,6 +94,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_without_this_project(hub, model, tmp_path, photo):
     photo.save(tmp_path / 'photo.png')
     config = dict(input_size=(3, 64, 64), crop_pct=0.9, interpolation='bicubic', mean=(0.4,) * 3, std=(0.2,) * 3)
@@ -294,6 +296,7 @@ def pieces(token, n=6):
     return {token[i:i + n] for i in range(len(token) - n + 1)}
 
 
+@pytest.mark.slow('break', 'CR LF', 'tabs', 'kind', 'spaces')
 @pytest.mark.parametrize('token', TOKENS)
 def test_the_token_is_never_shown(token, hub, export, impatient, monkeypatch, caplog, capfd):
     """Not in the message, the log, the output or the traceback, of a server that answers with what it was sent."""

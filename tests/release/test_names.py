@@ -44,6 +44,7 @@ def write(model, path, name, **kwargs):
     return path.read_text('utf-8')
 
 
+@pytest.mark.slow
 def test_cards(model, tmp_path):
     """Their front matter is what the Hub reads, and their tables and paragraphs are those of any card."""
     markdown_it = pytest.importorskip('markdown_it', reason='pip install markdown-it-py installs it')
@@ -141,6 +142,7 @@ def test_a_class_with_a_line_break_is_not_trained(image_folder, refusal, tmp_pat
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_pictures(tmp_path, photos):
     """Every name in every place of every picture: drawn as text, where a formula that is none would end in an error."""
     from matplotlib.figure import Figure

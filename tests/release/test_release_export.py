@@ -67,7 +67,8 @@ def test_all_that_is_in_it(model, tmp_path, photo, summary):
     assert results == {'Top-1 accuracy': (0.5, 'My Scenes', 'validation'),
                        'Cross-entropy': (1.1, 'My Scenes', 'validation')}, 'what is no number is left out'
     for words in (r'see \| there', '| Top-1 accuracy | 50.00 % |',
-                  f'{sum(p.numel() for p in model.backbone.parameters()):,}', 'multiply-adds', ' pixels', 'hf-hub:user/name', '| epochs | 3 |',
+                  f'{sum(p.numel() for p in model.backbone.parameters()):,}', 'multiply-adds', ' pixels',
+                  'hf-hub:user/name', '| epochs | 3 |',
                   '](curves.png)', '](coverage.png)', '](focus.png)', 'chen2021see', 'at 128 x 128'):
         assert words in card.content, words
     assert '/home/me' not in (folder / 'args.yaml').read_text()
@@ -116,6 +117,7 @@ def test_however_it_was_trained(wrapping, model, tmp_path):
     assert equal(again(tmp_path / 'out').state_dict(), state)
 
 
+@pytest.mark.slow('coat_tiny')
 @pytest.mark.parametrize('name, kwargs', [
     ('coat_tiny', {}),  # parameters that several modules share
     ('test_vit', dict(img_size=64)), ('test_convnext', dict(in_chans=1)), ('shufflenetv2_x0_5', {}),

@@ -46,6 +46,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_the_same_logits(hub, tmp_path, photo):
     """From a folder, of models of several kinds; and from the Hub by the lines of the card."""
     photo.save(tmp_path / 'photo.png')

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT, TINY
+from conftest import ENVIRONMENT, ROOT
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 import accuracy
@@ -24,6 +24,7 @@ from accuracy_report import COLUMNS, judge
 
 from timm_focus.analysis.comparison import contrast
 
+TINY = 'resnet10t'  # of the matrix
 SETTINGS = ['--model', TINY, '--tier', '1', '--img-size', '48', '--seeds', '1', '--device', 'cpu', '-j', '0']
 
 
@@ -53,6 +54,7 @@ def terminate_once_there(path):
     return thread
 
 
+@pytest.mark.slow
 def test_runs_are_stopped_resumed_and_not_repeated(bench, tmp_path, monkeypatch):
     flags = dict(epochs=6)
     run = tmp_path / f'out/data/{TINY}-plain-0'
@@ -110,7 +112,8 @@ def test_runs_are_stopped_resumed_and_not_repeated(bench, tmp_path, monkeypatch)
     assert [(row['method'], row['seed'], row['coverage_map'], row['erasing_map']) for row in rows] == [
         ('focus', '0', '4x4', '2x2'), ('plain', '0', '4x4', '2x2')]
     text = (tmp_path / 'results/README.md').read_text()
-    assert '`focus`' in text and 'one seed' in text and 'plain (1 of 2)' in text and 'undecided, incomplete' in text
+    for words in ('`focus`', 'one seed', 'plain (1 of 2)', 'undecided, incomplete'):
+        assert words in text, words
     assert (tmp_path / 'results/accuracy.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -157,6 +160,7 @@ def test_training_images_are_held_back(bench, tmp_path, image_folder):
     assert args.held_back == 0.2 and args.results == args.output / 'held_back', 'not among the results'
 
 
+@pytest.mark.slow
 def test_the_end_of_the_time(tmp_path, image_folder, monkeypatch):
     """A command is asked to end, and waited for; nobody else has its cell meanwhile."""
     monkeypatch.setattr(accuracy, 'NOTED', 0.1)
@@ -337,6 +341,7 @@ def test_machines(tmp_path):
 
 # what is published
 
+@pytest.mark.slow
 def test_the_report_is_that_of_the_results(tmp_path):
     shutil.copytree(accuracy.RESULTS, tmp_path, dirs_exist_ok=True)
     accuracy_report.report(tmp_path)
@@ -365,6 +370,7 @@ def test_the_page_of_results_has_them():
     assert shown == {method: pytest.approx(first[method], abs=0.051) for method in shown}
 
 
+@pytest.mark.slow
 def test_the_readme_compares_at_equal_compute():
     table = (ROOT / 'README.md').read_text().split('| focus - plain, points (95 % over seeds) |')[1].split('\n\n')[0]
     lines = re.findall(r'^\| (?:(\w+), `(\S+)` .*|the same,.*) \| (\d+) \| (\d+) \| ([\d.]+) \| '

@@ -57,6 +57,7 @@ NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-lis
                 '--push-to-hub', '--dataset hfds/')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('command', [
     pytest.param(c, marks=pytest.mark.slow) if '--torchcompile' in c else c  # inductor takes minutes
     for c in TRAINING if not any(word in c for word in NEEDING_MORE)])
@@ -70,6 +71,7 @@ def test_command_trains(command, image_folder, tmp_path, monkeypatch):
     assert bool(list(tmp_path.glob('output/train/*/model_best.pth.tar'))) == ('--dry-run' not in command)
 
 
+@pytest.mark.slow
 def test_starting_from_a_plain_run(image_folder, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     command = next(c for c in TRAINING if 'initial-checkpoint' in c)
@@ -80,6 +82,7 @@ def test_starting_from_a_plain_run(image_folder, tmp_path, monkeypatch, caplog):
     assert 'it has no heads of focus training, and new ones are trained' in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_on_the_images_of_another(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = [next(c for c in TRAINING if flag in c) for flag in ('--images-per-class', '--train-list')]
@@ -91,6 +94,7 @@ def test_a_run_on_the_images_of_another(image_folder, tmp_path, monkeypatch):
     assert lists[0] == lists[1] and lists[0].count('\n') == 12
 
 
+@pytest.mark.slow
 def test_a_choice_among_versions(image_folder, tmp_path, monkeypatch, capsys):
     """A copy with both versions of both sizes, of which the command takes one."""
     picture = image_folder / 'train/left/0.jpg'
@@ -129,6 +133,7 @@ def analysis_commands():
     return [w for w in timm_focus_commands() if w[0] in ('area', 'explain', 'validate', 'rf', 'models')]
 
 
+@pytest.mark.slow
 def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
     """The commands of that section, those that need no download; runs are a plain and a focus model's."""
     monkeypatch.chdir(tmp_path)

@@ -87,6 +87,7 @@ def strike(settings, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_an_exception_ends_a_run(strike):
     ended = strike('exception')
     assert ended.code == 1 and not ended.left

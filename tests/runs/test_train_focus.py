@@ -161,6 +161,7 @@ def test_every_method_trains_resumes_and_exports(train, image_folder, seen_weigh
 COMMON = [name if name in ('adl', 'acol') else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
+@pytest.mark.slow('acol')
 @pytest.mark.parametrize('name', COMMON)
 def test_every_method_trains_in_mixed_precision(train, name):
     model, more = METHODS[name]
@@ -169,6 +170,7 @@ def test_every_method_trains_in_mixed_precision(train, name):
     assert {v.dtype for v in run.weights().values() if v.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', COMMON)
 def test_every_method_trains_in_two_processes(launch, settings, image_folder, tmp_path, name):
     model, more = METHODS[name]
@@ -419,6 +421,7 @@ def whole(train):
     return train(DRAWING, 'whole')
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, whole, launch, settings, tmp_path):
     """Killed after an epoch's checkpoint, after its line in the summary, and in mid-epoch."""
     for name, method, when, count, stood in (
@@ -463,6 +466,7 @@ train_focus.cli()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('where, count, number, stood', [
     ('training', 8, signal.SIGTERM, (1, 2)), ('validation', 5, signal.SIGINT, (0, 6)),
     *(pytest.param(*row, marks=pytest.mark.slow) for row in (
@@ -549,6 +553,7 @@ def test_a_checkpoint_resumes_into_another_folder(train):
 
 # several processes
 
+@pytest.mark.slow
 def test_two_processes_count_each_image_once(launch, settings, image_folder, tmp_path):
     (image_folder / 'val/right/0.jpg').unlink()  # nine images: one process validates one of them twice
     done = launch('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'train_focus',
@@ -568,6 +573,7 @@ def test_two_processes_count_each_image_once(launch, settings, image_folder, tmp
 
 # mistakes
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_of_a_process(launch, settings, tmp_path):
     done = launch('-m', 'train_focus', *settings(data=tmp_path / 'nowhere'))
     assert done.returncode == 2 and not done.stdout
@@ -682,6 +688,7 @@ def test_a_run_that_diverges_says_so(settings, monkeypatch, capsys):
     assert re.search(r'error: The loss of epoch \d is (nan|inf).*--lr', capsys.readouterr().err.splitlines()[-1])
 
 
+@pytest.mark.slow('levit', 'pit_ti')
 @pytest.mark.parametrize('model, more', [
     ('focus_efficientnet_lite0', '--bn-eps 0.5'),
     ('focus_levit_128s', '--head-init-scale 0.5 --head-init-bias 0.1 --img-size 224 -b 4'),

@@ -64,6 +64,7 @@ def places(tmp_path_factory, photo):
 RUN = '-b 16 --img-size 32 --workers 0 --lr 0.02'
 
 
+@pytest.mark.slow
 def test_each_layout_trains_alike(train, places):
     """The same images by the same indices: the same weights and the same accuracy, to the bit."""
     first = None
@@ -104,6 +105,7 @@ def test_a_damaged_copy_is_one_line(refusal, places, tmp_path):
     assert re.search('1 of the 730 images that .*standard.txt lists .*zen_garden/00000002.jpg', refusal(data=lists))
 
 
+@pytest.mark.slow
 def test_plain_folders_of_places_can_be_asked_for(train, places, tmp_path):
     copy = tmp_path / 'copy'
     shutil.copytree(places / 'easy/places365_standard', copy, copy_function=os.link)

@@ -461,6 +461,7 @@ def _kill_at(step, folder):
         os._exit(1)
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_a_run_ends_with_the_same_files(tmp_path):
     """Every epoch is ranked, and model_best is what the log says."""
     torch.set_num_threads(1)

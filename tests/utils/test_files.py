@@ -71,6 +71,7 @@ def test_the_longest_names(tmp_path, name):
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('old')

@@ -154,6 +154,7 @@ def _results(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', EXPECTED)
 def test_no_worker_outlives_its_run_whatever_ends_it(_results, name):
     found, (code, words) = _results[name], EXPECTED[name]

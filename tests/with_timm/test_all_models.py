@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import timm
 import torch
 from timm.models import get_model_args, save_for_hf
@@ -123,6 +124,7 @@ def check(name, photos, folder):
     torch.save({'x': x, 'y': y}, folder / 'sample.pt')
 
 
+@pytest.mark.slow
 def test_every_model_class(request, photos, tmp_path):
     torch.set_num_threads(1)
     names = smallest_of_each_class(None if request.config.getoption('--all-models') else SMALL)

@@ -61,6 +61,8 @@ def close(a, b):
         assert difference <= 1e-3 * size + 1e-4, (name, difference.item(), size.item())
 
 
+@pytest.mark.slow(
+    'densenet', 'shufflenet', 'convnext', 'swin', 'hiera', 'deit', 'crossvit', 'efficientnet', 'mobilenet', 'levit')
 @pytest.mark.parametrize('name', TABLE)
 def test_a_model_trains_resumes_and_exports(train, settings, name):
     """One step an epoch, with a running average and gradient accumulation; stopped, resumed, exported."""
@@ -87,6 +89,8 @@ def test_a_model_trains_resumes_and_exports(train, settings, name):
         assert exported(x).shape == (2, 2) and torch.equal(model.eval()(x), plain.eval()(x))
 
 
+@pytest.mark.slow(
+    'densenet', 'shufflenet', 'convnext', 'swin', 'hiera', 'deit', 'crossvit', 'efficientnet', 'mobilenet', 'levit')
 @pytest.mark.parametrize('name', TABLE)
 def test_a_model_trains_in_mixed_precision_and_with_gradient_checkpointing(train, name):
     run = train(f'{flags(name)} --stop-epoch 1', 'float32', model=focus(name))
@@ -106,6 +110,7 @@ def test_a_model_trains_in_mixed_precision_and_with_gradient_checkpointing(train
     close(parameters(checkpointed), parameters(run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [
     n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in TABLE])
 def test_a_model_compiles_without_a_graph_break(train, name):
@@ -167,6 +172,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_each_model_trains_in_two_processes(launch, settings, tmp_path, photos):
     torch.save(photos(8), tmp_path / 'images.pt')
     lines = [' '.join(settings(flags(name), model=focus(name))) for name in TABLE]

@@ -118,6 +118,7 @@ def images(args, n=BATCH):
     return torch.zeros(n, 3, size, size, dtype=torch.uint8), torch.zeros(n, dtype=torch.long)
 
 
+@pytest.mark.slow('swin', 'hiera', 'crossvit', 'efficientnet', 'levit')
 @pytest.mark.parametrize('name', TABLE)
 def test_a_forward_and_its_loss_stay_on_the_card(name):
     mode = FakeTensorMode()

@@ -259,6 +259,7 @@ def test_a_progressive_schedule_goes_up(image_folder):
     assert {x.shape[-1] for x, _ in shapes(_loader(fixed, image_folder))} == {48}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [(), ('--train-batches-per-epoch', '9')])
 def test_scheduled_batches_are_a_function_of_seed_and_epoch(image_folder, more):
     """From any batch on, whoever loads them and whatever draws in between; the data comes round again in mid-epoch."""
@@ -280,6 +281,7 @@ def test_scheduled_batches_are_a_function_of_seed_and_epoch(image_folder, more):
         assert sum(len(x) for x, _ in expected) > 24
 
 
+@pytest.mark.slow
 def test_scheduled_sizes_train_and_resume(train):
     flags = '--train-img-sizes 32 48 --train-batch-sizes 8 4 --epochs 2 --recovery-interval 1'
     whole = train(flags, 'whole')
@@ -320,6 +322,7 @@ def test_logit_distillation(train, teacher):
     assert equal(loaded.state_dict(), run.weights())
 
 
+@pytest.mark.slow
 def test_feature_distillation_resumes_with_its_projection(train, teacher):
     flags = f'--kd-model-name {teacher} --kd-distill-type feature --distill-loss-weight 2 --epochs 2 --model-ema'
     model = 'shufflenetv2_x0_5'
@@ -378,6 +381,7 @@ def test_layer_decay_reaches_a_focus_model(settings):
     assert scale[id(model.cam_head.fc.weight)] == scale[id(model.erased_head.weight)] == 1
 
 
+@pytest.mark.slow
 def test_other_devices_flags(train, tmp_path, monkeypatch):
     (tmp_path / 'my_backend.py').write_text('seen = True\n')
     monkeypatch.syspath_prepend(tmp_path)
@@ -407,6 +411,7 @@ def test_tensorboard_shows_the_summary(train):
         assert [s.value for s in scalars] == pytest.approx(run.column(column), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_summary(settings, tmp_path):
     """Really, in its offline mode, which keeps the run in a file."""
     done = subprocess.run(
@@ -472,6 +477,7 @@ def test_a_dry_run_says_what_it_would_do(settings, tmp_path, monkeypatch, capsys
     assert len(re.findall(r'Train: 0 \[ +2/2\]  loss \d', err)) == 1 and 'Validate' not in err
 
 
+@pytest.mark.slow('cait')
 @pytest.mark.parametrize('model, more', [
     (TINY, '--method acol --img-size 64'), (TINY, '--method adl'), (TINY, '--has'),
     ('cait_xxs24_224', '--img-size 224 -b 2')])
@@ -494,6 +500,7 @@ def graph_breaks():
     return dict(torch._dynamo.utils.counters['graph_break'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', ['', '--focus-bn clean --smoothing 0.1', '--mixup 0.5 --focus-fraction 0.5'])
 def test_a_compiled_run_has_the_same_losses(train, more):
     eager = train(f'{more} --epochs 1 --model-ema', 'eager')
@@ -512,6 +519,7 @@ def test_a_compiled_run_has_the_same_losses(train, more):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_other_tasks_compile(train, teacher):
     torch._dynamo.reset()
     for kind in ('logit', 'feature'):
