@@ -1,6 +1,7 @@
 """What ends a run with one sentence."""
 import contextlib
 import pickle
+import traceback
 from typing import Iterator
 
 __all__ = ['SettingsError', 'explained', 'sentence']
@@ -17,11 +18,27 @@ def sentence(error: BaseException, longest: int = 500) -> str:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn what a library says of the settings into one sentence."""
+    """Turn what a library says of the settings into one sentence.
+
+    What this package's own code raises as only mistakes in it are (AttributeError, KeyError, TypeError and the like)
+    goes through, with its traceback.
+    """
     try:
         yield
     except SettingsError:
         raise
-    except (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError,
-            TypeError, ValueError, pickle.UnpicklingError) as e:
+    except (AssertionError, AttributeError, LookupError, TypeError) as e:
+        if _is_ours(e):
+            raise
         raise SettingsError(f'{what}: {sentence(e)}') from e
+    except (ArithmeticError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as e:
+        raise SettingsError(f'{what}: {sentence(e)}') from e
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the line that raised an exception is of this package or its script."""
+    frame = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        pass
+    name = frame.f_globals.get('__name__', '') if frame is not None else ''
+    return name.partition('.')[0] in ('timm_focus', 'train_focus')
