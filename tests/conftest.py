@@ -2,6 +2,7 @@ import atexit
 import csv
 import logging
 import os
+import random
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -55,6 +57,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _same_numbers_and_threads():
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield

@@ -37,7 +37,7 @@ FILES = [ROOT / 'train_focus.py', *sorted((ROOT / 'timm_focus').rglob('*.py'))]
 def test_flags_that_messages_name_exist(path):
     """In the command that says it, where a file is of one command; else in one of them."""
     known = set().union(*KNOWN.values(), FOREIGN)
-    if path.name == 'train_focus.py' or path.parent.name == 'training':
+    if path.name in ('train_focus.py', 'train.py') or path.parent.name == 'training':
         known = KNOWN['train_focus.py'] | FOREIGN
     elif path.parent.name == 'commands' and path.stem in KNOWN:
         known = KNOWN[path.stem] | FOREIGN
