@@ -37,8 +37,5 @@ def explained(what: str) -> Iterator[None]:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether the line that raised an exception is of this package or its script."""
-    frame = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        pass
-    name = frame.f_globals.get('__name__', '') if frame is not None else ''
-    return name.partition('.')[0] in ('timm_focus', 'train_focus')
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get('__name__', '').partition('.')[0] in ('timm_focus', 'train_focus')
