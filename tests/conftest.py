@@ -44,10 +44,11 @@ def pytest_configure(config):  # not in setup.cfg, which pytest does not read wh
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        slow = item.get_closest_marker('slow')
-        if slow and slow.args and not any(word in item.name for word in slow.args):
-            item.own_markers.remove(slow)
-        elif slow and not config.getoption('--slow'):
+        case = item.name.partition('[')[2]
+        for marker in list(item.iter_markers('slow')):
+            if marker.args and not any(word in case for word in marker.args):
+                item.own_markers.remove(marker)
+        if item.get_closest_marker('slow') and not config.getoption('--slow'):
             item.add_marker(pytest.mark.skip(reason='takes a while: give --slow'))
         if item.get_closest_marker('long') and not config.getoption('--long'):
             item.add_marker(pytest.mark.skip(reason='takes many minutes: give --long'))

@@ -74,6 +74,7 @@ def test_the_model_is_left_alone(name):
     assert count == multiply_adds(timm.create_model(name, num_classes=5), size)
 
 
+@pytest.mark.slow
 def test_every_model_of_timm_can_be_counted(request):
     names = USUAL
     if request.config.getoption('--all-models'):

@@ -336,6 +336,7 @@ def test_classes_that_are_none(text, words):
         find_class(text, NAMES)
 
 
+@pytest.mark.slow
 def test_the_true_class_is_that_of_the_folder(command, image_folder, run_folder, tmp_path):
     class Named:
         label_names = NAMES

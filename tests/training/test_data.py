@@ -237,6 +237,7 @@ def test_unreadable_images_are_counted_named_and_skipped(train, image_folder):
     assert len(run.rows) == 3
 
 
+@pytest.mark.slow
 def test_too_many_unreadable_images_end_the_run(launch, settings, image_folder, tmp_path):
     damage(image_folder / 'val/right/1.jpg')
     (image_folder / 'val/left/2.jpg').write_bytes(b'')

@@ -91,7 +91,7 @@ def data(photo, tmp_path):
     return tmp_path / 'data'
 
 
-@pytest.mark.slow('vit', 'mambaout')
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FEW)
 def test_a_few_families(name, data, tmp_path, quietly):
     pytest.importorskip('pytorch_grad_cam')

@@ -26,7 +26,8 @@ TABLE = {
     'mobilenetv4_conv_small': (128, ''),
     'levit_128s': (64, '--model-kwargs depth=(1,1,1)'),
 }
-SMALL = ('resnet10t', 'vit_tiny_patch16_224')  # those that are compiled without --slow
+LARGER = (  # than what is tried without --slow
+    'densenet', 'shufflenet', 'convnext', 'swin', 'hiera', 'deit', 'crossvit', 'efficientnet', 'mobilenet', 'levit')
 NO_DROP_PATH = ('densenet121', 'shufflenetv2_x0_5')
 BASE = '-b 4 --lr 0.01 --epochs 2 --model-ema --model-ema-decay 0.5 --grad-accum-steps 2'
 
@@ -61,8 +62,7 @@ def close(a, b):
         assert difference <= 1e-3 * size + 1e-4, (name, difference.item(), size.item())
 
 
-@pytest.mark.slow(
-    'densenet', 'shufflenet', 'convnext', 'swin', 'hiera', 'deit', 'crossvit', 'efficientnet', 'mobilenet', 'levit')
+@pytest.mark.slow(*LARGER)
 @pytest.mark.parametrize('name', TABLE)
 def test_a_model_trains_resumes_and_exports(train, settings, name):
     """One step an epoch, with a running average and gradient accumulation; stopped, resumed, exported."""
@@ -89,8 +89,7 @@ def test_a_model_trains_resumes_and_exports(train, settings, name):
         assert exported(x).shape == (2, 2) and torch.equal(model.eval()(x), plain.eval()(x))
 
 
-@pytest.mark.slow(
-    'densenet', 'shufflenet', 'convnext', 'swin', 'hiera', 'deit', 'crossvit', 'efficientnet', 'mobilenet', 'levit')
+@pytest.mark.slow(*LARGER)
 @pytest.mark.parametrize('name', TABLE)
 def test_a_model_trains_in_mixed_precision_and_with_gradient_checkpointing(train, name):
     run = train(f'{flags(name)} --stop-epoch 1', 'float32', model=focus(name))
@@ -111,8 +110,7 @@ def test_a_model_trains_in_mixed_precision_and_with_gradient_checkpointing(train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [
-    n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in TABLE])
+@pytest.mark.parametrize('name', TABLE)
 def test_a_model_compiles_without_a_graph_break(train, name):
     eager = train(f'{flags(name)} --stop-epoch 1', 'eager', model=focus(name))
     torch._dynamo.reset()
