@@ -1,4 +1,4 @@
-"""What of a state dict fits a model: told from the shapes of its tensors, before a model is made that does not fit."""
+"""Compares a state dict with a model by the shapes of its tensors, before the model is made."""
 import logging
 import math
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple
@@ -57,7 +57,7 @@ def argument_of(make: Make, argument: str, state: State) -> Optional[int]:
 
 
 def misfit(own: Mapping[str, Tuple[int, ...]], state: State) -> str:
-    """How a state dict differs from the model that it is to go into, '' if it fits.
+    """How a state dict differs from a model, in words; '' if it fits.
 
     Args:
         own: Shapes of the model's tensors by name.

@@ -20,7 +20,7 @@ from .boxes import (
 
 
 class Refused(ValueError):
-    """What is asked for does not go."""
+    """The receptive field cannot be found; the message says why."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a file of weights says, of a run or from elsewhere; what it cannot be is refused in a sentence."""
+"""Reads checkpoints of runs and weights from elsewhere, and says in a sentence why one cannot be used."""
 import argparse
 import json
 import numbers
@@ -28,16 +28,16 @@ State = Dict[str, Tensor]
 
 
 class Checkpoint(NamedTuple):
-    """What a file of weights says.
+    """The content of a file of weights.
 
     Attributes:
         path: The file.
-        arch: The model's name, '' if it does not say.
-        settings: Of train_focus.py or timm's train.py, {} of others.
-        epoch: That it is of, None if it does not say.
-        metric: By which it was ranked, None if it does not say.
-        state: Weights that count, of the plain model.
-        heads: States of the heads of focus training of these weights, {} without.
+        arch: Name of the model, '' if the file does not give it.
+        settings: Those of train_focus.py or timm's train.py, {} if it comes from elsewhere.
+        epoch: Epoch that the weights are from, None if the file does not give it.
+        metric: Value by which the run ranked it, None if the file does not give it.
+        state: State dict of the plain model: the running average, if the run validated one.
+        heads: State dicts of the heads of focus training, {} without heads.
     """
     path: str
     arch: str
@@ -49,7 +49,7 @@ class Checkpoint(NamedTuple):
 
 
 def is_source(name: Optional[str]) -> bool:
-    """Whether a model's name is one of timm's that say where its weights are, too: hf-hub:user/name, local-dir:PATH."""
+    """Whether a model name also says where its weights are, as timm writes it: hf-hub:user/name, local-dir:PATH."""
     return bool(name) and name.startswith((LOCAL, HUB, 'hf_hub:'))
 
 
@@ -68,7 +68,7 @@ def check_home(source: str, output: Optional[str]) -> None:
 
 
 def find_checkpoint(path: str) -> str:
-    """The file of weights that is meant by a path, that of the best epoch if it is the folder of a run.
+    """The file of weights that a path stands for: of the folder of a run, the best epoch.
 
     Raises:
         ValueError: There is none.
@@ -84,7 +84,7 @@ def find_checkpoint(path: str) -> str:
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """What a file of weights, the folder of a run, an export or a repository of the Hub says.
+    """Read the weights of a file, of the folder of a run, of an export or of a repository on the Hub.
 
     Args:
         path: A file, a folder of a run or of an export, local-dir:FOLDER, or hf-hub:user/name.
@@ -101,7 +101,7 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def parse_checkpoint(found: Dict[str, Any], path: str) -> Checkpoint:
-    """What the content of a file of weights says.
+    """Sort the content of a file of weights into a `Checkpoint`.
 
     The weights that count are those of the running average, unless the run kept it unvalidated on the CPU.
 
@@ -144,7 +144,7 @@ def parse_checkpoint(found: Dict[str, Any], path: str) -> Checkpoint:
 
 
 def _read_source(source: str) -> Checkpoint:
-    """An export, here or on the Hub, as a checkpoint."""
+    """Read an export, local or on the Hub, as a checkpoint."""
     config = _source_file(source, EXPORT_CONFIG)
     weights = _source_file(source, EXPORT_WEIGHTS) or _source_file(source, 'pytorch_model.bin')
     if config is None or weights is None:
@@ -166,7 +166,7 @@ def _read_source(source: str) -> Checkpoint:
 
 
 def _source_file(source: str, name: str) -> Optional[str]:
-    """A file of an export, downloaded if it has to be; None if it has none of this name."""
+    """Path of a file of an export, downloaded where needed; None if the export has no such file."""
     kind, place = parse_model_name(source)
     if kind == 'local-dir':
         path = os.path.join(place, name)

@@ -1,4 +1,4 @@
-"""The model of a run, of a checkpoint or of a name: made by its settings, with the weights that count."""
+"""Makes the model of a run, of a checkpoint or of a name, with its weights."""
 import difflib
 import functools
 import os
@@ -28,15 +28,14 @@ ORIGIN = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source',
 
 
 class Loaded(NamedTuple):
-    """A model and how it wants its images.
+    """A model and how its images are prepared.
 
     Attributes:
-        name: As it was given, for people.
+        name: The name that was given, for messages and tables.
         model: In evaluation mode.
         data_config: timm's: input size, mean, std, interpolation, crop.
-        label_names: Names of its classes, [] if unknown.
-        record: Of a checkpoint, its 'path', the run's 'settings', 'epoch' and 'metric', and the 'heads' of these
-            weights.
+        label_names: Names of its classes, [] if they are not known.
+        record: Of a checkpoint: 'path', the run's 'settings', 'epoch', 'metric' and 'heads'; {} without one.
     """
     name: str
     model: Any
@@ -46,7 +45,7 @@ class Loaded(NamedTuple):
 
 
 def model_arguments(name: str, settings: Mapping[str, Any]) -> Dict[str, Any]:
-    """Arguments of `timm.create_model` by which settings make the plain model that they name.
+    """Arguments with which `timm.create_model` makes the plain model of a run from its settings.
 
     Args:
         name: timm's, or hf-hub:user/name or local-dir:PATH.
@@ -71,7 +70,7 @@ def load_model(
         img_size: Optional[int] = None,
         heads: bool = False,
 ) -> Loaded:
-    """A model by its name, its checkpoint or both.
+    """Load a model by its name, its checkpoint or both.
 
     Args:
         name: timm's, of a focus model its backbone is meant; 'torchvision:NAME'; or 'hf-hub:user/name' or
@@ -115,7 +114,7 @@ def load_model(
 
 
 def load_run(path: str) -> nn.Module:
-    """The model of a run with its best weights, in evaluation mode.
+    """Load the model of a run with its best weights, in evaluation mode.
 
     Args:
         path: Folder of the run; or a checkpoint of it, its export, or 'hf-hub:user/name'.
@@ -136,10 +135,10 @@ def load_run(path: str) -> nn.Module:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no name of a model of timm or, after 'torchvision:', of torchvision.
+    """Refuse a name that is no model of timm or, after 'torchvision:', of torchvision.
 
     Raises:
-        ValueError: It is none; the next like it.
+        ValueError: There is no such model; the message gives the nearest name.
     """
     if is_source(name):
         return
@@ -192,7 +191,7 @@ def _plain_model(
 
 
 def _data_config(model: nn.Module, settings: Mapping[str, Any], path: str) -> Dict[str, Any]:
-    """How settings want the images of a model, else as it wants them itself."""
+    """How images are prepared: as the settings say, else by the model's default."""
     names = ('crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'input_size', 'img_size')
     with explained(f'{path} says of its images what cannot be done'):
         config = resolve_data_config({k: settings.get(k) for k in names}, model=model)

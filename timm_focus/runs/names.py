@@ -1,4 +1,4 @@
-"""What a model's classes are called."""
+"""Names of a model's classes."""
 import re
 from typing import List
 

@@ -1,4 +1,4 @@
-"""Training that starts from weights."""
+"""Loads weights into a model that is to be trained."""
 import functools
 import logging
 from typing import Any
@@ -20,9 +20,9 @@ _logger = logging.getLogger(__name__)
 
 
 def start_from(model: nn.Module, path: str, new_classifier: bool = False) -> str:
-    """Give a model that is to be trained the weights of a checkpoint.
+    """Load the weights of a checkpoint into a model that is to be trained.
 
-    Those of the classifier, and the heads of focus training, are taken where the classes are as many.
+    The classifier and the heads of focus training are loaded only if the number of classes is the same.
 
     Args:
         model: A plain timm model, or a `FocusNet`.
@@ -77,7 +77,7 @@ def start_from(model: nn.Module, path: str, new_classifier: bool = False) -> str
 
 
 def _load_with_heads(model: nn.Module, checkpoint_path: str, *args: Any, **kwargs: Any) -> Any:
-    """timm's `load_checkpoint`, and for a `FocusNet` the heads, too, where the checkpoint has them."""
+    """Load by timm's `load_checkpoint`, and for a `FocusNet` also the heads, if the checkpoint has them."""
     if isinstance(model, FocusNet):
         found = read_checkpoint(str(checkpoint_path))
         why = misfit({k: tuple(v.shape) for k, v in model.backbone.state_dict().items()}, found.state)

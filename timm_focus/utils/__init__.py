@@ -1,3 +1,3 @@
-"""What every part of the package may use; it knows none of them."""
+"""Helpers that every part of the package may use. They import none of those parts."""
 from .files import FileError, copy_whole, is_scratch, open_whole, write_whole
 from .text import shown, some

@@ -18,10 +18,13 @@ def sentence(error: BaseException, longest: int = 500) -> str:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn what a library says of the settings into one sentence.
+    """Turn an exception that a library raises because of the settings into a `SettingsError` of one sentence.
 
-    What this package's own code raises as only mistakes in it are (AttributeError, KeyError, TypeError and the like)
-    goes through, with its traceback.
+    A bug of this package keeps its traceback: an AttributeError, KeyError, TypeError or the like that a line of this
+    package raised.
+
+    Args:
+        what: What went wrong, the beginning of the sentence.
     """
     try:
         yield

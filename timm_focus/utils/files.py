@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files whole or not at all."""
 import contextlib
 import os
 import re
@@ -18,10 +18,10 @@ class FileError(OSError):
 
 @contextlib.contextmanager
 def open_whole(path: Union[str, Path], mode: str = 'w', **kwargs: Any) -> Iterator[IO]:
-    """A file to write, which takes its name when it is complete and on the disk; until then `path` is as it was.
+    """Open a file for writing that replaces `path` only when it is complete and on the disk.
 
-    It is written under a name that no one else has, in the same folder, and is gone if something fails; `is_scratch`
-    knows what a process that was killed has left.
+    The content goes into a file with a unique name in the same folder. It is removed if something fails; `is_scratch`
+    recognises what a killed process has left.
 
     Args:
         path: Name of the file; through a link, that of what it leads to.
@@ -49,7 +49,7 @@ def write_whole(path: Union[str, Path], content: Union[str, bytes]) -> None:
 
 
 def copy_whole(source: Union[str, Path], path: Union[str, Path]) -> None:
-    """Have a file under another name, too, by a hard link or else a copy, whole or not at all.
+    """Give a file a second name, by a hard link or else by a copy, whole or not at all.
 
     Raises:
         FileError: It cannot be written, as on a full disk.
@@ -64,13 +64,13 @@ def copy_whole(source: Union[str, Path], path: Union[str, Path]) -> None:
 
 
 def is_scratch(name: str) -> bool:
-    """Whether a file's name is one under which `open_whole` writes."""
+    """Whether a file name is one of the temporary names that `open_whole` makes."""
     return _SCRATCH.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
 def _written(path: Union[str, Path]) -> Iterator[str]:
-    """A name of its own to write under, which becomes `path` at the end, or is gone if something fails."""
+    """Yield a unique name to write under. The file becomes `path` at the end, or is removed if something fails."""
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
     name = os.fsdecode(os.fsencode(name)[:200])  # file systems have room for 255 bytes

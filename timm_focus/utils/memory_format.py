@@ -1,4 +1,4 @@
-"""The order of a model's numbers in memory."""
+"""channels_last, where a model can run in it."""
 import torch
 from torch import Tensor, nn
 
@@ -9,14 +9,14 @@ __all__ = ['use_channels_last']
 
 
 def use_channels_last(model: nn.Module, x: Tensor) -> str:
-    """Keep a model's numbers with the channels last, which most models compute faster with, if it can be run so.
+    """Put a model into channels_last, in which most models run faster, if it can run in it.
 
     Args:
-        model: On the device of `x`; left as it was if it cannot.
+        model: On the device of `x`. It is left as it was if it cannot run in channels_last.
         x: Images `[B, C, H, W]` to try it on.
 
     Returns:
-        '' if it can, else why not, which a model that cannot be run on these images at all does not tell.
+        '' if it can, else why not. A model that fails on these images in any format gives '', too.
     """
     try:
         model.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Models without numbers: what shapes they give and what they count is known without computing anything."""
+"""Models on the meta device: shapes and counts without any computation."""
 import copy
 from typing import Any, Dict, Mapping, Sequence
 
@@ -14,15 +14,15 @@ NORMS = {'native_batch_norm', 'native_layer_norm'}
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
-    """A copy of a model on torch's meta device, in evaluation, of which nothing asks for a gradient.
+    """Copy a model to torch's meta device, in evaluation mode and without gradients.
 
-    It takes no memory, whatever the size of the model, which is left alone.
+    The copy takes no memory, whatever the size of the model; the model itself is not changed.
     """
-    # by the memo, deepcopy takes these for the tensors' copies, and none is held twice
+    # deepcopy looks copies up in its memo: entries there make it take these in place of copying the tensors
     memo: Dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False) for p in model.parameters()}
     memo.update({id(b): torch.empty_like(b, device='meta') for b in model.buffers()})
-    for module in model.modules():  # tensors that are neither
+    for module in model.modules():  # tensors that are neither parameters nor buffers
         memo.update({id(t): torch.empty_like(t, device='meta') for t in vars(module).values()
                      if torch.is_tensor(t) and id(t) not in memo})
     twin = copy.deepcopy(model, memo).eval()
@@ -32,10 +32,10 @@ def meta_twin(model: nn.Module) -> nn.Module:
 
 
 def run_on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """`func(*args, **kwargs)` of an operation of torch.ops.aten on meta tensors, faster.
+    """Run an operation of torch.ops.aten on meta tensors, faster than torch does.
 
-    Torch runs most of them in Python, the elementwise ones of a network as slowly as its convolutions; these are
-    answered here, where the answer is plain.
+    Torch works out the shapes of most operations in Python, which makes elementwise ones as slow as convolutions. Where
+    the shape is obvious, this function gives it directly.
     """
     name = func._schema.name.removeprefix('aten::')
     if name in NORMS and args[0].dtype == torch.float32:
@@ -50,7 +50,7 @@ def run_on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
 
 
 class ShapesAlone(TorchDispatchMode):
-    """Inside, operations on meta tensors are `run_on_meta`."""
+    """A mode in which operations on meta tensors go through `run_on_meta`."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run_on_meta(func, args, kwargs or {})

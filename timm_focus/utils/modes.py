@@ -1,4 +1,4 @@
-"""Modes of modules."""
+"""Training and evaluation mode of modules."""
 import contextlib
 from typing import Iterator
 
@@ -9,7 +9,7 @@ __all__ = ['evaluating']
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation; afterwards each of its modules has the mode that it had, frozen ones too."""
+    """Put a model into evaluation mode for a while; afterwards each module has its old mode again, frozen ones too."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:

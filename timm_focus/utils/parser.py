@@ -7,7 +7,7 @@ __all__ = ['Parser', 'nearest']
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The name that is meant by one with a typing mistake, '' if none is like it."""
+    """The known name nearest to a mistyped one, '' if none is near."""
     return next(iter(difflib.get_close_matches(name, list(names), 1)), '')
 
 

@@ -1,4 +1,4 @@
-"""Processes that load images live as long as the run that they load for, and no longer, whatever ends it."""
+"""Keeps worker processes alive as long as the run that they load images for, and no longer, whatever ends it."""
 import atexit
 import ctypes
 import functools
@@ -21,13 +21,13 @@ _begun: 'weakref.WeakSet[Any]' = weakref.WeakSet()  # iterators of loaders, whic
 
 
 def shield_workers(loader: 'DataLoader') -> 'DataLoader':
-    """Have the workers of a loader outlast the signals that a run answers by itself, and never the run.
+    """Let the workers of a loader survive the signals that the run handles itself, but never the run.
 
-    They ignore SIGNALS, or a scheduler that signals all processes of a run would take away the images of the step under
-    way. Therefore their end rests on no signal that can be ignored, and on nothing that a worker does, which may be
-    stuck: `end_workers` kills them, at the latest when Python exits, before it would wait for them for ever; and where
-    the run itself is killed, the system kills them (on Linux; elsewhere torch's workers look every five seconds). A
-    process group of their own would not do: schedulers signal cgroups, too.
+    The workers ignore SIGNALS. Otherwise a scheduler that signals all processes of a run would take away the images of
+    the step under way. A worker may also be stuck, so its end depends neither on a signal that it could ignore nor on
+    anything that it does itself: `end_workers` kills it, at the latest when Python exits, before Python would wait for
+    it for ever. If the run is killed, the system kills the workers (on Linux; elsewhere torch's workers look every five
+    seconds). A process group for the workers would not be enough: schedulers signal cgroups, too.
 
     Args:
         loader: It must not have been used.
@@ -64,7 +64,7 @@ def _prepare(prepare: Optional[Callable[[int], None]], worker_id: int) -> None:
 
 
 def end_with_parent(number: int) -> None:
-    """Have the system signal this process when its parent is gone, on Linux; elsewhere nothing happens."""
+    """Ask the system to signal this process when its parent ends. Only Linux can; elsewhere nothing happens."""
     try:
         prctl = ctypes.CDLL(None).prctl
     except (AttributeError, OSError, TypeError):  # of another system
@@ -73,7 +73,7 @@ def end_with_parent(number: int) -> None:
 
 
 def end_workers() -> None:
-    """Kill the workers of this process's shielded loaders, and all its daemonic children, as Python's exit would."""
+    """Kill the workers of shielded loaders and all other daemonic children, which Python would end at its exit."""
     workers = [process for process in multiprocessing.active_children() if process.daemon]
     handler = None
     if workers and threading.current_thread() is threading.main_thread():
@@ -90,7 +90,7 @@ def end_workers() -> None:
 
 
 def _let_go(iterator: Any) -> None:
-    """Have an iterator shut nothing down when it is freed: torch takes locks that a killed worker may have held."""
+    """Keep an iterator from shutting workers down when it is freed: it may wait for a lock of a killed worker."""
     iterator._shutdown = True
     if iterator._worker_pids_set:  # torch knows them by the iterator's address, which the next iterator may have
         torch_workers = importlib.import_module('torch.utils.data._utils.signal_handling')

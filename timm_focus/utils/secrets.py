@@ -1,4 +1,4 @@
-"""Nothing secret in what is said and logged: tokens, and addresses of storage that are signed like one."""
+"""Keeps tokens and signed storage addresses out of messages and logs."""
 import contextlib
 import json
 import logging
@@ -27,7 +27,7 @@ LOOKS_LIKE = (
 
 
 def redact(text: str) -> str:
-    """A text without this user's tokens of the Hub, and without anything that looks like one, whole or cut off."""
+    """Remove this user's Hub tokens from a text, and everything that looks like a token, whole or cut off."""
     for token in _tokens():
         text = text.replace(token, HIDDEN)
     for pattern, kept in LOOKS_LIKE:
@@ -36,7 +36,7 @@ def redact(text: str) -> str:
 
 
 def _tokens() -> List[str]:
-    """Tokens of the environment and of the client's file, in every way that they may be written, the longest first."""
+    """Tokens from the environment and from the client's file, in every form that may be sent, the longest first."""
     raw = [os.environ.get(name, '') for name in ENVIRONMENT]
     try:
         raw.append(Path(constants.HF_TOKEN_PATH).read_text('utf-8'))
@@ -51,7 +51,7 @@ def _tokens() -> List[str]:
 
 @contextlib.contextmanager
 def discreet() -> Iterator[None]:
-    """While this lasts, what is logged or warned of is redacted, and HTTP clients log their warnings alone."""
+    """For a while, redact everything that is logged or warned about, and let HTTP clients log warnings only."""
     make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
     levels = {logger: logger.level for logger in map(logging.getLogger, CLIENTS)}
 

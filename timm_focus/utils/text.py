@@ -1,4 +1,4 @@
-"""Text for people: names and labels that come from data and checkpoints, fit for messages and for files."""
+"""Makes names and labels that come from data and checkpoints fit for messages and files."""
 import re
 from typing import Any, Iterable, Sequence
 
@@ -14,7 +14,7 @@ LINE_BREAKS = re.compile('[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]')
 
 
 def shown(text: str) -> str:
-    """A text that any terminal and any log takes, whatever bytes a file is called by: `?` for what cannot be shown."""
+    """A text that every terminal and log can show, whatever bytes a file name has: `?` stands for what they cannot."""
     return ''.join(c if c.isprintable() else '?' for c in text)
 
 
@@ -55,7 +55,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def writable(text: str) -> str:
-    """A text that any file of text takes: controls and bytes that are no text are written `\\xNN`."""
+    """A text that every text file can hold: controls and bytes that are no text are written `\\xNN`."""
     return LONE.sub('\ufffd', UNWRITABLE.sub(lambda m: f'\\x{ord(m[0]) & 0xff:02x}', text))
 
 

@@ -1,4 +1,4 @@
-"""What adds to a result and must not end it: pictures, dashboards, counts."""
+"""Keeps pictures, dashboards and counts, which only add to a result, from ending a run."""
 import contextlib
 import logging
 from typing import Iterator
@@ -10,7 +10,7 @@ __all__ = ['warned']
 
 @contextlib.contextmanager
 def warned(sentence: str, logger: logging.Logger) -> Iterator[None]:
-    """Warn about whatever goes wrong inside, and go on."""
+    """Turn any exception inside into a warning, and go on."""
     try:
         yield
     except Exception as e:  # whatever a library of pictures or of dashboards says

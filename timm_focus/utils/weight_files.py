@@ -1,4 +1,4 @@
-"""Files of weights, read so that what is damaged is told and nothing in them runs."""
+"""Reads files of weights: detects damage, and runs no code from them."""
 import argparse
 import hashlib
 import os
@@ -16,14 +16,14 @@ CHECKSUM = 'sha256'  # where the metadata of safetensors keep `digest`
 
 
 def read_weight_file(path: str) -> Dict[str, Any]:
-    """What a file of weights holds, whatever it is called: torch's zip format, its old one, or safetensors.
+    """Read a file of weights in torch's zip format, in its old format or in safetensors, whatever its name.
 
-    Of a damaged zip the checksums in it tell, and so do those of the safetensors that this package writes; torch's old
-    format and the safetensors of others have none, so of these only what cannot be read at all is told. Nothing is
-    loaded but tensors, plain values and `argparse.Namespace`.
+    Checksums show damage in a zip and in the safetensors that this package writes. Torch's old format and safetensors
+    from elsewhere have no checksums: there, only a file that cannot be read at all is refused. Only tensors, plain
+    values and `argparse.Namespace` are loaded.
 
     Returns:
-        What was saved, with tensors in main memory, those of a zip mapped from the file.
+        The saved object. Its tensors are in main memory; those of a zip are mapped from the file.
 
     Raises:
         ValueError: There is no such file, it is damaged, or it holds something else than a dict by names.
@@ -66,7 +66,7 @@ def digest(tensors: Dict[str, Tensor]) -> str:
 
 
 class _Damaged(Exception):
-    """What of a file is not as it was written."""
+    """A part of a file differs from what was written."""
 
 
 def _read_torch(path: str, zipped: bool) -> Any:
