@@ -1,4 +1,4 @@
-"""What a network looks at, and what it costs."""
+"""Measures what a network looks at, and what it costs."""
 from .class_map import ClassMap, classifier_map
 from .complexity import multiply_adds
 from .explain import Explanation, explain

@@ -1,4 +1,4 @@
-"""Where a classifier finds a class in images: maps of its own classifier, at its last feature that has positions.
+"""Maps of where a classifier finds a class in images, made by its own classifier at its last feature map.
 
 Where the logits are W mean(feature) + b, the map is M = sum_k W[class, k] feature_k, the class activation map: its mean
 over the positions is the logit but for the bias. Whether they are shows in the numbers, not in the model's name.
@@ -23,11 +23,11 @@ __all__ = ['ClassMap', 'classifier_map']
 
 
 class ClassMap(NamedTuple):
-    """Where a classifier finds a class.
+    """A map of where a classifier finds a class.
 
     Attributes:
         map: Maps, float32 `[B, h, w]`, neither normalised nor cut off at 0.
-        logits: What the classifier says, `[B, K]`.
+        logits: Of the model, `[B, K]`.
         kind: 'classifier', of the classifier's own weights, or 'gradient', of Grad-CAM.
     """
     map: Tensor
@@ -89,7 +89,7 @@ def check_target(target: Optional[Tensor], logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter asks for a gradient; afterwards each has its own, which Grad-CAM clears."""
+    """Switch off all gradients of parameters for a while; afterwards each has its old one, which Grad-CAM clears."""
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     model.requires_grad_(False)
     try:
@@ -101,7 +101,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _eagerly() -> ContextManager[None]:
-    """Inside, modules that were compiled in place run as they were written, with the hooks that look at them."""
+    """Run modules that were compiled in place as plain Python for a while, so that hooks on them are called."""
     set_stance = getattr(torch.compiler, 'set_stance', None)  # from torch 2.6 on
     return contextlib.nullcontext() if set_stance is None else set_stance('force_eager')
 

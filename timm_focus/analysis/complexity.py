@@ -1,4 +1,4 @@
-"""What a model costs at inference."""
+"""Counts what a model costs at inference."""
 from typing import Sequence
 
 import torch
@@ -14,7 +14,7 @@ __all__ = ['multiply_adds']
 def multiply_adds(model: nn.Module, input_size: Sequence[int]) -> int:
     """Multiply-adds of one image through a model in evaluation: those of convolutions, linear layers and attention.
 
-    Half of what torch counts as floating-point operations. Nothing is computed: a copy without numbers is run.
+    Half of the floating-point operations that torch counts. Nothing is computed: a copy on the meta device is run.
 
     Args:
         model: Any model, on any device; it is left alone.

@@ -1,4 +1,4 @@
-"""What is trained on, where timm's own data sets do not suffice."""
+"""Data sets, for what timm's own do not read."""
 from .dataset import SceneDataset, create_dataset, open_images
 from .images import read_image
 from .index import ImageIndex, cached_scan, list_images, read_list, scan_folder, subset, write_list

@@ -1,4 +1,4 @@
-"""An image file as the picture that it shows, whatever it keeps it as; and which files are taken for images."""
+"""Reads image files of every format and mode, and says which files are images."""
 import errno
 import logging
 import os

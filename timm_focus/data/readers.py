@@ -89,7 +89,7 @@ def label_names(reader: Any) -> List[str]:
 
 
 def map_classes(reader: Reader, class_map: Union[str, os.PathLike]) -> Reader:
-    """A reader by the classes of a file; what is of others is left out."""
+    """Renumber the classes of a reader by a class map. Images of classes that the map lacks are left out."""
     path = os.fspath(class_map)
     try:
         numbers = load_class_map(path, reader.root if os.path.isdir(reader.root) else os.path.dirname(reader.root))
@@ -112,7 +112,7 @@ def map_classes(reader: Reader, class_map: Union[str, os.PathLike]) -> Reader:
 
 
 def by_names(reader: Reader, class_names: Sequence[str]) -> Reader:
-    """A reader by the numbers that others gave the classes.
+    """Renumber the classes of a reader to match the order of other class names.
 
     Raises:
         ValueError: It has images of a class that they do not have.
@@ -141,7 +141,7 @@ def _renumbered(reader: Reader, kept: np.ndarray, targets: np.ndarray, names: Di
 
 
 def draw(reader: Reader, images_per_class: int, seed: int) -> Reader:
-    """As many images of each class, drawn at random; see `subset`.
+    """Draw the same number of images from each class at random; see `subset`.
 
     Raises:
         ValueError: A class with fewer images, or data that does not tell the classes.

@@ -38,7 +38,7 @@ def use_simple_crop(transform: transforms.Compose, size: Sequence[int], interpol
 
 
 def fit_channels(data_config: Dict[str, Any], channels: int) -> None:
-    """Let one of timm's data configurations be of images with this many channels, in place.
+    """Change one of timm's data configurations to images with this many channels, in place.
 
     Mean and deviation of another number of channels become their average for each, as in timm's loaders.
     """

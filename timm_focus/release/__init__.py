@@ -1,4 +1,4 @@
-"""A trained model on its way out: as a folder, as a file for other runtimes, on the Hugging Face Hub."""
+"""Exports a trained model: as a folder, as ONNX, to the Hugging Face Hub."""
 from .export import is_export, save_for_hub, save_onnx, save_plain
 from .folder import check_free, written_whole
 from .hub import HubError, check_push, create_from_hub, list_export, push_export, push_folder, push_to_hub

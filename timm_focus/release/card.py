@@ -44,7 +44,7 @@ def write_card(
         label_names: Sequence[str],
         files: Set[str],
 ) -> None:
-    """Write README.md. What comes from flags, data and checkpoints stands in it as text, whatever is in it.
+    """Write README.md. Values from flags, data and checkpoints are escaped, so that they show as plain text.
 
     Args:
         path: Where it goes.

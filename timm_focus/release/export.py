@@ -1,4 +1,4 @@
-"""A trained model as a folder that stands for itself: plain timm weights, their configuration, the heads beside them.
+"""Writes a trained model as a folder: plain timm weights, their configuration, and the heads of focus training.
 
 The folder is one of timm's, under the plain architecture name: `timm.create_model('local-dir:FOLDER', pretrained=True)`
 loads it where this project is not installed, and so does 'hf-hub:user/name' once it is pushed. What focus training
@@ -49,7 +49,7 @@ Folder = Union[str, Path]
 
 
 def _save_tensors(state: Dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors takes them: contiguous, in main memory, none sharing memory with another (CoaT)."""
+    """Write tensors as safetensors needs them: contiguous, in main memory, without shared memory (CoaT shares some)."""
     whole = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
     path.touch()  # with the mode of other files; safetensors would let nobody else read it
     mode = path.stat().st_mode
@@ -110,7 +110,7 @@ def _leave_out_num_classes(path: Path) -> None:
 
 
 def _check_reload(plain: nn.Module, folder: Path) -> None:
-    """Refuse an export that timm does not load as the model it is of."""
+    """Refuse an export that timm would not load as the model that was exported."""
     logger = logging.getLogger('timm.models')  # it speaks of the draft's files
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -203,7 +203,7 @@ def write_export(
         base_model: str = '',
         model_args: Optional[Dict[str, Any]] = None,
 ) -> Path:
-    """Write the folder of `save_for_hub`, whose arguments these are, of a publication."""
+    """Write the folder of `save_for_hub`, with licence, data set and names from a `Publication`."""
     publication.check()
     folder = Path(folder)
     focus = unwrap_model(model) if isinstance(unwrap_model(model), FocusNet) else None
@@ -238,7 +238,7 @@ def write_export(
 
 
 def _copy_table(source: Folder, path: Path) -> None:
-    """Copy a CSV; texts in it become cells that no spreadsheet calculates."""
+    """Copy a CSV, with its texts escaped so that no spreadsheet calculates them."""
     def cell(text: str) -> str:
         try:
             float(text)
@@ -271,7 +271,7 @@ def _add_focus_key(folder: Path, focus: FocusNet) -> None:
 
 
 def _draw(plain, focus, shown, images, data_config, folder, dataset) -> Optional[Dict[str, Any]]:
-    """Draw what can be drawn of this model; a picture that cannot be is told and left out."""
+    """Draw the pictures of the card. One that cannot be drawn is left out, with a warning."""
     coverage = None
     with warned('What this model looks at cannot be drawn', _logger):
         name = plain.pretrained_cfg['architecture']
@@ -283,12 +283,12 @@ def _draw(plain, focus, shown, images, data_config, folder, dataset) -> Optional
 
 
 def sent_as_it_is(folder: Folder, publication: Publication) -> str:
-    """Advice for somebody who has edited an export."""
+    """Advice for a user who has edited an export."""
     return f'`{publication.again(folder)}` sends it as it is; a file that is removed is written anew.'
 
 
 def is_export(folder: Folder) -> bool:
-    """Whether a folder is a model of timm's, as `save_for_hub` writes it."""
+    """Whether a folder is an export in timm's format, as `save_for_hub` writes it."""
     return all(os.path.isfile(os.path.join(folder, name)) for name in (WEIGHTS, CONFIG))
 
 

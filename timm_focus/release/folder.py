@@ -1,7 +1,7 @@
-"""The folder that an export goes into: written whole, and replaced only where all that is in it is this program's own.
+"""Writes the folder of an export whole, and replaces one only if everything in it was written by this program.
 
-What was written is told from what a user added or edited by a record beside it, `.timm_focus.json`: the names of the
-files and their SHA-256. It is hidden, and so never pushed.
+A record in the folder, `.timm_focus.json`, lists the files that were written and their SHA-256. What a user added or
+edited differs from it. The record is hidden, and so never pushed.
 """
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ Folder = Union[str, Path]
 
 @contextlib.contextmanager
 def written_whole(folder: Folder, kind: str, advice: str = '') -> Iterator[Path]:
-    """Yield an empty folder to write into, which takes the place of `folder` at the end, or nothing does if this fails.
+    """Yield an empty folder to write into. At the end it replaces `folder`; if something fails, `folder` is unchanged.
 
     Args:
         folder: Where to. It may be absent, empty, or an earlier export of this kind that nobody has touched.
@@ -72,7 +72,7 @@ def written_whole(folder: Folder, kind: str, advice: str = '') -> Iterator[Path]
 
 
 def check_free(folder: Folder, kind: str, advice: str = '') -> None:
-    """Refuse a folder that holds anything but an export of this kind, as it was written.
+    """Refuse a folder that holds anything other than an unedited export of this kind.
 
     Args:
         folder: It.
@@ -104,7 +104,7 @@ def check_free(folder: Folder, kind: str, advice: str = '') -> None:
 
 
 def _contents(folder: Path) -> List[str]:
-    """Names of all files, links and empty folders in a folder, from there, but for the record and litter."""
+    """Relative paths of all files, links and empty folders in a folder, without the record and system litter."""
     names = []
     for at, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(at, name))]
@@ -115,7 +115,7 @@ def _contents(folder: Path) -> List[str]:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file; '' of what is none."""
+    """SHA-256 of a file, '' if there is no such regular file."""
     if path.is_symlink() or not path.is_file():
         return ''
     digest = hashlib.sha256()
@@ -132,7 +132,7 @@ def _write_record(folder: Path, kind: str) -> None:
 
 
 def _read_record(folder: Path) -> Dict:
-    """What was written into a folder, {} if it has no record that can be read."""
+    """Read the record of a folder, {} if there is none that can be read."""
     try:
         record = json.loads((folder / RECORD).read_text('utf-8'))
     except (OSError, ValueError):
@@ -141,7 +141,7 @@ def _read_record(folder: Path) -> Dict:
 
 
 def _remove_own(old: Path) -> None:
-    """Remove an export that was replaced, file by file. What came into it meanwhile stays, and is told."""
+    """Remove the files of an export that was replaced. Files that were added meanwhile stay, with a warning."""
     files = _read_record(old).get('files', {})
     for name in _contents(old):  # not the names of the record, which may come from anywhere
         if name in files and _digest(old / name) == files[name]:

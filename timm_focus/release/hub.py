@@ -1,4 +1,4 @@
-"""To the Hugging Face Hub and back."""
+"""Pushes models to the Hugging Face Hub and loads them from it."""
 import contextlib
 import dataclasses
 import logging
@@ -35,14 +35,14 @@ HUB, LOCAL = 'hf-hub:', 'local-dir:'
 
 
 class HubError(OSError):
-    """The Hub cannot be reached, or refuses: what happened, and how to go on."""
+    """The Hub cannot be reached, or refuses; the message says what happened and how to go on."""
 
 
 def check_push(publication: Publication) -> None:
-    """Refuse a push that cannot be, before anything is done for it: a wrong name, no token, no network wanted.
+    """Refuse a push that cannot succeed before any work is done for it: a wrong name, no token, offline mode.
 
     Raises:
-        ValueError: That, in a sentence. The token itself is never shown.
+        ValueError: What is wrong, in a sentence. The token itself is never shown.
     """
     publication.check_where()
     if constants.HF_HUB_OFFLINE:
@@ -53,7 +53,7 @@ def check_push(publication: Publication) -> None:
 
 
 def _token() -> Optional[str]:
-    """The token from where huggingface_hub keeps it."""
+    """The user's token, as huggingface_hub finds it."""
     with _explained('', ''):
         return get_token()
 
@@ -147,7 +147,7 @@ def push_folder(
 
 @discreet()
 def push_export(folder: Union[str, Path], publication: Publication) -> str:
-    """Publish an export as `push_folder` does, where and how a publication says."""
+    """Publish an export as `push_folder` does, with the repository and options of a `Publication`."""
     folder, repo_id, create_pr = Path(folder), publication.repo_id, publication.create_pr
     check_push(publication)
     names = [name for name, _ in list_export(folder)]
@@ -184,7 +184,7 @@ def push_export(folder: Union[str, Path], publication: Publication) -> str:
 
 
 def _prepare(api: HfApi, publication: Publication, again: str) -> Tuple[Optional[str], Dict[str, Any], bool]:
-    """See to it that the repository is there, and as private as it was asked for.
+    """Make the repository if it is not there, and check that it is private if that was asked for.
 
     Returns:
         The commit that the branch is at, its files by name, and whether the branch is still to be made: it begins as
@@ -215,7 +215,7 @@ def _prepare(api: HfApi, publication: Publication, again: str) -> Tuple[Optional
 
 
 def _same(folder: Path, names: List[str], there: Dict[str, Any]) -> bool:
-    """Whether a repository has just these files, as after a push whose answer was lost."""
+    """Whether a repository already has exactly these files, as after a push whose answer was lost."""
     if set(names) != set(there):
         return False
     for name in names:
@@ -235,7 +235,7 @@ def _architecture(folder: Path) -> str:
 
 
 def _refuse_secrets(folder: Path, names: List[str]) -> None:
-    """The last look before files become public."""
+    """Refuse to publish a file that contains the user's token."""
     token = (_token() or '').encode()
     for name in names:
         if not name.endswith('.safetensors') and token and token in (folder / name).read_bytes():
@@ -252,14 +252,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _first(error: BaseException, name: str) -> Any:
-    """An attribute of the first error that has it, of an error and its causes."""
+    """The value of an attribute of the first error that has it, among an error and its causes."""
     found = (getattr(e, name, None) for e in _causes(error))
     return next((value for value in found if value is not None), None)
 
 
 @contextlib.contextmanager
 def _explained(repo_id: str, again: str) -> Iterator[None]:
-    """Turn whatever the Hub's client raises into a `HubError` of what happened and how to go on, without the token."""
+    """Turn errors of the Hub's client into a `HubError`: what happened and how to go on, without the token."""
     try:
         yield
     except HubError:
@@ -270,7 +270,7 @@ def _explained(repo_id: str, again: str) -> Iterator[None]:
 
 
 def _explanation(error: BaseException, repo_id: str) -> str:
-    """What an error of the client means, in a sentence or two, and what the server says of it."""
+    """Explain an error of the client in a sentence or two, with the server's own message."""
     response = _first(error, 'response')
     kinds = [type(e).__name__ for e in _causes(error)]
     endpoint = constants.ENDPOINT
@@ -305,7 +305,7 @@ def _explanation(error: BaseException, repo_id: str) -> str:
 
 
 def _said(error: BaseException) -> str:
-    """What the server itself says, as a sentence, '' if it says nothing."""
+    """The server's own message as a sentence, '' if there is none."""
     words = _first(error, 'server_message')
     return f' The server says: {_short(words)}.' if words else ''
 

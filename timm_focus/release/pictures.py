@@ -1,4 +1,4 @@
-"""Pictures of a model card: how a run went, and what its network looks at."""
+"""Draws the pictures of a model card: curves of the run, coverage, and a gallery of erased images."""
 import csv
 import math
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Which images a run was trained on here: pictures of no other folder are published unasked.
+"""Notes on this machine which images a run was trained on, so that no pictures of other folders are published.
 
-A checkpoint says it, too, but may come from anywhere, and then names a folder of this machine that its maker guessed.
-So training notes it outside of the run: in `timm_focus/runs` in `$XDG_STATE_HOME`, or in `~/.local/state`.
+A checkpoint names a folder, too. But it may come from anywhere, and its maker may have guessed a folder of this
+machine. So training keeps a note outside the run: in `timm_focus/runs` in `$XDG_STATE_HOME`, or in `~/.local/state`.
 """
 import hashlib
 import json
@@ -35,7 +35,7 @@ def note_images(run: str, data: Optional[str]) -> None:
 
 
 def images_of_run(run: str) -> Optional[str]:
-    """Folder of the images that a run was trained on, None if it was not trained here, in this folder."""
+    """Folder of the images that a run was trained on, None unless this machine trained it in this very folder."""
     try:
         found = json.loads(_note(run).read_text('utf-8'))
         known = found['settings'] == _settings(run) and os.path.isdir(found['data'])
@@ -50,5 +50,5 @@ def _note(run: str) -> Path:
 
 
 def _settings(run: str) -> str:
-    """What tells a run from another one that is in its folder now."""
+    """Text that identifies a run, to notice that another one has taken its folder."""
     return hashlib.sha256((Path(run) / 'args.yaml').read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is to be published, where and how: said by flags or by a program, and checked before anything is done for it."""
+"""Describes a publication: what goes to the Hub, where and how, from flags or from a program."""
 import argparse
 import dataclasses
 import difflib
@@ -33,7 +33,7 @@ QUESTIONS = dict(
 
 
 def _flag(default: Any, help: str, **kwargs: Any) -> Any:
-    """A field that is a flag of a command, too."""
+    """Declare a field that is also a flag of a command."""
     return dataclasses.field(default=default, metadata=dict(help=help, **kwargs))
 
 
@@ -63,23 +63,23 @@ class Publication:
 
     @classmethod
     def of(cls, args: argparse.Namespace, repo_id: str, prefix: str = '') -> 'Publication':
-        """That which the flags of `add_publication_flags` say."""
+        """Make a publication from the flags of `add_publication_flags`."""
         given = {f.name: getattr(args, _dest(f.name, prefix)) for f in _flags()}
         return cls(repo_id, prefix=prefix, **{k: v for k, v in given.items() if v is not None})
 
     def flag(self, name: str) -> str:
-        """What a message calls a field."""
+        """The name of a field in messages: its flag."""
         return name if self.prefix is None else f'--{self.prefix}{name.replace("_", "-")}'
 
     def filled(self, settings: Dict[str, Any]) -> 'Publication':
-        """The same, with what it does not say of licence and data set taken from the settings of a run."""
+        """Fill in licence and data set, where they are missing, from the settings of a run."""
         texts = ('license', 'license_name', 'license_link', 'dataset', 'dataset_terms')
         said = {name: settings.get(f'hub_{name}') for name in texts if not getattr(self, name)}
         known: Dict[str, Any] = {name: value for name, value in said.items() if isinstance(value, str)}
         return dataclasses.replace(self, **known)
 
     def asked(self) -> 'Publication':
-        """The same, with what it does not say asked for, if somebody sits at a terminal. No answer is none."""
+        """Ask for what is missing, if standard input is a terminal. An empty answer leaves it missing."""
         answers: Dict[str, Any] = {}
         if sys.stdin is not None and sys.stdin.isatty():
             try:
@@ -91,11 +91,11 @@ class Publication:
         return dataclasses.replace(self, **answers)
 
     def command(self, run: Any) -> str:
-        """The command that publishes a run like this."""
+        """The command line that publishes a run with these options."""
         return self._command(run, [f.name for f in _flags()])
 
     def again(self, export: Any) -> str:
-        """The command that sends an export, in which licence and data set are already, like this."""
+        """The command line that pushes an export, which already has licence and data set, with these options."""
         return self._command(export, HOW)
 
     def _command(self, source: Any, names: Sequence[str]) -> str:
@@ -107,7 +107,7 @@ class Publication:
         return shlex.join(['timm-focus', 'push', str(source), self.repo_id, *words])
 
     def check(self) -> None:
-        """Refuse what nobody has said the licence and data set of, and what the Hub would not take.
+        """Refuse a publication without licence or data set, or with values that the Hub would not accept.
 
         Raises:
             ValueError: What is missing or wrong, and which flag says it.

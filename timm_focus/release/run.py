@@ -1,4 +1,4 @@
-"""A run on its way to the Hugging Face Hub: its export, with what the run itself knows, and its push."""
+"""Exports and pushes a run, with the facts that the run itself records."""
 import argparse
 import csv
 import logging
@@ -83,7 +83,7 @@ def _label_names(loaded: Loaded, class_map: Optional[str], home: str) -> List[st
 
 
 def _metrics(record: Dict[str, Any], summary: Optional[str]) -> Dict[str, float]:
-    """What validation measured of the epoch of a checkpoint."""
+    """The validation metrics of a checkpoint's epoch."""
     if summary is not None:
         with open(summary, newline='', encoding='utf-8', errors='replace') as f:
             rows = {row.get('epoch'): row for row in csv.DictReader(f)}
@@ -157,10 +157,10 @@ def _base_model(settings: Dict[str, Any]) -> str:
 # of a run of train_focus.py, by its --push-to-hub
 
 def planned_publication(args: argparse.Namespace) -> Publication:
-    """What the settings of a training say is to be published at its end; a terminal is asked for what they do not say.
+    """The publication that a training run asks for at its end. What is missing is asked for on a terminal.
 
     Raises:
-        ValueError: It cannot be.
+        ValueError: It cannot be published; the message says why.
     """
     publication = Publication.of(args, args.push_to_hub, prefix='hub-')
     check_push(publication)

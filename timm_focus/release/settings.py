@@ -1,4 +1,4 @@
-"""What of a run's settings is published: all that makes the run again, nothing of whose machine it ran on."""
+"""Selects the settings that are published: what reproduces the run, and nothing about the machine."""
 import os
 import re
 from typing import Any, Dict
@@ -35,7 +35,7 @@ _WITHHELD = object()
 
 
 def _published(value: Any) -> Any:
-    """A value without what is private in it, `_WITHHELD` if nothing is left."""
+    """A value without its private parts, `_WITHHELD` if nothing is left."""
     if isinstance(value, dict):
         return published_settings(value)
     if isinstance(value, (list, tuple)):
