@@ -18,7 +18,8 @@ from timm_focus.training import parse_args
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 TEXT = '\n'.join(page.read_text() for page in PAGES)
-SMALL = ['--img-size', '32', '-b', '4', '--epochs', '1', '-j', '0', '--device', 'cpu']
+SMALL = ['--img-size', '32', '-b', '4', '--epochs', '1', '-j', '0', '--device', 'cpu', '--sheet-images', '2']
+SMALLER = {'resnet18': 'test_resnet', 'focus_resnet18': 'focus_test_resnet'}
 
 
 def blocks(language):
@@ -57,14 +58,13 @@ NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-lis
                 '--push-to-hub', '--dataset hfds/')
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('command', [
-    pytest.param(c, marks=pytest.mark.slow) if '--torchcompile' in c else c  # inductor takes minutes
-    for c in TRAINING if not any(word in c for word in NEEDING_MORE)])
+@pytest.mark.slow('--torchcompile')  # inductor takes minutes
+@pytest.mark.parametrize('command', [c for c in TRAINING if not any(word in c for word in NEEDING_MORE)])
 def test_command_trains(command, image_folder, tmp_path, monkeypatch):
     if '--torchcompile' in command and not shutil.which('g++'):
         pytest.skip('inductor needs a C++ compiler, and there is none')
-    arguments = [{'DIR': str(image_folder), '1000': '6'}.get(a, a) for a in script_arguments(command)]
+    replaced = {'DIR': str(image_folder), '1000': '6', **SMALLER}
+    arguments = [replaced.get(a, a) for a in script_arguments(command)]
     monkeypatch.setattr(sys, 'argv', ['train_focus.py', *arguments, *SMALL])
     monkeypatch.chdir(tmp_path)
     train_focus.main()
