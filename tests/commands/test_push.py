@@ -357,3 +357,18 @@ def test_the_page_as_printed(hub, finished_run, image_folder, tmp_path):
     assert set(hub.repos) == {'user/name', 'user/pictures', 'user/new', 'user/other'}
     check_published(hub, tmp_path)
     assert (tmp_path / 'output/train/scenes/onnx/model.onnx').exists()
+
+
+def test_a_push_carries_a_page(hub, finished_run, push, refused, image_folder, tmp_path):
+    """That of timm-focus report, and no other file; with --no-gallery none that shows images."""
+    for name, more in (('seen', ['--data', str(image_folder)]), ('unseen', ['--no-data'])):
+        main(['report', str(finished_run), *more, '--output', str(tmp_path / name), '--img-size', '64', '-j', '0',
+              '--device', 'cpu'])
+    (tmp_path / 'other.html').write_text('<html>')
+    about = (finished_run, 'user/name', *ABOUT)
+    assert 'is no page of timm-focus report' in refused(*about, '--report', tmp_path / 'other.html')
+    assert 'make the page with --gallery 0' in refused(*about, '--no-gallery', '--report', tmp_path / 'seen')
+    push(*about, '--no-gallery', '--report', tmp_path / 'unseen')
+    sent = hub.content('user/name')
+    assert sent['report.html'] == (tmp_path / 'unseen/index.html').read_bytes()
+    assert b'`report.html` compares this run with others' in sent['README.md']

@@ -130,7 +130,8 @@ def timm_focus_commands():
 
 
 def analysis_commands():
-    return [w for w in timm_focus_commands() if w[0] in ('area', 'explain', 'validate', 'rf', 'models')]
+    looking = ('area', 'explain', 'predict', 'report', 'validate', 'rf', 'models')
+    return [w for w in timm_focus_commands() if w[0] in looking]
 
 
 @pytest.mark.slow
@@ -161,7 +162,18 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
     timm_focus_command([*offline, '-j', '0', '--output', 'one'])
     assert 'English springer' in (tmp_path / 'one/explained.json').read_text()
     capsys.readouterr()
-    timm_focus_command([str(image_folder) if a == 'DIR' else a for a in validate] + ['-j', '0', '--img-size', '64'])
+    folder = str(image_folder)
+    report, report_weights, predict, predict_all = (w for w in words if w[0] in ('report', 'predict'))
+    timm_focus_command([folder if a == 'DIR' else a for a in report] + ['-j', '0'])
+    assert 'paired over 10 images' in (tmp_path / 'report/index.html').read_text()
+    shutil.copy(tmp_path / 'output/train/plain/model_best.pth.tar', 'weights.pth')
+    (tmp_path / 'names.txt').write_text('left\nright\n')
+    timm_focus_command([folder if a == 'DIR' else a for a in report_weights] + ['-j', '0', '--gallery', '0'])
+    for command in (predict, predict_all):
+        timm_focus_command([folder if a == 'DIR' else a for a in command] + ['-j', '0'])
+    assert len((tmp_path / 'answers.csv').read_text().splitlines()) == 11
+    capsys.readouterr()
+    timm_focus_command([folder if a == 'DIR' else a for a in validate] + ['-j', '0', '--img-size', '64'])
     assert len(capsys.readouterr().out.splitlines()) == 3 and (tmp_path / 'accuracy/images.csv').exists()
     timm_focus_command(rf)
     fields = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]

@@ -10,7 +10,7 @@ from timm_focus.utils.text import one_line
 __all__ = ['add_parser']
 
 ABOUT = ('license', 'license_name', 'license_link', 'dataset', 'dataset_terms', 'tag', 'no_gallery', 'data',
-         'class_map', 'output', 'model')  # flags of what is written into an export
+         'class_map', 'output', 'model', 'report')  # flags of what is written into an export
 
 
 def add_parser(commands: Any) -> None:
@@ -32,6 +32,8 @@ def add_parser(commands: Any) -> None:
                    'trained here, else none)')
     g.add_argument('--class-map', metavar='FILE', help="names of the classes, one a line (default: the run's)")
     g.add_argument('--model', metavar='NAME', help='timm name, of weights that do not say it')
+    g.add_argument('--report', metavar='PAGE', help='page of timm-focus report, or its folder, to send as '
+                   'report.html')
     g.add_argument('--output', metavar='DIR', help='where the export is kept (default: hub, in the folder of the run)')
     g.add_argument('--dry-run', action='store_true', help='write the export and say what would be sent; send nothing')
     parser.set_defaults(run=run)
@@ -39,9 +41,12 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export what is no export yet, and push it."""
+    from timm_focus.report import find_page
+
     args.source = args.source.removeprefix('local-dir:')
     publication = Publication.of(args, args.repo_id)
     publication.check_where()
+    report = find_page(args.report, images=not args.no_gallery) if args.report else None
     if not args.dry_run:
         check_push(publication)
     if is_export(args.source):
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         folder = export_run(
             args.source, publication, model=args.model, data=args.data, class_map=args.class_map, output=args.output,
-            asks=True)
+            report=report, asks=True)
         print(f'Exported to {folder}', flush=True)
     if args.dry_run:
         how = 'a pull request to ' if args.create_pr else ''

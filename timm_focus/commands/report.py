@@ -15,7 +15,6 @@ from .validate import match_to
 __all__ = ['add_parser']
 
 PAGE = 'index.html'
-MARK = '<meta name="generator" content="timm_focus report">'
 MOST = 1000  # images in a page
 
 
@@ -89,14 +88,14 @@ def _nothing() -> Tuple[Any, List[str]]:
 
 
 def _check(args: argparse.Namespace, path: str) -> None:
+    from timm_focus.report import page_images
+
     if not 0 <= args.gallery <= MOST:
         raise ValueError(f'--gallery is {args.gallery}: give a number from 0 to {MOST}.')
     if args.data and args.no_data:
         raise ValueError('--data and --no-data contradict each other: give one of them.')
-    if os.path.exists(path):
-        with open(path, encoding='utf-8', errors='replace') as f:
-            if MARK not in f.read(4096):
-                raise ValueError(f'{path} is no page of timm-focus report, and is not replaced: give another --output.')
+    if os.path.exists(path) and page_images(path) is None:
+        raise ValueError(f'{path} is no page of timm-focus report, and is not replaced: give another --output.')
 
 
 def _names(paths: Sequence[str]) -> List[str]:

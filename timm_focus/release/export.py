@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
@@ -40,6 +41,7 @@ _logger = logging.getLogger(__name__)
 WEIGHTS, CONFIG, HEADS, CARD = 'model.safetensors', 'config.json', 'focus_heads.safetensors', 'README.md'
 SETTINGS, SUMMARY = 'args.yaml', 'summary.csv'
 CURVES, COVERAGE, GALLERY = 'curves.png', 'coverage.png', 'focus.png'
+REPORT = 'report.html'
 FILES = (WEIGHTS, CONFIG, HEADS, CARD, SETTINGS, SUMMARY, CURVES, COVERAGE, GALLERY)
 # what a timm configuration says of the weights that training started from, which these no longer are
 SOURCE = ('license', 'tag', 'origin_url', 'paper_name', 'paper_ids', 'notes', 'custom_load', 'label_names',
@@ -202,8 +204,9 @@ def write_export(
         images: Sequence[Any] = (),
         base_model: str = '',
         model_args: Optional[Dict[str, Any]] = None,
+        report: Optional[Folder] = None,
 ) -> Path:
-    """Write the folder of `save_for_hub`, with licence, data set and names from a `Publication`."""
+    """Write the folder of `save_for_hub`, with licence, data set and names from a `Publication`; `report` is a page."""
     publication.check()
     folder = Path(folder)
     focus = unwrap_model(model) if isinstance(unwrap_model(model), FocusNet) else None
@@ -226,6 +229,8 @@ def write_export(
             _copy_table(summary, draft / SUMMARY)
             with warned('The curves of the run cannot be drawn', _logger):
                 draw_curves(summary, draft / CURVES)
+        if report is not None:
+            shutil.copyfile(report, draft / REPORT)
         coverage = None
         if images:
             shown = () if publication.no_gallery else images

@@ -20,7 +20,7 @@ from timm_focus.method import FocusNet
 from timm_focus.utils.weight_files import read_weight_file
 from timm_focus.utils.secrets import discreet, redact
 
-from .export import CARD, CONFIG, FILES, HEADS, is_export, read_config, save_for_hub
+from .export import CARD, CONFIG, FILES, HEADS, REPORT, is_export, read_config, save_for_hub
 from .folder import some_names
 from .publication import Publication
 
@@ -171,7 +171,7 @@ def push_export(folder: Union[str, Path], publication: Publication) -> str:
             _logger.info(f'{repo_id} has all of it already.')
             return f'{api.endpoint}/{repo_id}'
         # what an earlier push had and this one has not, such as heads, must not stay beside other weights
-        gone = [name for name in FILES if name in there and name not in names]
+        gone = [name for name in (*FILES, REPORT) if name in there and name not in names]
         if gone:
             _logger.info(f'{", ".join(gone)} of {repo_id} goes, not being of these weights; its history keeps it.')
         commit = api.create_commit(

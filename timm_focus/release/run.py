@@ -29,6 +29,7 @@ def export_run(
         data: Optional[str] = None,
         class_map: Optional[str] = None,
         output: Optional[str] = None,
+        report: Optional[str] = None,
         asks: bool = False,
 ) -> str:
     """Write the export of a run.
@@ -40,6 +41,7 @@ def export_run(
         data: Folder of images to draw what it looks at (default: those of a run that was trained here).
         class_map: File with the names of the classes, one a line (default: the run's).
         output: Where the export goes (default: hub, in the folder of the run).
+        report: Page of timm-focus report that goes with it.
         asks: Ask on a terminal for what nobody has said.
 
     Returns:
@@ -71,7 +73,7 @@ def export_run(
     write_export(
         loaded.model, folder, publication, label_names=label_names, data_config=loaded.data_config,
         metrics=_metrics(record, summary), settings=_settings(settings, home), summary=summary, images=images,
-        base_model=_base_model(settings))
+        base_model=_base_model(settings), report=report)
     return folder
 
 

@@ -299,14 +299,17 @@ def choose(compared: Comparison, n: int, confusions: Sequence[Confusion] = (), e
         compared: Runs and what they say.
         n: How many.
         confusions: Those that can be asked for.
-        each: How many of each.
+        each: How many of each at most; all of them are a third.
     """
     right = np.stack([m.right for m in compared.measured])
     predictions = np.stack([m.prediction for m in compared.measured])
+    of_confusions = [np.flatnonzero((compared.target == c.truth) & (predictions == c.taken).any(0))[:each].tolist()
+                     for c in confusions]
     chosen: Dict[int, None] = {}
-    for confusion in confusions:
-        has = (compared.target == confusion.truth) & (predictions == confusion.taken).any(0)
-        chosen.update(dict.fromkeys(np.flatnonzero(has)[:each].tolist()))
+    for i in _in_turn(of_confusions):
+        if len(chosen) >= n // 3:
+            break
+        chosen[i] = None
     mixed = right.any(0) & ~right.all(0)
     ways: Dict[Tuple[bool, ...], List[int]] = {}
     for i in np.flatnonzero(mixed).tolist():

@@ -16,6 +16,7 @@ from timm_focus.utils.text import one_line
 __all__ = ['Run', 'read_run']
 
 LOSS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
+LARGEST = 1e100  # of a number that is drawn
 METHODS = dict(none='classifier alone', focus='focus training', adl='ADL', acol='ACoL')
 # where a run is and what it is called, which tells no method from another
 PLACES = ('data', 'data_dir', 'output', 'experiment', 'given', 'label_names', 'config', 'resume', 'overwrite')
@@ -91,8 +92,8 @@ def read_run(name: str, loaded: Loaded) -> Run:
     planned = settings.get('epochs')
     return Run(
         name, _architecture(loaded), _method(settings), published_settings(_named(settings, home)), rows,
-        [_passes(settings, int(row['epoch']) + 1) for row in rows], record.get('epoch'), epochs,
-        planned if isinstance(planned, int) else None, _passes(settings, epochs), noted.get('images'),
+        [_passes(settings, rows, int(row['epoch']) + 1) for row in rows], record.get('epoch'), epochs,
+        planned if isinstance(planned, int) else None, _passes(settings, rows, epochs), noted.get('images'),
         noted.get('seconds'), sum(p.numel() for p in model.parameters()), _multiply_adds(model, size), size)
 
 
@@ -121,18 +122,18 @@ def _named(settings: Dict[str, Any], home: str) -> Dict[str, Any]:
 
 
 def _rows(home: str) -> List[Dict[str, float]]:
-    """Numbers of each epoch; what is no number is left out."""
-    found = []
-    for row in read_summary(os.path.join(home, 'summary.csv')):
-        values = {}
-        for name, text in row.items():
-            try:
-                values[one_line(name)] = float(text)
-            except (TypeError, ValueError):  # a cell of an epoch that was not validated
-                continue
-        if math.isfinite(values.get('epoch', math.nan)):
-            found.append(values)
-    return found
+    """Numbers of each epoch; what is none, as of an epoch that was not validated, or none to draw, is left out."""
+    rows = [{one_line(name): _number(text) for name, text in row.items()}
+            for row in read_summary(os.path.join(home, 'summary.csv'))]
+    found = [{name: value for name, value in row.items() if abs(value) < LARGEST} for row in rows]
+    return [row for row in found if 'epoch' in row]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _noted(home: str) -> Dict[str, Any]:
@@ -146,8 +147,8 @@ def _noted(home: str) -> Dict[str, Any]:
         return {}
 
 
-def _passes(settings: Dict[str, Any], epochs: Optional[int]) -> Optional[float]:
-    """Passes of an image through the network in training: two a step of focus training, or less."""
+def _passes(settings: Dict[str, Any], rows: List[Dict[str, float]], epochs: Optional[int]) -> Optional[float]:
+    """Passes of an image through the network in epochs of training: two a step while images are erased, or less."""
     if not settings or epochs is None:
         return None
     more, first = 0., 0
@@ -158,11 +159,18 @@ def _passes(settings: Dict[str, Any], epochs: Optional[int]) -> Optional[float]:
                 warnings.simplefilter('ignore')
                 erases = FocusLoss(**kwargs).uses_erased
             more = float(settings.get('focus_fraction') or 1.) if erases else 0.
-            first = min(int(settings.get('focus_start') or 0), epochs)
+            first = _start(settings.get('focus_start'), rows, epochs)
         except (TypeError, ValueError):  # settings of a checkpoint that somebody else made
             return None
     splits = settings.get('aug_splits')
     return (epochs + more * (epochs - first)) * (splits if isinstance(splits, int) and splits > 1 else 1)
+
+
+def _start(given: Any, rows: List[Dict[str, float]], epochs: int) -> int:
+    """How many of the first epochs erased nothing; summary.csv says when `--focus-start auto` began."""
+    if given == 'auto':
+        given = next((row['focus_start'] for row in rows if 'focus_start' in row), epochs)
+    return min(int(given or 0), epochs)
 
 
 def _multiply_adds(model: Any, size: Tuple[int, int, int]) -> Optional[int]:

@@ -50,7 +50,7 @@ class Measured(NamedTuple):
 
     def of(self, indices: np.ndarray) -> 'Measured':
         """What it says of some of the images."""
-        one = {k: None if getattr(self, k) is None else getattr(self, k)[..., indices]
+        one: Dict[str, Any] = {k: None if getattr(self, k) is None else getattr(self, k)[..., indices]
                for k in ('prediction', 'right', 'in_top5', 'cam', 'random', 'coverage')}
         return self._replace(**one)
 
@@ -81,7 +81,7 @@ class _Renumbered:
 
 
 def _loader(loaded: Loaded, dataset: Any, numbers: Dict[int, int], batch_size: int, workers: int) -> DataLoader:
-    images = dataset.dataset if isinstance(dataset, Subset) else dataset
+    images: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
     images.transform = create_transform(**loaded.data_config, is_training=False)
     images.input_img_mode = image_mode(loaded)
     images.target_transform = _Renumbered(numbers)
@@ -164,19 +164,16 @@ def explain_images(
     for x, _ in _loader(loaded, Subset(dataset, list(indices)), numbers, batch_size, workers):
         found = explain(loaded.model, x.to(device))
         threshold = found.threshold
-        values = torch.nn.functional.adaptive_avg_pool2d(found.map[:, None], _fit(found.map.shape[1:]))[:, 0]
-        values = (normalize_map(values) * 255).round().byte().cpu().numpy()
+        height, width = (min(side, MOST_PLACES) for side in found.map.shape[1:])
+        values = torch.nn.functional.adaptive_avg_pool2d(found.map[:, None], (height, width))[:, 0]
+        maps = (normalize_map(values) * 255).round().byte().cpu().numpy()
         before, after = (logits.float().softmax(1).max(1) for logits in (found.logits, found.erased_logits))
         for j in range(len(x)):
-            answers = [(back.get(int(p.indices[j]), n_classes + int(p.indices[j])), float(p.values[j]))
-                       for p in (before, after)]
-            shown.append(Shown(*answers, values[j], float(found.keep[j].float().mean())))
+            answer, rest = ((back.get(int(p.indices[j]), n_classes + int(p.indices[j])), float(p.values[j]))
+                            for p in (before, after))
+            shown.append(Shown(answer, rest, maps[j], float(found.keep[j].float().mean())))
         progress(len(x))
     return shown, threshold, not (isinstance(loaded.model, FocusNet) and loaded.model.map == 'random')
-
-
-def _fit(size: Sequence[int]) -> Tuple[int, ...]:
-    return tuple(min(side, MOST_PLACES) for side in size)
 
 
 # thumbnails

@@ -1,9 +1,10 @@
 """The page: one file of HTML with all that it needs in it, which asks nobody for anything."""
 import base64
 import hashlib
-import math
+import os
+import re
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import jinja2
 import numpy as np
@@ -19,9 +20,9 @@ from .compare import (
 from .facts import Run
 from .measure import SHARES, Shown
 
-__all__ = ['Gallery', 'build_page', 'listed_confusions']
+__all__ = ['PAGE', 'Gallery', 'build_page', 'find_page', 'listed_confusions', 'page_images']
 
-HERE = Path(__file__).parent
+HERE, PAGE = Path(__file__).parent, 'index.html'
 TITLES = dict(top1='Top-1, %', top5='Top-5, %', loss='Loss', lr='Learning rate')
 FIRST = ('top1', 'top5', 'loss')
 COLORS = 6  # of runs, in page.css
@@ -92,6 +93,33 @@ def build_page(
         shares=ERASED, looks=_looks(compared), gallery=gallery, data=data, best=_chosen(compared.runs),
         **{name: [one_line(text) for text in texts] for name, texts in lines.items()},
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script))
+
+
+def page_images(path: Union[str, os.PathLike]) -> Optional[int]:
+    """How many images a page of `build_page` shows, None of a file that is none."""
+    with open(path, encoding='utf-8', errors='replace') as f:
+        head = f.read(4096)
+    found = re.search(r'<meta name="timm-focus-images" content="(\d+)">', head)
+    return int(found[1]) if found else None
+
+
+def find_page(source: str, images: bool = True) -> str:
+    """The file of a page that is to be published, by itself or by its folder.
+
+    Args:
+        source: It.
+        images: Whether it may show images.
+
+    Raises:
+        ValueError: It is none, or shows images.
+    """
+    path = os.path.join(source, PAGE) if os.path.isdir(source) else source
+    n = page_images(path) if os.path.isfile(path) else None
+    if n is None:
+        raise ValueError(f'--report {source} is no page of timm-focus report: `timm-focus report RUN` makes one.')
+    if n and not images:
+        raise ValueError(f'--no-gallery publishes no images, and {path} shows {n}: make the page with --gallery 0.')
+    return path
 
 
 def _hash(text: str) -> str:
@@ -166,8 +194,8 @@ def _series(k: int, run: Run, quantity: str, axis: str) -> List[Series]:
     found = []
     for prefix, words in (('eval_', 'validation'), ('train_', 'training'), ('', '')):
         column = f'{prefix}{quantity}'
-        points = [(row['epoch'] if axis == 'epochs' else work, row[column]) for row, work in zip(run.rows, run.work)
-                  if (axis == 'epochs' or work is not None) and math.isfinite(row.get(column, math.nan))]
+        places = [row['epoch'] for row in run.rows] if axis == 'epochs' else run.work
+        points = [(x, row[column]) for x, row in zip(places, run.rows) if x is not None and column in row]
         if points:
             found.append(Series(k % COLORS, f'{one_line(run.name)}{words and f", {words}"}', points,
                                 prefix == 'train_'))

@@ -2,6 +2,7 @@
 import argparse
 import logging
 import os
+import shlex
 from typing import Any, Dict, List, Optional, Sequence
 
 import timm
@@ -210,6 +211,8 @@ def conclude(
     plain = network.backbone if isinstance(network, AcolNet) else network
     architecture = (getattr(plain, 'pretrained_cfg', None) or {}).get('architecture')
     best = os.path.join(output_dir, 'model_best.pth.tar')
+    if os.path.exists(best):
+        _logger.info(f'Compare it with another run: timm-focus report {shlex.quote(output_dir)} OTHER_RUN')
     if architecture and os.path.exists(best):
         with torch.device('meta'):
             default = get_model_args(timm.create_model(architecture))
