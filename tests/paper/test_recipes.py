@@ -458,7 +458,8 @@ def test_a_step_by_the_script(row, places, monkeypatch, capsys):
     """By main itself, on small images of which there are few."""
     argv = [str(places) if a == 'DIR' else a for a in arguments(row.command)]
     small = '--dry-run --img-size 64 -b 4 -j 0 --device cpu'.split()
-    more = ['--images-per-class', '1'] if 'places365_small' in row.command else []
+    subset = train_focus.parse_args(train_focus.parser, argv)[0].images_per_class
+    more = ['--images-per-class', '1'] if subset else []
     monkeypatch.setattr(sys, 'argv', ['train_focus.py', *argv, *small, *more])
     train_focus.main()
     assert re.search(r'Train: 0 \[ +2/2\]  loss \d', capsys.readouterr().err)
