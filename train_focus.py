@@ -29,6 +29,7 @@ from timm.utils import distribute_bn, setup_default_logging
 
 import timm_focus  # registers focus_<name>
 from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
+from timm_focus.data.dataset import BadImages, DataError, DataLost
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.runs import check_name, is_source, model_arguments, start_from
 from timm_focus.training import (
@@ -234,7 +235,7 @@ def main():
                     eval_metrics = validate_on(task.get_eval_model())
                     if task.has_ema() and not args.model_ema_force_cpu:
                         eval_metrics = validate_on(task.get_eval_model(ema=True), name='Validate (EMA)')
-            except Interrupted:
+            except (Interrupted, DataError):
                 if saver is not None:  # the epoch is trained, and to be validated
                     saver.save_recovery(epoch, batch_idx=len(loader_train) - 1)
                 raise
@@ -252,7 +253,8 @@ def main():
                 saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, buffers=buffers)
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
                 folder.note(saver.images)
-            check_readable(args, dict(training=dataset_train, validation=dataset_eval), device)
+            if args.distributed:
+                check_readable((dataset_train, dataset_eval), device)
 
     if journal is not None:
         journal.close()
@@ -328,7 +330,9 @@ def cli():
         main()
     except SettingsError as e:
         parser.error(str(e))
-    except (FileError, FloatingPointError, HubError) as e:  # it cannot be kept, diverged, or is not published
+    except BadImages as e:
+        parser.error(str(e))
+    except (DataLost, FileError, FloatingPointError, HubError) as e:  # or cannot be kept, diverged, is not published
         parser.exit(1, f'{parser.prog}: error: {e}\n')
     except Interrupted as e:
         _logger.info(f'Ended by {e}, with a recovery checkpoint: --resume auto, or its path, goes on with it.')

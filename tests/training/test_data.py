@@ -243,17 +243,16 @@ def test_too_many_unreadable_images_end_the_run(launch, settings, image_folder, 
     (image_folder / 'val/left/2.jpg').write_bytes(b'')
     done = launch('-m', 'train_focus', *settings('-j 2 --epochs 3 --model-ema -vb 2', model=TINY))
     assert done.returncode == 2
-    assert re.search(r'error: 2 of the 10 validation images cannot be read, such as .*left/2\.jpg, and others took '
-                     r'their place: repair .* --max-bad-images, which is 0\.001', done.stderr.splitlines()[-1])
-    assert done.stderr.count('Skipped') == 2, 'each once, whichever worker met it, and how often'
-    assert (tmp_path / 'out/run/last.pth.tar').exists(), 'what was trained is kept'
+    assert re.search(r'error: [12] of the 10 images in .*/val cannot be read, such as .*(left/2|right/1)\.jpg, where 0 '
+                     r'may be: repair .* --max-bad-images', done.stderr.splitlines()[-1])
+    assert list((tmp_path / 'out/run').glob('recovery-*')), 'what was trained is kept'
 
 
 def test_a_folder_of_broken_images_is_told(image_folder):
     for path in image_folder.glob('val/*/*.jpg'):
         path.write_bytes(b'')
     dataset = create_dataset('', image_folder, 'val')
-    with pytest.raises(RuntimeError, match='Not one of the 10 images'):
+    with pytest.raises(OSError, match='Not one of the 10 images'):
         dataset[3]
 
 

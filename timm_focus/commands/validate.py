@@ -149,10 +149,7 @@ def match_to(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int
     from timm_focus.data.readers import label_names
 
     _prepare(loaded, dataset, None)
-    try:
-        x = dataset[0][0][None]
-    except RuntimeError as e:  # not one can be read
-        raise ValueError(str(e)) from e
+    x = dataset[0][0][None]
     device = next(loaded.model.parameters()).device
     with torch.inference_mode():
         n_classes = loaded.model(x.to(device)).shape[1]

@@ -1,6 +1,7 @@
 """Images as a timm data set, which timm's loaders, samplers and AugMix work with, found from a folder alone."""
 import logging
 import os
+import time
 from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
 import timm.data
@@ -20,7 +21,9 @@ from .places365 import find_places365, read_split
 from .readers import IndexReader, by_names, draw, map_classes
 from .tars import INFO, ShardReader, has_splits, scan_tar
 
-__all__ = ['FOLDER', 'PLACES365', 'STREAMS', 'SceneDataset', 'create_dataset', 'found_name', 'open_images']
+__all__ = [
+    'FOLDER', 'PLACES365', 'STREAMS', 'BadImages', 'DataError', 'DataLost', 'SceneDataset', 'create_dataset',
+    'found_name', 'open_images']
 
 PLACES365, FOLDER = 'places365', 'folder'
 LIBRARIES, STREAMS = ('hfds', 'torch', 'wds'), ('hfids', 'tfds')  # by the beginnings of timm's names
@@ -30,10 +33,26 @@ TRAIN, EVAL = ('train', 'training'), ('validation', 'val', 'valid', 'eval', 'eva
 _logger = logging.getLogger(__name__)
 
 
+class DataError(OSError):
+    """A data set cannot be gone on with: one sentence, also where it comes from a worker, with its traceback."""
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().rpartition(f'{type(self).__name__}: ')[2])
+
+
+class BadImages(DataError):
+    """Too many images cannot be read."""
+
+
+class DataLost(DataError):
+    """No image can be read any more: a disk that went away."""
+
+
 class SceneDataset(ImageDataset):
     """timm's image data set, which keeps count of the images that cannot be read.
 
     Each is named once in the log, by whichever worker meets it first, and the next one takes its place, as in timm.
+    Where the data itself is gone, as with a network disk, no image is bad: it is waited for.
 
     Args:
         index: The images, or a reader of them.
@@ -44,6 +63,8 @@ class SceneDataset(ImageDataset):
 
     Attributes:
         bad: Flags of the images that could not be read, uint8 `[N]`, shared between processes.
+        most_bad: How many of them may be bad, before `BadImages` is raised; None for any but all.
+        patience: Seconds to wait for data that is gone, before `DataLost` is raised.
     """
 
     def __init__(
@@ -60,6 +81,9 @@ class SceneDataset(ImageDataset):
             target_transform=target_transform)
         self.found = found
         self.bad = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
+        self.most_bad: Optional[int] = None
+        self.patience = 0.
+        self._waiting = torch.zeros(1, dtype=torch.uint8).share_memory_()  # that one process says so is enough
 
     def read(self, i: int, upright: bool = False) -> Tuple[Image.Image, int]:
         """Image i as it is, in the data set's mode, and its class.
@@ -77,18 +101,75 @@ class SceneDataset(ImageDataset):
     def __getitem__(self, i: int) -> Tuple[Any, int]:
         for _ in range(len(self)):
             try:
-                image, target = self.read(i)
+                image, target = self._await(i)
                 break
+            except DataError:
+                raise
             except OSError as e:
                 if not self.bad[i]:
                     self.bad[i] = 1
                     _logger.warning(f'Skipped {shown(self.filename(i, absolute=True))}, which cannot be read: {e}')
+                    self.check_bad(self.bad)
                 i = (i + 1) % len(self)
         else:
-            raise RuntimeError(f'Not one of the {len(self):,} images in {self.reader.root} can be read.')
+            raise BadImages(f'Not one of the {len(self):,} images in {shown(self.reader.root)} can be read.')
         if self.transform is not None:
             image = self.transform(image)
         return image, target if self.target_transform is None else self.target_transform(target)
+
+    def check_bad(self, bad: torch.Tensor) -> None:
+        """See that no more images are bad than may be.
+
+        Args:
+            bad: Flags of the images that could not be read, by any process, `[N]`.
+
+        Raises:
+            BadImages: Too many.
+        """
+        n = int(bad.sum())
+        if self.most_bad is not None and n > self.most_bad:
+            first = shown(self.filename(int(bad.argmax()), absolute=True))
+            raise BadImages(
+                f'{n} of the {len(self):,} images in {shown(self.reader.root)} cannot be read, such as {first}, where '
+                f'{self.most_bad:,} may be: repair the data, or allow for it by --max-bad-images.')
+
+    def _await(self, i: int) -> Tuple[Image.Image, int]:
+        """Image i and its class; where nothing can be read, they are waited for."""
+        began, waited = time.monotonic(), False
+        while True:
+            try:
+                found = self.read(i)
+            except OSError as e:
+                if e.errno is None or not self._is_gone(i):  # the image's fault, not the system's
+                    raise
+                root, seconds = shown(self.reader.root), time.monotonic() - began
+                if seconds >= self.patience:
+                    after = f' for {seconds:.0f} s' if self.patience else ''
+                    raise DataLost(f'Nothing in {root} can be read any more{after}: {sentence(e)}.') from e
+                if not self._waiting[0]:
+                    self._waiting[0] = 1
+                    _logger.warning(f'Nothing in {root} can be read any more, which is waited for, for '
+                                    f'{self.patience:g} s at most (--data-timeout): {sentence(e)}')
+                waited = True
+                time.sleep(min(1., self.patience - seconds))
+                continue
+            if waited and self._waiting[0]:
+                self._waiting[0] = 0
+                _logger.info(f'{shown(self.reader.root)} can be read again, after {time.monotonic() - began:.0f} s.')
+            return found
+
+    def _is_gone(self, i: int) -> bool:
+        """Whether others than image i cannot be read, either."""
+        for k in {0, len(self) // 2, len(self) - 1} - ({i} if len(self) > 1 else set()):
+            try:
+                file = self.reader[k][0]
+                with file:
+                    if not isinstance(file, Image.Image):
+                        file.read(1)
+                return False
+            except OSError:
+                continue
+        return True
 
 
 def create_dataset(
@@ -200,7 +281,9 @@ def open_images(
             and not any(os.path.isdir(os.path.join(path, part)) for part in parts):
         if not labelled:
             return SceneDataset(list_images(path, apart), f'images in {path}')
-        reader: Reader = IndexReader(cached_scan(path))
+        index = cached_scan(path)
+        _check_class_folders(index)
+        reader: Reader = IndexReader(index)
         if kwargs.get('class_map') is not None:
             reader = map_classes(reader, kwargs['class_map'])
         return SceneDataset(reader, f'class folders in {path}')

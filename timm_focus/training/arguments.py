@@ -83,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--subset-seed', type=int, default=0, help='seed of that choice')
     g.add_argument('--max-bad-images', type=float, default=0.001, metavar='SHARE', help='end the run if more than this '
                    'share of the images cannot be read')
+    g.add_argument('--data-timeout', type=float, default=300., metavar='SECONDS', help='wait so long for data that is '
+                   'gone, as with a network disk, before the run ends with a recovery checkpoint')
     g.add_argument('--input-img-mode', help='image mode to convert to (default: RGB, or L with one channel)')
     g.add_argument('--input-key', help="key of the images in hfds/ and wds/ data sets (default: timm's guess)")
     g.add_argument('--target-key', help="key of the labels in hfds/ and wds/ data sets (default: timm's guess)")

@@ -24,7 +24,7 @@ LEAST = {
         'mixup', 'cutmix', 'reprob', 'clip_grad', 'focus_alpha', 'focus_beta', 'focus_side_weight',
         'focus_start', 'seed', 'start_epoch', 'aug_repeats', 'momentum', 'min_lr', 'warmup_lr',
         'head_init_scale', 'epoch_repeats', 'aug_splits', 'train_size_probs', 'train_size_schedule_spread',
-        'distill_loss_weight', 'task_loss_weight', 'loss_weight_power', 'sheet_images'), 0),
+        'distill_loss_weight', 'task_loss_weight', 'loss_weight_power', 'sheet_images', 'data_timeout'), 0),
     **dict.fromkeys((
         'batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'val_interval', 'checkpoint_hist',
         'img_size', 'num_classes', 'in_chans', 'validation_batch_size', 'recount', 'focus_width',

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import logging
 import os
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
 
 import numpy as np
 import timm.data
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from timm.data import AugMixDataset, FastCollateMixup, IterableImageDataset, Mixup, create_loader
 from torch.utils.data import Dataset
 
-from timm_focus.data import create_dataset, use_simple_crop, write_list
+from timm_focus.data import SceneDataset, create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, STREAMS, found_name
 from timm_focus.data.images import image_mode
 from timm_focus.data.libraries import forbid_programs
@@ -112,14 +112,23 @@ def _numbered(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Da
             images_per_class=args.images_per_class, subset_seed=args.subset_seed, **common)
     except (ImportError, ValueError, OSError) as e:
         raise SettingsError(str(e)) from e
+    _be_patient(args, train)
     if not args.val_split:
         return train, None
     try:
         # the training classes rule: a class without validation images must not shift those after it
-        return train, create_dataset(
+        val = create_dataset(
             name, args.data_dir or '', args.val_split, class_names=label_names(train.reader), **common)
     except (ValueError, OSError) as e:
         raise SettingsError(f"{e} (--val-split '' does without validation.)") from e
+    _be_patient(args, val)
+    return train, val
+
+
+def _be_patient(args: argparse.Namespace, dataset: SceneDataset) -> None:
+    """Tell a data set how many bad images end a run, and for how long data that is gone is waited for."""
+    dataset.most_bad = int(args.max_bad_images * len(dataset))
+    dataset.patience = args.data_timeout
 
 
 class _Stream(IterableImageDataset):
@@ -203,25 +212,17 @@ def keep_lists(args: argparse.Namespace, dataset: Dataset, folder: str) -> None:
         write_list(dataset.reader.index, path)
 
 
-def check_readable(args: argparse.Namespace, datasets: Dict[str, Optional[Dataset]], device: torch.device) -> None:
-    """See how many images could not be read so far, by any process.
+def check_readable(datasets: Iterable[Optional[Dataset]], device: torch.device) -> None:
+    """See how many images could not be read so far, by all processes together; each looks at its own as it goes.
 
     Raises:
-        SettingsError: More than `--max-bad-images` of a data set.
+        BadImages: More than `--max-bad-images` of a data set.
     """
-    for split, dataset in datasets.items():
-        bad = getattr(dataset, 'bad', None)
-        if bad is None:
-            continue
-        bad = bad.to(device)
-        if args.distributed:
+    for dataset in datasets:
+        if isinstance(dataset, SceneDataset):
+            bad = dataset.bad.to(device)
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        n = int(bad.sum())
-        if n > args.max_bad_images * len(bad):
-            raise SettingsError(
-                f'{n} of the {len(bad)} {split} images cannot be read, such as '
-                f'{dataset.filename(int(bad.argmax()), absolute=True)}, and others took their place: repair the data, '
-                f'or allow for it by --max-bad-images, which is {args.max_bad_images:g}.')
+            dataset.check_bad(bad)
 
 
 def create_loaders(

@@ -21,6 +21,7 @@ from uuid import uuid4
 import torch.distributed as dist
 from timm.models import safe_model_name
 
+from timm_focus.data.dataset import DataError
 from timm_focus.runs import read_summary
 from timm_focus.utils import FileError, is_scratch, write_whole
 from timm_focus.utils.errors import SettingsError, explained
@@ -157,7 +158,7 @@ class RunFolder:
         """Add how to go on to what ends a run, and note how long it took, in the process that has its saver."""
         try:
             yield
-        except (FileError, FloatingPointError) as e:
+        except (DataError, FileError, FloatingPointError) as e:
             if saver is None:
                 raise
             doubted = saver.doubt() if isinstance(e, FloatingPointError) else ''

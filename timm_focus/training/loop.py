@@ -18,6 +18,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from timm_focus.data.dataset import DataError
 from timm_focus.utils import open_whole
 
 from .checkpoint import FocusCheckpointSaver, Progress, check_finite, gather_buffers
@@ -86,6 +87,12 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0) + value.detach().to(self.dtype) * n
         self.count += n
 
+    def copy(self) -> 'Averages':
+        """The same as of now: sums are never changed in place."""
+        copied = Averages(self.device)
+        copied.sums, copied.count = dict(self.sums), self.count
+        return copied
+
     def totals(self, distributed: bool = False) -> Dict[str, float]:
         """Sums over images by name, and their number as 'count'."""
         count = torch.tensor(self.count, dtype=self.dtype, device=self.device)
@@ -116,6 +123,16 @@ def _duration(seconds: float) -> str:
 def _bar(total: int, initial: int, name: str, show: bool) -> tqdm:
     return tqdm(
         total=total, initial=initial, desc=name, unit='batch', leave=False, dynamic_ncols=True, disable=not show)
+
+
+@contextlib.contextmanager
+def _when_data_ends(keep: Callable[[], None]) -> Iterator[None]:
+    """Keep what is done where the data cannot be gone on with."""
+    try:
+        yield
+    except DataError:
+        keep()
+        raise
 
 
 def _loss_scale(args: argparse.Namespace, input: Tensor) -> float:
@@ -160,6 +177,8 @@ def train_one_epoch(
         Means of the task's scalars over the epoch's images, of all processes.
 
     Raises:
+        DataError: The data is gone, or too much of it cannot be read; a recovery checkpoint is written where a single
+            process trains.
         FloatingPointError: The mean loss or the weights are not finite, which no checkpoint keeps.
         Interrupted: A signal was noted, and a recovery checkpoint written.
     """
@@ -178,7 +197,17 @@ def train_one_epoch(
     began, logged = time.perf_counter(), start.batch
     waited, starved = Waited(loader), 0.
     bar = _bar(n_batches, start.batch, f'Train {epoch}', primary and sys.stderr.isatty())
-    with bar, logging_redirect_tqdm() if not bar.disable else contextlib.nullcontext():
+    done, scalars_done = start, whole.copy()  # as of the last update
+
+    def keep_done() -> None:  # other processes are not asked: they wait for this one's gradients
+        if saver is not None and not args.distributed and done.batch > start.batch:
+            totals = scalars_done.totals()
+            check_finite(task, optimizer, totals, epoch)
+            saver.progress = done._replace(totals=totals)
+            saver.save_recovery(epoch, batch_idx=done.batch - 1)
+
+    redirected = logging_redirect_tqdm() if not bar.disable else contextlib.nullcontext()
+    with bar, redirected, _when_data_ends(keep_done):
         for batch, (input, target) in enumerate(waited, start.batch):
             window = accum if batch < last_window else n_batches - last_window
             update = (batch + 1) % accum == 0 or batch + 1 == n_batches
@@ -213,6 +242,7 @@ def train_one_epoch(
             if update:
                 optimizer.zero_grad()
                 updates += 1
+                done, scalars_done = Progress(epoch, batch + 1, updates), whole.copy()
                 task.update_ema(step=updates)
                 if lr_scheduler is not None:
                     lr_scheduler.step_update(num_updates=updates)
@@ -284,6 +314,7 @@ def validate(
     """Loss and accuracies in percent of a model over all images of a loader, each counted once over all processes.
 
     Raises:
+        DataError: The data is gone, or too much of it cannot be read.
         Interrupted: A signal was noted.
     """
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
