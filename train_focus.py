@@ -30,6 +30,7 @@ from timm.utils import distribute_bn, setup_default_logging
 import timm_focus  # registers focus_<name>
 from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
 from timm_focus.data.dataset import BadImages, DataError, DataLost
+from timm_focus.method.stem import break_ties
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.runs import check_name, is_source, model_arguments, start_from
 from timm_focus.training import (
@@ -290,6 +291,10 @@ def build_model(args):
             _logger.info(start_from(model, weights, new_classifier=weights == args.pretrained_path))
         except ValueError as e:
             raise SettingsError(str(e)) from e
+    elif not args.pretrained and (args.method == 'focus' or args.has):
+        stem = break_ties(model)
+        if stem and args.rank == 0:
+            _logger.info(f'{stem} begins with a random bias in place of 0, by which erased places are told apart.')
     with explained(f'The model {args.model} cannot be made'):
         if args.method == 'acol':
             num_classes = model.num_classes

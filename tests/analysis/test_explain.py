@@ -87,6 +87,26 @@ def test_any_model_is_explained_by_its_own_classifier(name, kind, photos):
     assert explain(model, x).threshold == 0.7
 
 
+@pytest.mark.parametrize('name', ['test_convnext', 'test_vit', 'focus_test_convnext', 'focus_test_vit'])
+def test_models_in_bfloat16_are_explained(name, photos):
+    pytest.importorskip('pytorch_grad_cam')
+    model = timm.create_model(name, num_classes=7).eval()
+    x = photos(2, 160)
+    whole, half = explain(model, x), explain(model.to(torch.bfloat16), x.to(torch.bfloat16), target=None)
+    assert half.kind == whole.kind and half.map.dtype == torch.float32 and half.map.isfinite().all()
+    assert half.erased_logits.dtype == torch.bfloat16
+    assert torch.allclose(half.logits.float(), whole.logits, atol=0.1)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'focus_test_resnet'])
+def test_compiled_models_are_explained_as_they_are(name, photos):
+    pytest.importorskip('pytorch_grad_cam')
+    model, x = timm.create_model(name, num_classes=7).eval(), photos(2, 160)
+    found, expected = explain(torch.compile(model, backend='eager'), x), explain(model, x)
+    assert found.kind == expected.kind and torch.allclose(found.map, expected.map, atol=1e-5)
+    assert torch.equal(found.target, expected.target)
+
+
 def test_a_threshold_is_tried_without_a_trace(photos):
     model, x = focus_model().train(), photos(2, 160)
     some, more = explain(model, x, 0.9), explain(model, x, 0.2)

@@ -5,9 +5,12 @@ import tarfile
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 import test_data_of_commands
 from test_data_of_commands import rows
+from timm_focus.commands.main import main
 
 command = test_data_of_commands.command  # a fixture
 SPLIT = "--split 'train[24:]'"  # of 24 training images and 2 for validation: these
@@ -108,3 +111,15 @@ def test_what_makes_no_sense_is_a_sentence(name, data, more, told, command, imag
     (tmp_path / 'a.jpg').write_bytes((image_folder / 'val/left/0.jpg').read_bytes())
     data = [path.format(data=image_folder, tmp_path=tmp_path) for path in data]
     assert told in command(name, data, more, ends=True)[1]
+
+
+def test_a_mode_of_four_channels_is_asked_for(image_folder, tmp_path, capsys):
+    torch.save(timm.create_model('test_resnet', num_classes=2, in_chans=4).state_dict(), tmp_path / 'w.pth')
+    argv = ['area', str(image_folder), '--model', 'test_resnet', '--checkpoint', str(tmp_path / 'w.pth'), '--img-size',
+            '128', '-j', '0', '--device', 'cpu', '--output', str(tmp_path / 'out')]
+    for more, told in (([], 'RGBA or CMYK, by --input-img-mode'), (['--input-img-mode', 'L'], 'but mode L has 1')):
+        with pytest.raises(SystemExit):
+            main([*argv, *more])
+        assert told in capsys.readouterr().err
+    main([*argv, '--input-img-mode', 'RGBA'])
+    assert len(rows(tmp_path / 'out/area.csv')) == 10

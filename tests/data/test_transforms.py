@@ -3,9 +3,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment, create_transform
 from torchvision.transforms import functional as TF
 
 import train_focus
+from timm_focus.data.transforms import posterize, posterizing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -100,3 +102,20 @@ def test_the_input_need_not_be_square(transforms):
     for scheme in ('simple', 'complex'):
         for transform in transforms(scheme, size=(32, 48)):
             assert transform(image).shape == (3, 32, 48)
+
+
+@pytest.mark.parametrize('policy', ['v0', 'rand-m10-inc1', 'rand-m1'])
+def test_policies_that_posterize_to_nothing_go_on(policy):
+    """Pillow 13 refuses 0 bits, which these ask for; before, the image was black."""
+    with posterizing():
+        transform = create_transform(32, is_training=True, auto_augment=policy)
+    made = transform.transforms[2]
+    ops = [op for sub in made.policy for op in sub] if policy == 'v0' else made.ops
+    ops = [op for op in ops if op.name.startswith('Posterize')]
+    assert ops
+    for op in ops:
+        op.prob = 1.
+        image = Image.new('RGB', (9, 9), (10, 200, 30))
+        assert max(c for _, pixel in op(image).getcolors() for c in pixel) in range(201)
+    assert posterize(image, 0).getcolors() == [(81, (0, 0, 0))]
+    assert auto_augment.NAME_TO_OP['Posterize'] is auto_augment.posterize, 'timm is as it was'

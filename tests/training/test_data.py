@@ -219,7 +219,7 @@ def test_statistics_follow_the_channels(flags, channels, train):
 def test_channels_that_files_do_not_have_are_one_line(refusal):
     assert re.search('takes images of 4 channels, where files give 1 .L. or 3 .RGB.: ask for a mode of 4 channels, '
                      'such as RGBA or CMYK, by --input-img-mode', refusal('--in-chans 4', model=TINY))
-    assert re.search('takes images of 5 channels, .*as many by --input-img-mode', refusal('--in-chans 5', model=TINY))
+    assert re.search('takes images of 5 channels, .*: take a model of 1 to 4', refusal('--in-chans 5', model=TINY))
     assert 'takes images of 3 channels, but mode L has 1' in refusal('--input-img-mode L', model=TINY)
     assert 'Pillow knows no image mode BGR' in refusal('--input-img-mode BGR', model=TINY)
 

@@ -33,6 +33,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--random-weights', action='store_true', help='use a --model that was never trained')
     parser.add_argument('--class-map', metavar='FILE', help='names of the classes, one a line (default: those that '
                         'the checkpoint has; of ImageNet and Places365, theirs)')
+    parser.add_argument('--input-img-mode', default='', metavar='MODE', help="Pillow's mode to read images in, such as "
+                        'RGBA (default: that of the run, else RGB, or L with one channel)')
     parser.add_argument('--img-size', type=positive, metavar='N', help="height and width (default: the model's)")
     parser.add_argument('--device', default='', help='device (default: cuda if there is one, else cpu)')
     parser.add_argument('-b', '--batch-size', type=positive, default=64, help='images at a time (default: 64)')
@@ -71,6 +73,7 @@ def load_models(args: argparse.Namespace, heads: bool = False, distinct: bool = 
     loaded = [load_model(name, checkpoint, args.pretrained, args.img_size, heads) for name, checkpoint in pairs]
     if args.class_map:
         loaded = [_named(one, args.class_map) for one in loaded]
+    loaded = [one._replace(input_img_mode=args.input_img_mode) for one in loaded]
     names = [one.name for one in loaded]
     for one in loaded:
         if distinct and names.count(one.name) > 1:

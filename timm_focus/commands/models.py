@@ -27,8 +27,8 @@ def add_parser(commands: Any) -> None:
                     'multiply-adds are those of the plain model: its heads exist only in training. Nothing is '
                     'computed or downloaded: the models have no weights here.',
         epilog='Columns: receptive_field in pixels of the input, of the last feature before the global pool, infinite '
-               'through the module in the column through; feature, channels, height and width are of what the CAM head '
-               'taps.',
+               'through the module in the column through (head, where a model pools by attention); feature, channels, '
+               'height and width are of what the CAM head taps.',
         examples=("timm-focus models 'resnet*' --img-size 224 --format csv",))
     parser.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="names, as in timm.list_models: "
                         "'resnet*' (default: all, which takes minutes)")

@@ -19,7 +19,8 @@ def add_parser(commands: Any) -> None:
                'it looks over the border, so that position p sees the pixels from start + p * stride on, '
                'receptive_field of them. Where a position sees the whole image (inf), through names the first module '
                'by which it does, such as squeeze-and-excite or attention; --through-global tells the size without. '
-               'Two numbers are of rows and of columns.',
+               'Models that pool by attention, as resnet50_clip does, have the pool first: inf, through head; '
+               '--feature names what is before it. Two numbers are of rows and of columns.',
         examples=('timm-focus rf shufflenetv2_x1_5 resnet18 torchvision:vgg16',))
     parser.add_argument('models', nargs='+', metavar='MODEL', help='timm names, or torchvision:NAME')
     parser.add_argument('--feature', metavar='NAME', help="a submodule, or an index into timm's feature_info (default: "

@@ -52,9 +52,12 @@ def image_mode(channels: int, asked: Optional[str] = None) -> str:
         return asked
     modes = {1: 'L', 3: 'RGB'}
     if channels not in modes:
-        which = 'a mode of 4 channels, such as RGBA or CMYK, ' if channels == 4 else 'a mode of Pillow with as many '
-        raise ValueError(f'The model takes images of {channels} channels, where files give 1 (L) or 3 (RGB): ask for '
-                         f'{which}by --input-img-mode, or take a model of 1 or 3 channels.')
+        several = {2: 'LA', 4: 'RGBA or CMYK'}
+        way = 'take a model of 1 to 4'
+        if channels in several:
+            way = (f'ask for a mode of {channels} channels, such as {several[channels]}, by --input-img-mode, or take '
+                   'a model of 1 or 3 channels')
+        raise ValueError(f'The model takes images of {channels} channels, where files give 1 (L) or 3 (RGB): {way}.')
     return modes[channels]
 
 

@@ -1,10 +1,13 @@
 """The simple scheme's crop; everything else is timm's ("See More for Scene", section 3 and appendix)."""
-from typing import Any, Callable, Dict, Sequence
+import contextlib
+from typing import Any, Callable, Dict, Iterator, Sequence
 
+from PIL import Image
+from timm.data import auto_augment
 from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
 from torchvision import transforms
 
-__all__ = ['RESIZE_RATIO', 'fit_channels', 'use_simple_crop']
+__all__ = ['RESIZE_RATIO', 'fit_channels', 'posterizing', 'use_simple_crop']
 
 RESIZE_RATIO = 8 / 7  # 256 for 224
 
@@ -35,6 +38,24 @@ def use_simple_crop(transform: transforms.Compose, size: Sequence[int], interpol
             transform.transforms[i] = simple_crop(size, interpolation)
             return
     raise ValueError('The transform has no random resized crop that the simple scheme could replace.')
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
+    """timm's, for which 0 bits leave a black image, as they did before Pillow 13, which refuses them."""
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **kwargs)
+
+
+@contextlib.contextmanager
+def posterizing() -> Iterator[None]:
+    """Have the policies that timm makes meanwhile posterize to 0 bits, as v0 and rand-m9-mstd0.5-inc1 sometimes do."""
+    ours = {name: posterize for name, op in auto_augment.NAME_TO_OP.items() if op is auto_augment.posterize}
+    auto_augment.NAME_TO_OP.update(ours)
+    try:
+        yield
+    finally:
+        auto_augment.NAME_TO_OP.update(dict.fromkeys(ours, auto_augment.posterize))
 
 
 def fit_channels(data_config: Dict[str, Any], channels: int) -> None:

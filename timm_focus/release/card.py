@@ -27,6 +27,7 @@ SHUFFLENET = 'shufflenetv2_'
 RECIPE = (
     'epochs', 'batch_size', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'warmup_epochs', 'smoothing', 'scheme',
     'aa', 'mixup', 'cutmix', 'reprob', 'model_ema', 'amp', 'images_per_class', 'has', 'seed')
+ALWAYS = ('seed', 'weight_decay', 'momentum')  # of others, 0 says that they are not used
 FOCUS_RECIPE = ('focus_alpha', 'focus_beta', 'focus_side_weight', 'focus_consistency')
 
 
@@ -82,7 +83,8 @@ def write_card(
             for (metric, shown, scale), v in measured.items()] or None,
     )
     names = (*RECIPE, *(FOCUS_RECIPE if focus is not None else ()))
-    recipe = {k: settings[k] for k in names if settings.get(k) not in (None, '', False)}
+    recipe = {k: settings[k] for k in names if settings.get(k) not in (None, '', False)
+              or k in (*ALWAYS, *FOCUS_RECIPE) and settings.get(k) == 0}
     height, width = data_config['input_size'][1:]
     card = ModelCard.from_template(
         data,

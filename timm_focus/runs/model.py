@@ -36,12 +36,14 @@ class Loaded(NamedTuple):
         data_config: timm's: input size, mean, std, interpolation, crop.
         label_names: Names of its classes, [] if they are not known.
         record: Of a checkpoint: 'path', the run's 'settings', 'epoch', 'metric' and 'heads'; {} without one.
+        input_img_mode: Pillow's mode that images are read in, '' for that of the run, else by their channels.
     """
     name: str
     model: Any
     data_config: Dict[str, Any]
     label_names: List[str]
     record: Dict[str, Any] = {}
+    input_img_mode: str = ''
 
 
 def model_arguments(name: str, settings: Mapping[str, Any]) -> Dict[str, Any]:
@@ -237,12 +239,13 @@ def check_plain(loaded: Loaded) -> None:
 
 
 def image_mode(loaded: Loaded) -> str:
-    """Pillow's mode of the images that a model takes: the one that its run read them in, else by their channels.
+    """Pillow's mode of the images that a model takes: as asked for, or as its run read them, else by their channels.
 
     Raises:
-        ValueError: They have neither one channel nor three, and no run says how to read them.
+        ValueError: They have neither one channel nor three, and nothing says how to read them.
     """
-    return mode_of(loaded.data_config['input_size'][0], loaded.record.get('settings', {}).get('input_img_mode'))
+    asked = loaded.input_img_mode or loaded.record.get('settings', {}).get('input_img_mode')
+    return mode_of(loaded.data_config['input_size'][0], asked)
 
 
 def _torchvision_model(

@@ -19,7 +19,7 @@ from timm_focus.data.images import image_mode
 from timm_focus.data.libraries import forbid_programs
 from timm_focus.data.readers import PartReader, label_names
 from timm_focus.data.tars import class_info
-from timm_focus.data.transforms import fit_channels
+from timm_focus.data.transforms import fit_channels, posterizing
 from timm_focus.demo import SYNTHETIC
 from timm_focus.utils import some, write_whole
 from timm_focus.utils.errors import SettingsError, explained
@@ -260,20 +260,22 @@ def create_loaders(
         use_prefetcher=args.prefetcher, mean=data_config['mean'], std=data_config['std'], num_workers=args.workers,
         distributed=args.distributed, pin_memory=args.pin_mem, device=device, worker_seeding=args.worker_seeding,
         img_dtype=getattr(torch, args.model_dtype or 'float32'))
-    loader_train = create_loader(
-        dataset_train, input_size=data_config['input_size'], batch_size=args.batch_size, is_training=True,
-        no_aug=args.no_aug, re_prob=args.reprob, re_mode=args.remode, re_count=args.recount, re_split=args.resplit,
-        train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
-        color_jitter=args.color_jitter, color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob,
-        gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa, num_aug_repeats=args.aug_repeats,
-        num_aug_splits=args.aug_splits, interpolation=args.train_interpolation, collate_fn=collate_fn,
-        input_size_choices=args.train_img_sizes, batch_size_choices=args.train_batch_sizes,
-        batch_choice_weights=args.train_size_probs, batch_choice_seed=args.seed,
-        batch_choice_schedule=args.train_size_schedule, batch_schedule_epochs=args.epochs,
-        batch_schedule_spread=args.train_size_schedule_spread, batch_schedule_random_mix=args.train_size_random_mix,
-        num_batches=args.train_batches_per_epoch,
-        # a worker that lives on would not hear that mixup is off
-        persistent_workers=not (collate_fn is not None and args.mixup_off_epoch), **common)
+    with posterizing():
+        loader_train = create_loader(
+            dataset_train, input_size=data_config['input_size'], batch_size=args.batch_size, is_training=True,
+            no_aug=args.no_aug, re_prob=args.reprob, re_mode=args.remode, re_count=args.recount,
+            re_split=args.resplit, train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio,
+            hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
+            color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob,
+            gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa, num_aug_repeats=args.aug_repeats,
+            num_aug_splits=args.aug_splits, interpolation=args.train_interpolation, collate_fn=collate_fn,
+            input_size_choices=args.train_img_sizes, batch_size_choices=args.train_batch_sizes,
+            batch_choice_weights=args.train_size_probs, batch_choice_seed=args.seed,
+            batch_choice_schedule=args.train_size_schedule, batch_schedule_epochs=args.epochs,
+            batch_schedule_spread=args.train_size_schedule_spread, batch_schedule_random_mix=args.train_size_random_mix,
+            num_batches=args.train_batches_per_epoch,
+            # a worker that lives on would not hear that mixup is off
+            persistent_workers=not (collate_fn is not None and args.mixup_off_epoch), **common)
     inner = loader_train.loader if args.prefetcher else loader_train
     timms_crop = args.train_crop_mode or args.scale or args.ratio  # explicit flags win over the simple scheme
     if args.scheme == 'simple' and not args.no_aug and not timms_crop:
