@@ -37,6 +37,7 @@ def test_a_bias_that_is_there_stays():
     assert break_ties(model) == '' and (model.stem[0].bias == 1).all()
 
 
+@pytest.mark.slow
 def test_the_script_begins_so_and_a_plain_run_does_not(train):
     assert 'stem.0 begins with a random bias' in train(model='focus_test_convnext', more='--img-size 64').err
     assert 'random bias' not in train(model='test_convnext', experiment='plain', more='--img-size 64').err

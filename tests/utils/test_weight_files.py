@@ -1,5 +1,6 @@
 """What is damaged is told, and nothing in a file of weights runs."""
 import argparse
+import os
 import random
 import zipfile
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from timm_focus.runs.names import read_class_names
 from timm_focus.utils.weight_files import digest, read_weight_file
 
 STATE = dict(
@@ -132,3 +134,11 @@ def test_the_digest_is_of_names_and_numbers():
     for other in ({**STATE, 'n': torch.tensor(4)}, {**STATE, 'conv': STATE['conv'].reshape(8, 27)},
                   {**STATE, 'flags': STATE['flags'].byte()}, {k: v for k, v in STATE.items() if k != 'empty'}):
         assert digest(other) != digest(STATE)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.pth')
+    with pytest.raises(ValueError, match='it is no regular file'):
+        read_weight_file(str(tmp_path / 'pipe.pth'))
+    with pytest.raises(ValueError, match='it is no regular file'):
+        read_class_names(str(tmp_path / 'pipe.pth'))

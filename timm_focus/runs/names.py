@@ -1,4 +1,5 @@
 """Names of a model's classes."""
+import os
 import re
 from typing import List
 
@@ -30,6 +31,8 @@ def read_class_names(path: str) -> List[str]:
     Raises:
         ValueError: There are none, or a name stands there twice.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # such as a pipe, for which it would wait
+        raise ValueError(f'The names of classes in {path} cannot be read: it is no regular file.')
     try:
         with open(path, encoding='utf-8') as f:
             names = [line.strip() for line in f if line.strip()]

@@ -30,8 +30,9 @@ def read_weight_file(path: str) -> Dict[str, Any]:
     """
     if not os.path.exists(path):
         raise ValueError(f'There is no checkpoint {path}.')
-    if os.path.isdir(path):
-        raise ValueError(f'The checkpoint {path} cannot be read: it is a folder.')
+    if not os.path.isfile(path):  # such as a pipe, for which it would wait
+        what = 'a folder' if os.path.isdir(path) else 'no regular file'
+        raise ValueError(f'The checkpoint {path} cannot be read: it is {what}.')
     try:
         with open(path, 'rb') as f:
             start = f.read(9)
