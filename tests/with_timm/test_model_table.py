@@ -93,8 +93,8 @@ def test_a_model_trains_resumes_and_exports(train, settings, name):
 @pytest.mark.parametrize('name', TABLE)
 def test_a_model_trains_in_mixed_precision_and_with_gradient_checkpointing(train, name):
     run = train(f'{flags(name)} --stop-epoch 1', 'float32', model=focus(name))
-    # bfloat16 has 8 bits, float16 11; the statistics are those of 4 images
-    for dtype, tolerance in (('bfloat16', 0.4), ('float16', 0.1)):
+    # bfloat16 has 8 bits, float16 11; BatchNorm over a few values of 4 images makes rounding large
+    for dtype, tolerance in (('bfloat16', 0.4), ('float16', 0.2)):
         half = train(f'{flags(name)} --stop-epoch 1 --amp --amp-dtype {dtype}', dtype, model=focus(name))
         assert finite(half.weights())
         assert {v.dtype for v in half.weights().values()} == {v.dtype for v in run.weights().values()}
