@@ -28,20 +28,21 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import distribute_bn, setup_default_logging
 
 import timm_focus  # registers focus_<name>
-from timm_focus.baselines import ACoL, AcolNet, HideAndSeek
+from timm_focus.baselines import ACoL, AcolNet, HideAndSeek, MaskSub
 from timm_focus.data.dataset import BadImages, DataError, DataLost
+from timm_focus.method.heads import classifiers
 from timm_focus.method.stem import break_ties
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.runs import check_name, is_source, model_arguments, start_from
 from timm_focus.training import (
-    FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, TwoSteps,
-    build_parser, changed_settings, check_order, check_readable, check_smallest_batch, conclude, create_datasets,
-    create_loaders, create_task, decide, describe, describe_cost, describe_training, differing, draw_sheet, explained,
-    fit_images, keep_lists, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
+    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, TwoSteps,
+    build_parser, changed_settings, check_erased_size, check_order, check_readable, check_smallest_batch, conclude,
+    create_datasets, create_loaders, create_task, decide, describe, describe_cost, describe_training, differing,
+    draw_sheet, explained, fit_images, keep_lists, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
     train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
-from timm_focus.training.task import classifiers
+from timm_focus.training.focus_start import AUTO
 from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.memory_format import use_channels_last
 from timm_focus.utils.secrets import discreet
@@ -88,6 +89,7 @@ def main():
     with explained('The augmentation or interpolation cannot be made'):
         loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
     check_smallest_batch(model, args, data_config['input_size'])
+    check_erased_size(model, data_config['input_size'])
     model_dtype = getattr(torch, args.model_dtype or 'float32')
     model.to(device, model_dtype)
     if args.channels_last:
@@ -140,7 +142,8 @@ def main():
         except ValueError as e:
             raise SettingsError(str(e)) from e
         if args.start_epoch is not None:
-            start = Progress(args.start_epoch, 0, args.start_epoch * updates_per_epoch)
+            found = start.focus_start if (start.focus_start or 0) <= args.start_epoch else None
+            start = Progress(args.start_epoch, 0, args.start_epoch * updates_per_epoch, focus_start=found)
         elif not start.updates:  # of a checkpoint that another script wrote
             start = start._replace(updates=start.epoch * updates_per_epoch)
         _logger.info(f'Resuming {resume_path} at epoch {start.epoch}, batch {start.batch}.')
@@ -208,17 +211,23 @@ def main():
 
     # train
     best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
+    focus_start = FocusStart(args.focus_start, start.focus_start) if args.method == 'focus' else None
     with Interruption(args.distributed) as interruption, folder.advice(saver):
         for epoch in range(start.epoch, stop_epoch):
             progress = start if epoch == start.epoch else Progress(epoch, 0, epoch * updates_per_epoch)
             set_epoch(loader_train, epoch, progress.batch)
-            if args.method == 'focus':
-                task.set_erasing(epoch >= args.focus_start)
+            if focus_start is not None:
+                task.set_erasing(focus_start.has_come(epoch))
+                if args.focus_copy_head and (epoch, progress.batch) == (focus_start.epoch, 0):
+                    task.copy_head()
+                progress = progress._replace(focus_start=focus_start.epoch)
             if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
                 for mixer in (loader_train, mixup_fn):
                     if mixer is not None:
                         mixer.mixup_enabled = False
             train_metrics = train_on(loader_train, start=progress, saver=saver, interruption=interruption)
+            if focus_start is not None:
+                focus_start.look(epoch, train_metrics)
             if args.distributed and args.dist_bn:
                 distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
                 if task.has_ema() and not args.model_ema_force_cpu:
@@ -249,9 +258,10 @@ def main():
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
             if saver is not None:
-                journal.write(epoch, train_metrics, eval_metrics, lr)
+                found = dict(focus_start=focus_start.epoch) if args.focus_start == AUTO else {}
+                journal.write(epoch, train_metrics, eval_metrics, lr, **found)
                 buffers = None if args.dist_bn else saver.progress.buffers  # which are everywhere the same
-                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, buffers=buffers)
+                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, buffers=buffers, **found)
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
                 folder.note(saver.images)
             if args.distributed:
@@ -261,7 +271,7 @@ def main():
         journal.close()
     if saver is not None:
         shown = None if finished else dataset_eval
-        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, shown, data_config)
+        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, shown, data_config, focus_start)
     folder.release()
     if args.distributed:
         dist.destroy_process_group()
@@ -300,6 +310,8 @@ def build_model(args):
             num_classes = model.num_classes
             model.reset_classifier(0)
             model = ACoL(AcolNet(model, num_classes), args.acol_threshold)
+        if args.method == 'masksub':
+            model = MaskSub(model, args.masksub_share)
     if args.num_classes is None:
         args.num_classes = model.num_classes
     with torch.no_grad():

@@ -81,7 +81,7 @@ class Cell(NamedTuple):
 
     @property
     def epochs(self) -> int:
-        return self.block.epochs * METHODS[self.method].times
+        return round(self.block.epochs * METHODS[self.method].times)
 
     @property
     def work(self) -> float:
@@ -106,9 +106,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--objects', metavar='DIR', help='the same of objects, for tier 3')
     parser.add_argument('--weights', metavar='FILE', help='ImageNet weights of tf_efficientnet_lite0, or of --model, '
                         'to fine-tune in tier 3')
-    parser.add_argument('--tier', type=int, nargs='+', choices=(1, 2, 3, 4), default=[1, 2, 3],
-                        help='1 compares the methods, 2 ablates, 3 has other models and data, 4 is for a GPU (default: '
-                        '1 2 3)')
+    parser.add_argument('--tier', type=int, nargs='+', choices=range(1, 8), default=[1, 2, 3],
+                        help='1 compares the methods, 2 ablates, 3 has other models and data, 4 is for a GPU, 5 and 6 '
+                        'screen second passes and rivals, 7 compares maps at one share (default: 1 2 3)')
     parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), metavar='NAME', help='these alone')
     parser.add_argument('--model', help="timm model in place of the tiers', from scratch or from --weights")
     parser.add_argument('--seeds', type=int, metavar='N', help='seeds 0 to N - 1 (default: 3, 1 in tier 2)')
@@ -182,7 +182,7 @@ def plan(args: argparse.Namespace) -> List[Cell]:
         for seed in range(block.seeds):
             for method in block.methods:
                 flags = [*shlex.split(METHODS[method].flags.format(block.model)), *shared,
-                         '--epochs', str(block.epochs * METHODS[method].times), '--seed', str(seed)]
+                         '--epochs', str(round(block.epochs * METHODS[method].times)), '--seed', str(seed)]
                 key = f'{block.model}-{method}-{seed}'
                 cell = Cell(block, name, path, method, seed, base, flags, start, n_train, args.results / name / key,
                             args.output / name / key)
@@ -399,6 +399,7 @@ def keep(cell: Cell, args: argparse.Namespace, command: Sequence[str], seconds: 
             text = text.replace(path, names[path])
         return text.replace('./train_focus.py', 'train_focus.py')
 
+    passes = mean_passes(cell)
     cell.results.mkdir(parents=True, exist_ok=True)
     for source in ('summary.csv', 'args.yaml', 'validate/validate.json', 'area/area.json'):
         _write(cell.results / Path(source).name, neutral((cell.run / source).read_text()))
@@ -413,11 +414,20 @@ def keep(cell: Cell, args: argparse.Namespace, command: Sequence[str], seconds: 
     (cell.results / 'images.csv.gz').write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
     _write(cell.results / 'cell.json', json.dumps(dict(
         data=cell.data, kind=cell.block.kind, model=cell.block.model, method=cell.method, seed=cell.seed,
-        epochs=cell.epochs, passes=METHODS[cell.method].passes, images=cell.n_train * cell.epochs, work=cell.work,
+        epochs=cell.epochs, passes=passes, images=cell.n_train * cell.epochs, work=cell.n_train * cell.epochs * passes,
         seconds=round(seconds, 1), evaluation_seconds=round(measuring, 1), base=cell.base, flags=cell.flags,
         command=neutral(shlex.join(command)), date=str(datetime.date.today()), processor=processor(),
         cores=len(os.sched_getaffinity(0)), threads=torch.get_num_threads(), python=platform.python_version(),
         torch=torch.__version__, timm=timm.__version__), indent=2) + '\n')
+
+
+def mean_passes(cell: Cell) -> float:
+    """Passes a step, the mean over the epochs of a run, one of which may have found when its second pass begins."""
+    passes, rows = METHODS[cell.method].passes, _rows(cell.run / 'summary.csv')
+    if 'auto' not in cell.flags:
+        return passes
+    erased = sum(bool(row['focus_start']) and int(row['epoch']) >= int(row['focus_start']) for row in rows)
+    return 1 + (passes - 1) * erased / len(rows)
 
 
 def _write(path: Path, text: str) -> None:

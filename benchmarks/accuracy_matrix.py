@@ -5,10 +5,18 @@ __all__ = ['CLAIMS', 'MATRIX', 'METHODS', 'Block', 'Claim', 'Method']
 
 
 class Method(NamedTuple):
-    """How a model is trained: flags, passes of an image through the network a step, epochs over those of `plain`."""
+    """How a model is trained: flags, passes of an image through the network a step, epochs over those of `plain`.
+
+    Of `--focus-start auto` the passes are those from the start on, and its record has the mean that it came to.
+    """
     flags: str
     passes: float = 2
-    times: int = 1
+    times: float = 1
+
+
+def _equal(flags: str, passes: float) -> Method:
+    """Focus training at the compute of two plain epochs."""
+    return Method(f'--model focus_{{}} {flags}', passes, 2 / passes)
 
 
 METHODS = {
@@ -35,13 +43,44 @@ METHODS = {
     'kl_symmetric': Method('--model focus_{} --focus-kl-direction symmetric'),
     'detach_main': Method('--model focus_{} --focus-kl-detach main'),
     'detach_erased': Method('--model focus_{} --focus-kl-detach erased'),
+    # a second pass when, where and as far as it pays
+    'auto': Method('--model focus_{} --focus-start auto', 2, 1.5),
+    'auto_detached': Method('--model focus_{} --focus-start auto --focus-kl-detach main', 2, 1.5),
+    'auto_copied': Method('--model focus_{} --focus-start auto --focus-copy-head', 2, 1.5),
+    'auto_main': Method('--model focus_{} --focus-start auto --focus-scored-by main --focus-kl-detach main', 2, 1.5),
+    'copied': Method('--model focus_{} --focus-copy-head'),
+    'main': Method('--model focus_{} --focus-scored-by main'),
+    'main_detached': Method('--model focus_{} --focus-scored-by main --focus-kl-detach main'),
+    'quarter': _equal('--focus-fraction 0.25', 1.25),
+    'every_4th': _equal('--focus-every 4', 1.25),
+    'size_0.75': _equal('--focus-size 0.75', 1.5625),
+    'size_0.5': _equal('--focus-size 0.5', 1.25),
+    'half_tokens': _equal('--focus-drop-tokens', 1.5),
+    'masksub': Method('--model {} --method masksub'),
+    'randaugment_2x': Method('--model {} --aa rand-m9-mstd0.5', 1, 2),
+    'crops_2x': Method('--model {} --scheme complex', 1, 2),
+    'mixup_cutmix_2x': Method('--model {} --mixup 0.2 --cutmix 1', 1, 2),
+    'focus_cutmix': Method('--model focus_{} --cutmix 1'),
+    'focus_crops': Method('--model focus_{} --scheme complex'),
+    'share_cam': Method('--model focus_{} --focus-share 0.3'),
+    'share_mean': Method('--model focus_{} --focus-share 0.3 --focus-map mean'),
+    'share_random': Method('--model focus_{} --focus-share 0.3 --focus-map random'),
+    'share_grid': Method('--model focus_{} --focus-share 0.3 --focus-map grid'),
 }
 COMPARED = ('plain', 'focus', 'plain_2x', 'focus_random', 'has', 'has_2x', 'focus_half')
 LONGER = ('plain_4x', 'focus_2x')
 ON_A_GPU = ('plain_2x', 'focus', 'focus_random', 'cutmix_2x')  # of equal compute, where maps have 8 x 8 places
+SCREENED = (  # at the compute of two plain epochs, or less
+    'plain_2x', 'focus', 'auto', 'auto_detached', 'auto_copied', 'auto_main', 'detach_main', 'copied', 'main_detached',
+    'quarter', 'every_4th', 'size_0.75', 'masksub', 'cutmix_2x', 'randaugment_2x', 'crops_2x', 'mixup_cutmix_2x',
+    'focus_cutmix', 'focus_crops')
+SHARES = ('share_cam', 'share_mean', 'share_random', 'share_grid')  # does the map matter?
+FIRST = [m for m in METHODS if list(METHODS).index(m) <= list(METHODS).index('detach_erased')]
 FINE_TUNING = '--batch-size 64 --weight-decay 1e-4 --lr 0.01'
 BFLOAT16 = '--batch-size 64 --weight-decay 5e-4 --amp --amp-dtype bfloat16'  # its rate: of cores with AMX
 AMP = '--batch-size 128 --weight-decay 5e-4 --amp'
+VIT = ('--batch-size 64 --opt adamw --lr 1e-3 --weight-decay 0.05 --warmup-epochs 2 '
+       '--model-kwargs patch_size=8 depth=6')
 
 
 class Block(NamedTuple):
@@ -60,7 +99,7 @@ class Block(NamedTuple):
 
 MATRIX = (
     Block(1, 'scenes', 'shufflenetv2_x1_5', COMPARED, 3, 20, 250),
-    Block(2, 'scenes', 'shufflenetv2_x1_5', [m for m in METHODS if m not in COMPARED + LONGER + ON_A_GPU], 1, 20, 250),
+    Block(2, 'scenes', 'shufflenetv2_x1_5', [m for m in FIRST if m not in COMPARED + LONGER + ON_A_GPU], 1, 20, 250),
     Block(3, 'scenes', 'resnet10t', ('plain', 'plain_2x', 'has', 'focus'), 2, 10, 370, flags=BFLOAT16),
     Block(3, 'scenes', 'resnet10t', LONGER, 1, 10, 370, flags=BFLOAT16),
     Block(3, 'scenes', 'tf_efficientnet_lite0', ('plain', 'plain_2x', 'focus'), 3, 5, 75, 96, FINE_TUNING, True),
@@ -68,6 +107,11 @@ MATRIX = (
     Block(3, 'objects', 'shufflenetv2_x1_5', ('plain', 'plain_2x', 'focus'), 3, 30, 250),
     Block(4, 'scenes', 'resnet18', ON_A_GPU, 3, 20, None, 128, AMP),
     Block(4, 'scenes', 'resnet34', ON_A_GPU, 3, 20, None, 128, AMP),
+    Block(5, 'scenes', 'resnet10t', SCREENED, 1, 10, 370, flags=BFLOAT16),
+    Block(5, 'scenes', 'tf_efficientnet_lite0', SCREENED, 1, 2, 75, 96, FINE_TUNING, True),
+    Block(6, 'scenes', 'vit_tiny_patch16_224', ('plain_2x', 'focus', 'half_tokens', 'auto', 'masksub', 'cutmix_2x'), 1,
+          20, None, flags=VIT),
+    Block(7, 'scenes', 'resnet10t', SHARES, 3, 10, 93, 128, BFLOAT16),
 )
 
 

@@ -23,16 +23,25 @@ from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 
 from header import print_header, spread
-from timm_focus import FocusTask
-from timm_focus.analysis import step_cost
+from timm_focus import FocusLoss, FocusTask
+from timm_focus.analysis import StepCost, step_cost
+from timm_focus.baselines import MaskSub, MaskSubLoss
 from timm_focus.training.device import keep_freed_memory
+from timm_focus.training.loop import _backward
 from timm_focus.utils.files import write_whole
 
-KINDS = {  # arguments of the focus model
+KINDS = {  # arguments of the focus model, of its task and of its loss
     'plain': None,
     'focus': {},
     'focus, recompute': dict(focus_recompute=True),
     'focus, fraction 0.5': dict(focus_fraction=0.5),
+    'focus, fraction 0.25': dict(focus_fraction=0.25),
+    'focus, every 4th': dict(every=4),
+    'focus, size 0.75': dict(focus_size=0.75),
+    'focus, size 0.5': dict(focus_size=0.5),
+    'focus, half the tokens': dict(focus_drop_tokens=True),
+    'focus, in turn': dict(focus_recompute=True, loss=dict(kl_detach='main')),
+    'masksub': dict(method=MaskSub),
 }
 
 
@@ -55,16 +64,40 @@ def parse_args():
 
 
 def make_task(name, kind, args):
-    focus = KINDS[kind]
+    """The task of a kind of step, None of a model that cannot make it."""
+    focus = dict(KINDS[kind] or {})
+    loss, every, is_focus = focus.pop('loss', {}), focus.pop('every', 1), kind.startswith('focus')
     torch.manual_seed(0)
-    if focus is None:
-        model = timm.create_model(name, num_classes=args.num_classes)
-    else:
-        model = timm.create_model(f'focus_{name}', num_classes=args.num_classes, **focus)
-    model = model.train().to(args.device)
+    try:
+        model = timm.create_model(f'{"focus_" if is_focus else ""}{name}', num_classes=args.num_classes, **(
+            focus if is_focus else {}))
+    except ValueError as e:  # tokens of a CNN, another size of a model of one
+        print(f'{kind}: {e}')
+        return None
+    model = (MaskSub(model) if kind == 'masksub' else model).train().to(args.device)
     if not args.no_channels_last:
         model.to(memory_format=torch.channels_last)
-    return (ClassificationTask if focus is None else FocusTask)(model, device=torch.device(args.device), verbose=False)
+    common = dict(device=torch.device(args.device), verbose=False)
+    if kind == 'plain':
+        return ClassificationTask(model, **common)
+    return FocusTask(model, MaskSubLoss() if kind == 'masksub' else FocusLoss(**loss), every=every, **common)
+
+
+class Steps:
+    """Losses of a task's steps, one after the other: where two backward passes come in turn, the first is done here."""
+
+    def __init__(self, task, amp, images, labels):
+        self.task, self.amp, self.images, self.labels, self.batch = task, amp, images, labels, 0
+        self.scaler = None
+
+    def __call__(self):
+        with self.amp():
+            if isinstance(self.task, ClassificationTask):
+                return self.task(self.images, self.labels)['loss']
+            found = self.task.training_step(
+                self.images, self.labels, self.batch, functools.partial(_backward, scale=1., scaler=self.scaler))
+        self.batch += 1
+        return found.get('to_go', found['loss'])
 
 
 def cost_of(function, device, calls=3):
@@ -97,18 +130,25 @@ def measure(name, args):
     counts, steps = {}, {}
     for kind in dict.fromkeys(['plain', *args.kinds]):
         task = make_task(name, kind, args)
-
-        def loss_of(task=task):
-            with amp():
-                return task(images, labels)['loss']
-
+        if task is None:
+            continue
+        loss_of, every = Steps(task, amp, images, labels), getattr(task, 'every', 1)
         if not args.no_counts:
-            counts[kind] = step_cost(task.get_trainable_module(), loss_of)
+            rounds = []
+            for first in range(every):
+                loss_of.batch = first
+
+                def at(first=first, loss_of=loss_of):
+                    loss_of.batch = first
+                    return loss_of()
+
+                rounds.append(step_cost(task.get_trainable_module(), at))
+            counts[kind] = StepCost(statistics.mean(r.flops for r in rounds), *map(max, zip(*(r[1:] for r in rounds))))
         if args.torchcompile:
             task.compile(backend=args.torchcompile)
         optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), 1e-3, momentum=0.9)
 
-        scaler = NativeScaler(device.type) if args.amp == 'float16' else None
+        scaler = loss_of.scaler = NativeScaler(device.type) if args.amp == 'float16' else None
 
         def step(loss_of=loss_of, optimizer=optimizer, scaler=scaler):
             if scaler is not None:

@@ -11,7 +11,7 @@ ALLOWED = {  # what a room may import beside itself; commands may import everyth
     'data': {'utils'},
     'demo': {'utils'},
     'receptive': {'utils'},
-    'baselines': {'utils'},
+    'baselines': {'utils', 'method'},
     'recipes': set(),
     'models': {'utils', 'method'},
     'analysis': {'utils', 'method'},

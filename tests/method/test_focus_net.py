@@ -64,7 +64,7 @@ def test_main_logits_are_those_of_the_plain_model_with_dropout_and_drop_path(pho
 
 @pytest.mark.parametrize('side, erased', [(True, True), (True, False), (False, True), (False, False)])
 def test_branches_that_do_not_run(side, erased, photos):
-    model = make()
+    model = make(focus_map='mean')  # which needs no CAM
     model.set_branches(side=side, erased=erased)
     before = statistics(model.backbone)
     output = model(photos(2))
@@ -230,7 +230,7 @@ def test_stages_that_share_a_name():
     (dict(focus_width=1.5), 'focus_width is 1.5'),
     (dict(focus_interpolation='bicubic'), "focus_interpolation is 'bicubic': choose one of 'bilinear', 'nearest'"),
     (dict(focus_bn='frozen'), "focus_bn is 'frozen': choose one of 'shared', 'clean'"),
-    (dict(focus_map='grad'), "focus_map is 'grad': choose one of 'cam', 'mean', 'random'"),
+    (dict(focus_map='grad'), "focus_map is 'grad': choose one of 'cam', 'mean', 'random', 'grid'"),
     (dict(num_classes=0), 'num_classes=0 leaves no classifier'),
     (dict(global_pool=''), "global_pool=''"),
     (dict(features_only=True), 'features_only=True'),
@@ -436,7 +436,8 @@ def test_settings_are_recorded_so_that_the_model_rebuilds():
                  focus_bn='clean', focus_map='mean', focus_fraction=0.5, focus_recompute=True)
     assert model.focus_args == dict(
         focus_stage=2, focus_threshold=0.5, focus_width=7, focus_interpolation='nearest', focus_bn='clean',
-        focus_map='mean', focus_fraction=0.5, focus_recompute=True)
+        focus_map='mean', focus_share=None, focus_size=1., focus_drop_tokens=False, focus_fraction=0.5,
+        focus_recompute=True)
     again = timm.create_model('focus_resnet10t', **get_model_args(model))
     again.load_state_dict(model.state_dict())
     assert again.focus_args == model.focus_args

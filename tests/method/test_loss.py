@@ -358,9 +358,13 @@ def test_erasing_by_an_untrained_map_is_warned_about_once(settings, warned):
         warnings.simplefilter('always')
         loss = FocusLoss(**settings)
         loss(logits(), INDICES)
+        assert not caught, 'the loss does not know what erases'
+        for kind in ('cam', 'mean', 'grid'):
+            model = timm.create_model('focus_test_resnet', num_classes=CLASSES, focus_map=kind)
+            model.set_branches(loss.uses_side, loss.uses_erased, loss.erased_by)
     assert len(caught) == warned
     for w in caught:
-        assert w.filename == __file__ and str(w.message).startswith('side_weight is 0 while images are erased')
+        assert w.filename == __file__ and str(w.message).startswith('The side loss has no weight, and images are')
 
 
 # a share of the batch

@@ -306,7 +306,7 @@ def test_the_time_is_what_the_index_says_how_to_count(row):
     model = args.model.removeprefix('focus_')
     erases = args.method == 'focus' and (args.focus_alpha > 0 or args.focus_beta > 0)
     work = cost(model, classes, args.method if args.method == 'acol' else '')
-    work *= 2 if erases else max(args.aug_splits, 1)
+    work *= 2 if erases or args.method == 'masksub' else max(args.aug_splits, 1)
     if args.kd_model_name:
         work += cost('resnet50', classes, '') / 3
     hours = work * IMAGES[data] * args.epochs / MULTIPLY_ADDS_A_SECOND / 3600
@@ -441,7 +441,16 @@ def test_todays_habits_are_timms(row, build):
         'cutmix': dict(cutmix=1., loss='SoftTargetCrossEntropy'),
         'random_erasing': dict(erasing=0.25), 'augmix_jsd': dict(splits=3, loss='JsdCrossEntropy'),
         'label_smoothing': dict(loss='LabelSmoothingCrossEntropy'),
-        'distillation': dict(task='LogitDistillationTask')}[name]}
+        'distillation': dict(task='LogitDistillationTask'),
+        'mixup_cutmix': dict(mixup=0.2, cutmix=1., loss='SoftTargetCrossEntropy'),
+        'randaugment': {}, 'random_resized_crop': {},
+        'masksub': dict(task='MaskSubTask', loss='NoneType'),
+        'focus_random_resized_crop': dict(task='FocusTask', loss='NoneType'),
+        'focus_cutmix': dict(cutmix=1., task='FocusTask', loss='NoneType')}[name]}
+    dataset = getattr(loader.dataset, 'dataset', loader.dataset)
+    transforms = str(dataset.transform)
+    assert ('RandAugment' in transforms) == (name == 'randaugment')
+    assert ('RandomResizedCrop' in transforms) == ('random_resized_crop' in name or name == 'augmix_jsd')
 
 
 def test_networks_start_as_torchvisions_do(build):

@@ -183,10 +183,6 @@ def test_every_method_trains_in_two_processes(launch, settings, image_folder, tm
 
 def test_erasing_may_start_later(train):
     whole = train('--epochs 3 --focus-start 1', 'whole')
-    side = train('--epochs 3 --focus-alpha 0 --focus-beta 0', 'side')
-    for term in ('main_loss', 'side_loss', 'loss'):
-        assert whole.column(f'train_{term}')[0] == side.column(f'train_{term}')[0]
-        assert whole.column(f'train_{term}')[1] != side.column(f'train_{term}')[1]
     for term in ('erased_loss', 'consistency_loss', 'erased_fraction'):
         assert [value > 0 for value in whole.column(f'train_{term}')] == [False, True, True]
     for stop in (1, 2):

@@ -369,6 +369,7 @@ def test_clipping_spares_the_classifiers(name, classifiers, how, process_group):
 
 @pytest.mark.parametrize('row', ['all', 'attention mining', 'side'])
 def test_without_erasing_a_step_is_that_of_the_side_row(row):
+    """Its losses; where images will be erased, its backbone is that of plain training, with the same clipping."""
     task, side = make_task(**ROWS[row]), make_task(**ROWS['side'])
     task.set_erasing(False)
     data = batch()
@@ -377,7 +378,16 @@ def test_without_erasing_a_step_is_that_of_the_side_row(row):
         assert torch.equal(result[key], expected[key]), key
     assert ('erased_fraction' in result) == (row != 'side')  # a column of the run, 0 as long as nothing is erased
     assert not result.get('erased_fraction', 0)
-    assert_same_state(parameters_of(task), parameters_of(side))
+    own, clipped = task.trainable_module, [id(p) for p in task.get_clip_parameters()]
+    if row == 'side':
+        assert_same_state(parameters_of(task), parameters_of(side))
+        assert clipped == [id(p) for p in own.parameters()]
+    else:
+        plain = ClassificationTask(make_model(prefix='').train())
+        update(plain, optimizer_of(plain), data)
+        assert_same_state(own.backbone.state_dict(), plain.trainable_module.state_dict())
+        assert differs(own.cam_head.state_dict(), make_model().cam_head.state_dict())
+        assert clipped == [id(p) for p in own.backbone.parameters()]
     task.set_erasing(True)
     assert (task(*data).get('erased_fraction', 0) > 0) == (row != 'side')
 

@@ -56,7 +56,7 @@ def explain(
 ) -> Explanation:
     """Explain a model's answers to images, in evaluation; its mode is left as it was.
 
-    A focus model is shown as it trains: the map and the mask are those of its CAM head (`focus_map='random'` draws a
+    A focus model is shown as it trains: the map and the mask are those of its CAM head ('random' and 'grid' draw a
     mask each time). Of any other model the map is `classifier_map`.
 
     Args:
@@ -70,6 +70,7 @@ def explain(
         ImportError: The map takes Grad-CAM, and that is not installed.
     """
     model = unwrap_model(model)
+    gamma = threshold  # of a focus model that is shown as it trains, None: it may erase a share in its place
     if threshold is None:
         threshold = model.threshold if isinstance(model, FocusNet) else 0.7
     if not 0 < threshold <= 1:
@@ -79,7 +80,7 @@ def explain(
     with evaluating(model):
         if isinstance(model, FocusNet):
             plain = plain_model(model)
-            found, kind, heat, keep, target, logits = _of_focus_model(model, x, threshold, target)
+            found, kind, heat, keep, target, logits = _of_focus_model(model, x, gamma, target)
         else:
             plain = model
             found, logits, kind = classifier_map(model, x, target)
@@ -97,7 +98,7 @@ def explain(
 def _of_focus_model(
         model: FocusNet,
         x: Tensor,
-        threshold: float,
+        threshold: Optional[float],
         target: Optional[Tensor],
 ) -> Tuple[Tensor, str, Tensor, Tensor, Tensor, Tensor]:
     final, (tap,) = model.backbone.forward_intermediates(

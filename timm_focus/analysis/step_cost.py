@@ -75,7 +75,7 @@ class _Live(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak = 0, 0
+        self.now, self.peak, self.pending = 0, 0, 0
         self.counted: Dict[int, int] = {}
         self.known: Dict[int, Any] = {}  # weak references by the identity of storages, which live as their memory does
         self.gradients: Set[int] = set()
@@ -105,15 +105,20 @@ class _Live(TorchDispatchMode):
         self._change(-self.counted.pop(key, 0))
 
     def _change(self, n: int) -> None:
-        # the most before this change: what came last may have turned out to be the gradient of a parameter since
-        self.peak = max(self.peak, self.now)
+        # the most before what comes next: what came last may turn out to be the gradient of a parameter until then
+        if n > 0:
+            self.peak, self.pending = max(self.peak, self.pending, self.now), 0
+        else:
+            self.pending = max(self.pending, self.now)
         self.now += n
 
     def leave_out(self, tensor: Tensor) -> None:
         """Note that a tensor is the gradient of a parameter."""
         key = id(tensor.untyped_storage())
         self.gradients.add(key)
-        self.now -= self.counted.pop(key, 0)
+        size = self.counted.pop(key, 0)
+        self.now -= size
+        self.pending -= size
 
 
 def peak_bytes(model: nn.Module, loss_fn: Callable[[], Tensor]) -> int:
@@ -132,12 +137,17 @@ def peak_bytes(model: nn.Module, loss_fn: Callable[[], Tensor]) -> int:
         peak = torch.cuda.max_memory_allocated(device) - before
     else:
         with _Live() as live:
+            hooks = []  # for what goes backward within loss_fn
+            for p in (p for p in model.parameters() if p.requires_grad):
+                hooks.append(p.register_hook(live.leave_out))
             loss = loss_fn()
             for node in _nodes(loss):
                 _leave_out_gradients(node, live)
             loss.backward()
             del loss
-        peak = live.peak
+        for hook in hooks:
+            hook.remove()
+        peak = max(live.peak, live.pending)
     model.zero_grad()
     return peak
 

@@ -5,12 +5,17 @@
 The paper calls M_B the regions to erase and multiplies the image by it; what is meant is that the high regions go, so
 the mask here says what is kept. On an image normalised with mean and std, 0 is the mean colour of the data set.
 """
-from typing import Sequence
+from typing import Sequence, Union
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ['erase', 'erased_share', 'keep_mask', 'keep_mask_like', 'resize_map']
+__all__ = [
+    'erase', 'erased_share', 'keep_lowest', 'keep_mask', 'keep_mask_like', 'keep_mask_share', 'random_grid',
+    'resize_image', 'resize_map']
+
+GRID = 7  # cells along the shorter side: of 32 pixels in an image of 224
 
 
 def resize_map(activation: Tensor, size: Sequence[int], interpolation: str = 'bilinear') -> Tensor:
@@ -54,9 +59,51 @@ def keep_mask_like(score: Tensor, keep: Tensor) -> Tensor:
     Returns:
         `[B, 1, H, W]` bool, True where the image is kept.
     """
-    n_erased = (~keep).flatten(1).sum(1, keepdim=True)
+    return keep_lowest(score, (~keep).flatten(1).sum(1, keepdim=True))
+
+
+def keep_lowest(score: Tensor, n_erased: Union[int, Tensor]) -> Tensor:
+    """Mask `[B, 1, H, W]` that erases n places of each image (a number, or `[B, 1]`), where its score is highest."""
     rank = score.flatten(1).argsort(1, descending=True).argsort(1)
-    return (rank >= n_erased).view_as(keep)
+    return (rank >= n_erased).view_as(score)[:, None]
+
+
+def keep_mask_share(score: Tensor, share: float) -> Tensor:
+    """Mask that erases one share of each image, where its score is highest.
+
+    Args:
+        score: What to erase first, `[B, H, W]`. A flat one prefers nothing, and nothing of its image is erased.
+        share: Of the pixels.
+
+    Returns:
+        `[B, 1, H, W]` bool, True where the image is kept.
+    """
+    flat = score.flatten(1).amax(1) == score.flatten(1).amin(1)
+    return keep_lowest(score, round(share * score[0].numel())) | flat[:, None, None, None]
+
+
+def random_grid(n: int, size: Sequence[int], share: float, device: torch.device) -> Tensor:
+    """Mask that erases random cells of a grid, equally many of each image, after MaskSub.
+
+    Args:
+        n: Images.
+        size: Their height and width; the shorter side has 7 cells.
+        share: Of the cells that are erased.
+        device: Where the mask is to be, and is drawn.
+
+    Returns:
+        `[n, 1, H, W]` bool, True where the image is kept.
+    """
+    rows, columns = (max(1, round(GRID * side / min(size))) for side in size)
+    keep = keep_lowest(torch.rand(n, rows, columns, device=device), round(share * rows * columns))
+    return F.interpolate(keep.float(), tuple(size), mode='nearest-exact') > 0
+
+
+def resize_image(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Images `[B, C, H, W]` at a smaller size, without aliasing; as they are where that is their size."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, tuple(size), mode='bilinear', antialias=True, align_corners=False)
 
 
 def erase(x: Tensor, keep: Tensor) -> Tensor:

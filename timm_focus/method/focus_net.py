@@ -8,33 +8,36 @@ The way of a batch in training, one forward:
                            | map of the class that main predicts, without gradient
     x * (map < threshold) -> backbone -> erased [n,K]      what it says without what it relied on
 
+What else may erase is in erase.py, and what a second pass may leave out in tokens.py.
+
 In evaluation it is the backbone and nothing else.
 """
 import contextlib
-import numbers
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Set, Tuple, Union
+import math
+import warnings
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import torch
-from timm.layers import PatchDropout, PatchDropoutWithIndices
-from timm.models import get_model_args
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .cam import mean_activation_map, normalize_map
-from .erase import erase, erased_share, keep_mask, keep_mask_like, resize_map
-from .heads import CamHead, pre_logits_size
+from .checks import check_backbone, check_settings
+from .erase import (
+    erase, erased_share, keep_mask, keep_mask_like, keep_mask_share, random_grid, resize_image, resize_map)
+from .heads import CamHead, classifiers, nothing, pre_logits_size
 from .plain_weights import accept_plain_state_dict
 from .sharding import gather_for_calls
+from .sizes import check_other_sizes, patches
 from .stage import feature_info, find_stage
 from .statistics import clean_statistics, frozen_statistics
 from .timm_interface import DISTILLED, TimmInterface
+from .tokens import check_tokens, forward_tokens, keep_tokens, token_grid
 
 __all__ = ['FocusNet', 'FocusOutput']
 
-MAPS = ('cam', 'mean', 'random')
-INTERPOLATIONS = ('bilinear', 'nearest')
-BATCH_NORMS = ('shared', 'clean')
 ERASED_BY = ('erased_head', 'main')
+SHARE = 0.5  # of a grid's cells and of tokens, of which gamma does not say how many to erase
 
 
 _THREE = (
@@ -68,6 +71,9 @@ class FocusNet(TimmInterface):
     `set_focus_training(False)`, it is `backbone(x)`. The backbone stays an untouched plain timm model:
     `model.backbone`, or a fresh copy by `export_backbone(model)`.
 
+    For two backward passes in turn, `model(x, in_turn=True)` in training is the first pass alone, (main, side, keep),
+    and `model(x, keep)` the second, erased.
+
     With `focus_bn='shared'`, the literal reading, erased images count in BatchNorm's running statistics as the original
     ones do: at momentum 0.1 the statistics settle at 53 % erased, 47 % original.
 
@@ -80,14 +86,22 @@ class FocusNet(TimmInterface):
         focus_width: Channels of the CAM head's 1x1 convolution; as many as the feature has by default.
         focus_interpolation: How the map is enlarged to the image, 'bilinear' or 'nearest'.
         focus_bn: BatchNorm in the pass of erased images: 'shared', as in the first pass, or 'clean', which normalises
-            by its own batch and leaves the running statistics to the original images.
+            by its own batch and leaves the running statistics to the original images. By default 'shared', but 'clean'
+            where erased images are smaller, whose statistics are others.
         focus_map: What erases: 'cam', the class activation map of the predicted class; 'mean', the channel mean of the
-            feature; 'random', a smooth random field that erases as much of each image as the CAM would.
+            feature; 'random', a smooth random field that erases as much of each image as the CAM would; 'grid', random
+            cells of a grid of 7 x 7, which needs no map.
+        focus_share: Share of each image, between 0 and 1, that is erased in place of what reaches gamma. By default 0.5
+            of a grid and of tokens, and else what reaches gamma.
+        focus_size: Side of the erased image over that of the original, in (0, 1].
+        focus_drop_tokens: Leave the tokens of what is erased out of a transformer's second pass, in place of erasing
+            pixels; it costs the share of the tokens that stay.
         focus_fraction: Share of the batch, in (0, 1], that is erased and passes a second time: its first rows. A step
             costs 1 + f passes. Batches are shuffled, so the expected loss and gradient are those of f = 1, over fewer
             images and so with more variance; but BatchNorm normalises erased images over those that there are.
         focus_recompute: Keep the activations of one pass, not of two: those of the first are computed again in the
-            backward pass, for one more forward in time. Gradients and running statistics are the same.
+            backward pass, for one more forward in time. Gradients and running statistics are the same. `FocusTask` does
+            without the forward where its loss lets it.
 
     Attributes:
         backbone: The plain timm model.
@@ -109,38 +123,26 @@ class FocusNet(TimmInterface):
             focus_threshold: float = 0.7,
             focus_width: Optional[int] = None,
             focus_interpolation: str = 'bilinear',
-            focus_bn: str = 'shared',
+            focus_bn: Optional[str] = None,
             focus_map: str = 'cam',
+            focus_share: Optional[float] = None,
+            focus_size: float = 1.,
+            focus_drop_tokens: bool = False,
             focus_fraction: float = 1.,
             focus_recompute: bool = False,
     ):
         super().__init__()
-        name = type(backbone).__name__
-        if not all(hasattr(backbone, a) for a in ('feature_info', 'forward_intermediates', 'forward_head')):
-            raise TypeError(
-                f'{name} has no feature_info, forward_intermediates and forward_head: '
-                'give a model of timm.create_model, without features_only.')
-        if not getattr(backbone, 'num_classes', 0):
-            raise ValueError(f'{name} has no classifier (num_classes is 0), and focus training needs one.')
-        if get_model_args(backbone).get('global_pool') == '':
-            raise ValueError(
-                f"{name} has global_pool='', and focus training needs pooled logits: leave it at its default.")
-        if any(isinstance(m, (PatchDropout, PatchDropoutWithIndices)) and m.prob > 0 for m in backbone.modules()):
-            raise ValueError(
-                f'{name} drops patches (patch_drop_rate), which leaves no map of the image: set patch_drop_rate=0.')
-        for key, share in (('focus_threshold', focus_threshold), ('focus_fraction', focus_fraction)):
-            if isinstance(share, bool) or not isinstance(share, numbers.Real) or not 0 < share <= 1:
-                raise ValueError(f'{key} is {share!r}: give a number above 0 and at most 1.')
-        if focus_width is not None and (
-                isinstance(focus_width, bool) or not isinstance(focus_width, numbers.Integral) or focus_width < 1):
-            raise ValueError(f'focus_width is {focus_width!r}: give a number of channels, 1 or more, or None.')
-        for key, value, allowed in (
-                ('focus_interpolation', focus_interpolation, INTERPOLATIONS),
-                ('focus_bn', focus_bn, BATCH_NORMS),
-                ('focus_map', focus_map, MAPS),
-        ):
-            if value not in allowed:
-                raise ValueError(f'{key} is {value!r}: choose one of {", ".join(map(repr, allowed))}.')
+        check_backbone(backbone)
+        if focus_bn is None:
+            focus_bn = 'clean' if focus_size != 1 else 'shared'
+        check_settings(focus_threshold, focus_width, focus_interpolation, focus_bn, focus_map, focus_share,
+                       focus_fraction, focus_size)
+        if focus_size < 1:
+            check_other_sizes(backbone)
+        if focus_drop_tokens:
+            check_tokens(backbone)
+            if focus_size < 1:
+                raise ValueError('focus_drop_tokens and focus_size both make the second pass smaller: give one.')
 
         info = feature_info(backbone)
         self.stage = find_stage(info, focus_stage)
@@ -148,6 +150,9 @@ class FocusNet(TimmInterface):
         self.interpolation = focus_interpolation
         self.bn = focus_bn
         self.map = focus_map
+        self.share = SHARE if focus_share is None and (focus_map == 'grid' or focus_drop_tokens) else focus_share
+        self.size = float(focus_size)
+        self.drop_tokens = bool(focus_drop_tokens)
         self.fraction = float(focus_fraction)
         self.recompute = bool(focus_recompute)
         self.erased_fraction = torch.zeros(())
@@ -158,6 +163,7 @@ class FocusNet(TimmInterface):
         self.cam_head = CamHead(info[self.stage]['num_chs'], self.num_classes, focus_width, device, dtype)
         self.erased_head = nn.Linear(pre_logits_size(backbone), self.num_classes, device=device, dtype=dtype)
         self._focus_training = True
+        self.erases_now = True
         # BatchNorm has nothing to normalise in one image whose map is one place
         self._least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules()) else 1
         self._paused: Set[str] = set()  # parameters whose gradients a branch that does not run turned off
@@ -175,17 +181,27 @@ class FocusNet(TimmInterface):
             focus_interpolation=self.interpolation,
             focus_bn=self.bn,
             focus_map=self.map,
+            focus_share=self.share,
+            focus_size=self.size,
+            focus_drop_tokens=self.drop_tokens,
             focus_fraction=self.fraction,
             focus_recompute=self.recompute,
         )
 
-    def set_branches(self, side: bool = True, erased: bool = True, erased_by: str = 'erased_head') -> None:
+    def set_branches(
+            self,
+            side: bool = True,
+            erased: bool = True,
+            erased_by: str = 'erased_head',
+            apart: bool = False,
+    ) -> None:
         """Choose what runs in training: what the loss does not use is not computed and asks for no gradient.
 
         Args:
             side: Whether the CAM head classifies.
             erased: Whether images are erased and pass a second time.
             erased_by: Which classifier scores them: 'erased_head', or 'main' for attention mining (Table 6).
+            apart: Whether the CAM head learns beside the backbone, which its gradient does not reach.
 
         Raises:
             ValueError: `erased_by` is unknown.
@@ -195,6 +211,12 @@ class FocusNet(TimmInterface):
         self.side_branch = bool(side)
         self.erased_branch = bool(erased)
         self.erased_by = erased_by
+        self.apart = bool(apart)
+        if self.erased_branch and not self.side_branch and self.map in ('cam', 'random'):
+            warnings.warn(
+                'The side loss has no weight, and images are erased by the class activation map, which then comes from '
+                "a CAM head that nothing trains: give it some, or erase by another map, such as focus_map='mean'.",
+                stacklevel=2)
         trained = {'cam_head': self.side_branch, 'erased_head': self.erased_branch and erased_by == 'erased_head'}
         for head, runs in trained.items():
             for name, p in getattr(self, head).named_parameters(head):
@@ -209,6 +231,10 @@ class FocusNet(TimmInterface):
         """Switch the heads on or off in training: off, `model(x)` is `backbone(x)` in training, too."""
         self._focus_training = bool(enable)
 
+    def erase_in_this_step(self, enable: bool = True) -> None:
+        """Choose whether the next steps erase, where images are erased at all: some may do without."""
+        self.erases_now = bool(enable)
+
     def _check_trainable(self, main: Tensor) -> None:
         if not self.num_classes:
             raise ValueError('The model has no classifier (num_classes is 0): call reset_classifier before training.')
@@ -217,8 +243,13 @@ class FocusNet(TimmInterface):
                 f'The main logits have {main.ndim} dimensions, not [B, K]: '
                 "set the model's global_pool before training.")
 
-    def forward(self, x: Tensor) -> Union[Tensor, FocusOutput]:
+    def forward(self, x: Tensor, keep: Optional[Tensor] = None, in_turn: bool = False) -> Any:
         """`FocusOutput` of images `[B, C, H, W]` in training, the backbone's logits `[B, K]` in evaluation.
+
+        Args:
+            x: Images.
+            keep: What is kept of them, in training: the second pass alone, its logits `[n, K]`.
+            in_turn: In training, the first pass alone: main and side logits, and what is kept.
 
         Raises:
             ValueError: In training, of a model that cannot be focus-trained as it stands.
@@ -228,20 +259,45 @@ class FocusNet(TimmInterface):
         if getattr(self.backbone, 'distilled_training', False):
             raise ValueError(DISTILLED)
         gather_for_calls(self.backbone)
-        main, side, keep = self._first_pass(x)
+        if keep is not None:
+            return self._second_pass(x, keep) + nothing(self._idle_in_second_pass(), like=x)
+        main, side, keep = self._first_pass(x, recompute=self.recompute and not in_turn)
+        if in_turn:
+            return main, side, keep
         return FocusOutput(main, side, None if keep is None else self._second_pass(x, keep))
 
-    def _first_pass(self, x: Tensor) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-        """Main and side logits `[B, K]` of images, and what is kept of the first n of them, `[n, 1, H, W]`."""
-        main, tap = self._recomputed(x) if self.recompute and self.erased_branch else self._main_and_tap(x)
+    def _first_pass(self, x: Tensor, recompute: bool = False) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """Main and side logits `[B, K]` of images, and what is kept of the first n of them, if they are erased."""
+        erases = self.erased_branch and self.erases_now
+        main, tap = self._recomputed(x) if recompute and erases else self._main_and_tap(x)
         self._check_trainable(main)
-        side = self.cam_head(tap) if self.side_branch else None
-        if not self.erased_branch:
-            return main, side, None
+        side = self.cam_head(tap.detach() if self.apart else tap) if self.side_branch else None
+        if erases:
+            return main, side, self._what_is_kept(x, tap, main)
+        return main + nothing([self.erased_head], like=main) if self.erased_branch else main, side, None
+
+    def _what_is_kept(self, x: Tensor, tap: Tensor, main: Tensor) -> Tensor:
+        """What is kept of the first n images: a mask `[n, 1, H, W]` at their size, or indices of tokens `[n, k]`."""
         n = min(max(self._least, round(self.fraction * x.shape[0])), x.shape[0])
-        keep = self.keep_mask(tap[:n], main[:n].argmax(1), (x.shape[2], x.shape[3]))
-        self.erased_fraction = erased_share(keep)
-        return main, side, keep
+        tap, target, size = tap[:n], main[:n].argmax(1), (x.shape[2], x.shape[3])
+        if self.drop_tokens:
+            keep = self.keep_tokens(tap, target, size)
+            self.erased_fraction = main.new_full(
+                (), 1 - keep.shape[1] / math.prod(token_grid(self.backbone, size)), dtype=torch.float32)
+        else:
+            keep = self.keep_mask(tap, target, self.erased_size(size))
+            self.erased_fraction = erased_share(keep)
+        return keep
+
+    def erased_size(self, size: Sequence[int]) -> Sequence[int]:
+        """Height and width of the erased image, of those of the original: whole patches of a model that has them."""
+        if self.size == 1:
+            return size
+        return [max(1, round(self.size * side / p)) * p for side, p in zip(size, patches(self.backbone))]
+
+    def _idle_in_second_pass(self) -> List[nn.Module]:
+        """What the first pass trains and the second does not see."""
+        return [self.cam_head, *(classifiers(self.backbone) if self.erased_by == 'erased_head' else [])]
 
     def _main_and_tap(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         # stop_early cuts Hiera's final feature short by default
@@ -259,8 +315,12 @@ class FocusNet(TimmInterface):
 
     def _second_pass(self, x: Tensor, keep: Tensor) -> Tensor:
         """Logits `[n, K]` of the erased images."""
+        x = x[:keep.shape[0]]
         with clean_statistics(self.backbone) if self.bn == 'clean' else contextlib.nullcontext():
-            final = self.backbone.forward_features(erase(x[:keep.shape[0]], keep))
+            if self.drop_tokens:
+                final = forward_tokens(self.backbone, x, keep)
+            else:
+                final = self.backbone.forward_features(erase(resize_image(x, keep.shape[-2:]), keep))
             if self.erased_by == 'main':
                 return self.backbone.forward_head(final)
             return self.erased_head(self.backbone.forward_head(final, pre_logits=True))
@@ -292,16 +352,31 @@ class FocusNet(TimmInterface):
             tap: Feature at `stage`, `[B, C, h, w]`.
             target: Class of each map, `[B]`.
             size: Height and width of the images.
-            threshold: gamma; by default the model's.
+            threshold: gamma; by default the model's, or the share that is erased in its place.
 
         Returns:
             `[B, 1, H, W]` bool, True where the image is kept.
         """
+        if self.map == 'grid':
+            return random_grid(len(tap), size, self.share, tap.device)
         activation = normalize_map(self.activation_map(tap, target))
+        if self.share is not None and threshold is None:
+            score = torch.randn_like(activation) if self.map == 'random' else activation
+            return keep_mask_share(resize_map(score, size, self.interpolation), self.share)
         keep = keep_mask(activation, size, self.threshold if threshold is None else threshold, self.interpolation)
         if self.map == 'random':
             keep = keep_mask_like(resize_map(torch.randn_like(activation), size), keep)
         return keep
+
+    @torch.no_grad()
+    def keep_tokens(self, tap: Tensor, target: Tensor, size: Sequence[int]) -> Tensor:
+        """Which tokens are kept of images, as `keep_mask` says what is kept of their pixels: indices `[B, k]`."""
+        grid = token_grid(self.backbone, size)
+        if self.map == 'grid':
+            return keep_tokens(torch.rand(len(tap), *grid, device=tap.device), self.share)
+        activation = self.activation_map(tap, target)
+        score = torch.randn_like(activation) if self.map == 'random' else activation
+        return keep_tokens(resize_map(score, grid), self.share)
 
     def extra_repr(self) -> str:
         return ', '.join(f'{k}={v!r}' for k, v in self.focus_args.items())

@@ -1,11 +1,12 @@
 """The heads that exist only while a model trains ("See More for Scene", section 4)."""
-from typing import Any, Optional
+from typing import Any, List, Optional
 
+import torch
 from torch import Tensor, nn
 
 from .cam import class_activation_map, class_weights
 
-__all__ = ['HEADS', 'CamHead', 'pre_logits_size']
+__all__ = ['HEADS', 'CamHead', 'classifiers', 'copy_classifier', 'nothing', 'pre_logits_size']
 
 HEADS = ('cam_head', 'erased_head')  # of a FocusNet, beside its backbone
 
@@ -40,3 +41,36 @@ def pre_logits_size(backbone: Any) -> int:
     """Width of `forward_head(pre_logits=True)`; a pool that concatenates doubles it without a word to the model."""
     classifier = backbone.get_classifier()
     return classifier.in_features if isinstance(classifier, nn.Linear) else backbone.head_hidden_size
+
+
+def classifiers(model: nn.Module) -> List[Any]:
+    """The classifying layers of a timm model: one, two of distilled ones, none if it does not tell."""
+    own = model.get_classifier() if hasattr(model, 'get_classifier') else ()
+    return list(own) if isinstance(own, (tuple, list, nn.ModuleList)) else [own]
+
+
+@torch.no_grad()
+def copy_classifier(backbone: nn.Module, head: nn.Linear) -> None:
+    """Give a head the weights of a backbone's classifier, a linear layer or a convolution that is one.
+
+    Raises:
+        ValueError: The classifier is no such layer.
+    """
+    own = classifiers(backbone)
+    weight = getattr(own[0], 'weight', None) if len(own) == 1 else None
+    if not isinstance(weight, Tensor) or weight.flatten(1).shape != head.weight.shape:
+        raise ValueError(f'{type(backbone).__name__} is not classified by one linear layer, of which there could be a '
+                         'copy: let the erased head begin anew.')
+    head.weight.copy_(weight.flatten(1))
+    if own[0].bias is None:
+        head.bias.zero_()
+    else:
+        head.bias.copy_(own[0].bias)
+
+
+def nothing(modules: List[Any], like: Tensor) -> Tensor:
+    """0, of modules that have no part in a pass: DDP waits for the gradients of all parameters that ask for one."""
+    zero = like.new_zeros(())
+    for p in (p for module in modules for p in module.parameters() if p.requires_grad):
+        zero = zero + 0 * p.sum().to(like.dtype)
+    return zero

@@ -15,14 +15,13 @@ prediction of both images, so its sign is turned.
 """
 import functools
 import math
-import warnings
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cam import at_least_float32, without_autocast
-from .focus_net import FocusOutput
+from .focus_net import ERASED_BY, FocusOutput
 
 __all__ = ['FocusLoss', 'attention_mining', 'kl_consistency']
 
@@ -83,11 +82,13 @@ class FocusLoss(nn.Module):
     Args:
         alpha: Weight of the erased images' classification, the category-level consistency.
         beta: Weight of the divergence between the two predictions, the instance-level consistency.
-        side_weight: Weight of the CAM head's classification. 0 leaves the CAM to an untrained head: warned about.
+        side_weight: Weight of the CAM head's classification. 0 leaves the CAM to an untrained head.
         consistency: 'kl' is Eq. 3. 'attention_mining' is Table 6's other row: `alpha` times the probability of the true
             class on the erased image, scored by the main classifier, in place of both terms on the erased image.
         kl_direction: 'erased_main', 'main_erased' or 'symmetric', see `kl_consistency`.
         kl_detach: Which branch the divergence does not train: None, 'main' or 'erased'.
+        scored_by: Which classifier scores the erased image: 'erased_head', its own, or 'main'. Attention mining's is
+            always 'main'.
         criterion: Loss of logits `[n, K]` and targets for the three classifications; cross-entropy by default. timm's
             own (label smoothing, soft targets, BCE) fit.
 
@@ -103,6 +104,7 @@ class FocusLoss(nn.Module):
             consistency: str = 'kl',
             kl_direction: str = 'erased_main',
             kl_detach: Optional[str] = None,
+            scored_by: str = 'erased_head',
             criterion: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
     ):
         super().__init__()
@@ -113,6 +115,7 @@ class FocusLoss(nn.Module):
                 ('consistency', consistency, CONSISTENCIES),
                 ('kl_direction', kl_direction, KL_DIRECTIONS),
                 ('kl_detach', kl_detach, KL_DETACH),
+                ('scored_by', scored_by, ERASED_BY),
         ):
             if value not in allowed:
                 raise ValueError(f'{name} is {value!r}: choose one of {", ".join(map(repr, allowed))}.')
@@ -122,11 +125,8 @@ class FocusLoss(nn.Module):
         self.consistency = consistency
         self.kl_direction = kl_direction
         self.kl_detach = kl_detach
+        self.scored_by = scored_by
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
-        if self.uses_erased and not self.uses_side:
-            warnings.warn(
-                'side_weight is 0 while images are erased: the class activation map then comes from a CAM head that '
-                "nothing trains. Give side_weight a value, unless the model erases by focus_map='mean'.", stacklevel=2)
 
     @property
     def uses_side(self) -> bool:
@@ -141,7 +141,12 @@ class FocusLoss(nn.Module):
     @property
     def erased_by(self) -> str:
         """Which classifier scores the erased image: 'erased_head', or 'main' for attention mining."""
-        return 'main' if self.consistency == 'attention_mining' else 'erased_head'
+        return 'main' if self.consistency == 'attention_mining' else self.scored_by
+
+    @property
+    def parts(self) -> bool:
+        """Whether its terms on the erased image train nothing by the first pass: the two can be trained in turn."""
+        return self.consistency == 'attention_mining' or self.beta == 0 or self.kl_detach == 'main'
 
     def forward(self, output: FocusOutput, target: Tensor, erasing: bool = True) -> Dict[str, Tensor]:
         """Terms of the loss, unweighted, and their weighted sum.
@@ -173,15 +178,7 @@ class FocusLoss(nn.Module):
             if self.uses_side:
                 side_loss = self.criterion(at_least_float32(self._branch(output, 'side')), target)
             if self.uses_erased and erasing:
-                erased = at_least_float32(self._branch(output, 'erased'))
-                n = erased.shape[0]
-                if self.consistency == 'attention_mining':
-                    erased_loss = attention_mining(erased, target[:n])
-                else:
-                    if self.alpha > 0:
-                        erased_loss = self.criterion(erased, target[:n])
-                    if self.beta > 0:
-                        consistency_loss = kl_consistency(main[:n], erased, self.kl_direction, self.kl_detach)
+                erased_loss, consistency_loss = self.on_erased(main, self._branch(output, 'erased'), target)
             loss = (
                 main_loss + self.side_weight * side_loss
                 + self.alpha * erased_loss + self.beta * consistency_loss
@@ -194,6 +191,21 @@ class FocusLoss(nn.Module):
             'consistency_loss': consistency_loss,
         }
 
+    def on_erased(self, main: Tensor, erased: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
+        """'erased_loss' and 'consistency_loss', unweighted, of main logits `[B, K]` and erased ones `[n, K]`."""
+        with without_autocast(erased):
+            main, erased, n = at_least_float32(main), at_least_float32(erased), erased.shape[0]
+            zero = main.new_zeros(())
+            if self.consistency == 'attention_mining':
+                return attention_mining(erased, target[:n]), zero
+            return (
+                self.criterion(erased, target[:n]) if self.alpha > 0 else zero,
+                kl_consistency(main[:n], erased, self.kl_direction, self.kl_detach) if self.beta > 0 else zero)
+
+    def weighted(self, erased_loss: Tensor, consistency_loss: Tensor) -> Tensor:
+        """The part of the loss that the terms on the erased image make."""
+        return self.alpha * erased_loss + self.beta * consistency_loss
+
     @staticmethod
     def _branch(output: FocusOutput, name: str) -> Tensor:
         logits = getattr(output, name)
@@ -205,4 +217,5 @@ class FocusLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (f'alpha={self.alpha}, beta={self.beta}, side_weight={self.side_weight}, '
-                f'consistency={self.consistency!r}, kl_direction={self.kl_direction!r}, kl_detach={self.kl_detach!r}')
+                f'consistency={self.consistency!r}, kl_direction={self.kl_direction!r}, kl_detach={self.kl_detach!r}, '
+                f'scored_by={self.scored_by!r}')

@@ -2,12 +2,13 @@
 from timm_focus.utils.errors import SettingsError, explained
 
 from .arguments import build_parser
-from .batches import check_smallest_batch
+from .batches import check_erased_size, check_smallest_batch
 from .checkpoint import FocusCheckpointSaver, Kept, Progress, read_kept
 from .continuation import changed_settings, check_order, resume
 from .data import check_readable, create_datasets, create_loaders, fit_images, keep_lists, set_epoch
 from .device import set_up_device
 from .dry_run import TwoSteps, describe_training, differing
+from .focus_start import FocusStart
 from .folder import RunFolder, decide
 from .interrupt import Interrupted, Interruption
 from .loop import train_one_epoch, validate

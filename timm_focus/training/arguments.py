@@ -7,13 +7,15 @@ from timm.utils import ParseKwargs
 
 from timm_focus.data.places365 import SIZES, VERSIONS
 from timm_focus.demo import SYNTHETIC
-from timm_focus.method.focus_net import BATCH_NORMS, INTERPOLATIONS, MAPS
+from timm_focus.method.checks import BATCH_NORMS, INTERPOLATIONS, MAPS
+from timm_focus.method.focus_net import ERASED_BY
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
 from timm_focus.models import FOCUS_ARGS
 from timm_focus.recipes import recipe_table
 from timm_focus.utils.parser import Parser
 
 from .checks import METHOD_FLAGS
+from .focus_start import RULE, start
 from .refused import add_refused
 
 __all__ = ['build_parser']
@@ -30,7 +32,7 @@ RECIPE_SETTINGS = {
 }
 METRICS = ('top1', 'top5', 'loss')
 FOCUS_MODEL_FLAGS = tuple(name.removeprefix('focus_') for name in FOCUS_ARGS)
-FOCUS_LOSS_FLAGS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
+FOCUS_LOSS_FLAGS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach', 'scored_by')
 
 
 def stage(text: str) -> Union[int, str]:
@@ -94,8 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--model', default='focus_resnet50', help="timm model; 'focus_<name>' is trained by focus training "
                    '(default: focus_resnet50, or resnet50 by another --method)')
     g.add_argument('--method', choices=('focus', 'none', *METHOD_FLAGS),
-                   help="focus wraps any model, 'hf-hub:...' too; adl and acol are its rivals (default: by the model's "
-                   'name)')
+                   help="focus wraps any model, 'hf-hub:...' too; adl, acol and masksub are its rivals (default: by "
+                   "the model's name)")
     g.add_argument('--pretrained', action='store_true', help='start from the pretrained weights of timm')
     g.add_argument('--pretrained-path', help='load these in place of the pretrained weights')
     g.add_argument('--pretrained-cfg-overlay', nargs='*', default={}, action=ParseKwargs,
@@ -139,19 +141,33 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-threshold', type=float, default=0.7, help='gamma: erase where the map reaches it')
     g.add_argument('--focus-width', type=int, help="width of the CAM head (default: the feature's)")
     g.add_argument('--focus-interpolation', default='bilinear', choices=INTERPOLATIONS, help='enlarging the map')
-    g.add_argument('--focus-bn', default='shared', choices=BATCH_NORMS, help='BatchNorm in the erased pass')
+    g.add_argument('--focus-bn', choices=BATCH_NORMS, help='BatchNorm in the erased pass (default: shared, or clean '
+                   'with a smaller --focus-size)')
     g.add_argument('--focus-map', default='cam', choices=MAPS, help='what erases')
-    g.add_argument('--focus-fraction', type=float, default=1., help='share of each batch that is erased (cost: 1 + f)')
-    g.add_argument('--focus-start', type=int, default=0, metavar='EPOCH', help='epoch from which images are erased: '
-                   'those before cost one pass')
-    g.add_argument('--focus-recompute', action='store_true', help='keep the activations of one pass, not of two, for '
-                   'one more forward in time')
+    g.add_argument('--focus-share', type=float, help="erase this share of each image, in place of what reaches gamma "
+                   "(default: 0.5 of a grid and of tokens, else what reaches gamma)")
+    g.add_argument('--focus-size', type=float, default=1., help='side of the erased image over that of the original '
+                   '(cost: 1 + its square)')
+    g.add_argument('--focus-drop-tokens', action='store_true', help="leave what is erased out of a transformer's "
+                   'tokens, in place of its pixels (cost: 2 - share)')
+    g.add_argument('--focus-every', type=int, default=1, metavar='N', help='erase in every Nth step of an epoch (cost: '
+                   '1 + 1 / N)')
+    g.add_argument('--focus-fraction', type=float, default=1., help='share of each batch that is erased (cost: '
+                   '1 + f)')
+    g.add_argument('--focus-start', type=start, default=0, metavar='EPOCH', help='epoch that begins to erase images; '
+                   f"before it a step is plain training's, and the CAM head learns beside it. 'auto': {RULE}")
+    g.add_argument('--focus-recompute', action='store_true', help='keep the activations of one pass, not of two: by '
+                   'two backward passes in turn where the consistency loss does not train main (--focus-kl-detach '
+                   'main, --focus-beta 0, attention mining), else for one more forward in time')
+    g.add_argument('--focus-copy-head', action='store_true', help='begin the erased head as a copy of the main '
+                   'classifier, when images begin to be erased')
     g.add_argument('--focus-alpha', type=float, default=1., help='weight of the erased loss')
     g.add_argument('--focus-beta', type=float, default=2., help='weight of the consistency loss')
     g.add_argument('--focus-side-weight', type=float, default=1., help='weight of the side loss')
     g.add_argument('--focus-consistency', default='kl', choices=CONSISTENCIES, help='what binds the two predictions')
     g.add_argument('--focus-kl-direction', default='erased_main', choices=KL_DIRECTIONS, help='direction of the KL')
     g.add_argument('--focus-kl-detach', choices=[c for c in KL_DETACH if c], help='branch that the KL does not train')
+    g.add_argument('--focus-scored-by', default='erased_head', choices=ERASED_BY, help='classifier of the erased image')
 
     g = parser.add_argument_group('What the paper compares with')
     g.add_argument('--has', action='store_true', help='Hide-and-Seek on the images, with any model')
@@ -161,6 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--adl-modules', nargs='+', metavar='NAME', help='modules after which ADL comes (default: the first '
                    'block of each of the last two stages, and the last block)')
     g.add_argument('--acol-threshold', type=float, default=0.6, help="erase where the true class's map reaches it")
+    g.add_argument('--masksub-share', type=float, default=0.5, help='share of each image that is masked')
 
     g = parser.add_argument_group('Distillation (of plain models)')
     g.add_argument('--kd-model-name', help='timm model that teaches, with its pretrained weights')

@@ -5,11 +5,13 @@ from typing import Sequence
 import torch
 from torch import nn
 
+from timm_focus.analysis import check_size
 from timm_focus.baselines import ACoL
-from timm_focus.utils.errors import SettingsError
+from timm_focus.method import FocusNet
+from timm_focus.utils.errors import SettingsError, explained
 from timm_focus.utils.meta import meta_twin
 
-__all__ = ['advice_on_batches', 'check_smallest_batch']
+__all__ = ['advice_on_batches', 'check_erased_size', 'check_smallest_batch']
 
 
 def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: int, window: int = 1) -> str:
@@ -30,6 +32,20 @@ def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: in
     better = 2 ** max(int(n_images / 10).bit_length() - 1, 1)
     return (f'Batches of {batch_size} are few: {epochs} epochs make {updates} updates{rest}. Give a smaller '
             f'--batch-size, {better} images at a time or fewer.')
+
+
+def check_erased_size(model: nn.Module, input_size: Sequence[int]) -> None:
+    """See that a model takes its erased images, where they are smaller than the others; nothing is computed.
+
+    Raises:
+        SettingsError: It does not.
+    """
+    if not isinstance(model, FocusNet) or model.size == 1:
+        return
+    channels, *size = input_size
+    twin = meta_twin(model.backbone).eval()
+    with explained(f'--focus-size {model.size:g} makes erased images that the model does not take, so give more'):
+        check_size(twin, [channels, *model.erased_size(size)], 'It')
 
 
 def check_smallest_batch(model: nn.Module, args: argparse.Namespace, input_size: Sequence[int]) -> None:

@@ -37,12 +37,14 @@ class Progress(NamedTuple):
         updates: Updates made so far.
         totals: Sums of that epoch's scalars and number of its images up to that batch, over all processes.
         buffers: What each of several processes has of its own, by rank: see `gather_buffers`.
+        focus_start: Epoch from which images are erased, if `--focus-start auto` has found it.
     """
     epoch: int
     batch: int
     updates: int
     totals: Optional[Dict[str, float]] = None
     buffers: Optional[List[Dict[str, Tensor]]] = None
+    focus_start: Optional[int] = None
 
 
 class Kept(NamedTuple):

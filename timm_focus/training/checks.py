@@ -9,13 +9,18 @@ from timm_focus.demo import SYNTHETIC
 from timm_focus.utils.errors import SettingsError, sentence
 
 from .criterion import criterion_kwargs, mixes
+from .focus_start import AUTO
 from .refused import check_refused
 
 __all__ = ['METHOD_FLAGS', 'check']
 
 # what the flags of a method, which begin with its name, belong to, and how it is asked for
 FOCUS_TRAINING = ('focus training', '--model focus_{model} or --method focus')
-METHOD_FLAGS = {'adl': ('ADL', '--model {model} --method adl'), 'acol': ('ACoL', '--model {model} --method acol')}
+METHOD_FLAGS = {
+    'adl': ('ADL', '--model {model} --method adl'),
+    'acol': ('ACoL', '--model {model} --method acol'),
+    'masksub': ('MaskSub', '--model {model} --method masksub'),
+}
 
 # the least of each number, and of each of several
 LEAST = {
@@ -27,7 +32,7 @@ LEAST = {
         'distill_loss_weight', 'task_loss_weight', 'loss_weight_power', 'sheet_images', 'data_timeout'), 0),
     **dict.fromkeys((
         'batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'val_interval', 'checkpoint_hist',
-        'img_size', 'num_classes', 'in_chans', 'validation_batch_size', 'recount', 'focus_width',
+        'focus_every', 'img_size', 'num_classes', 'in_chans', 'validation_batch_size', 'recount', 'focus_width',
         'lr_base_size', 'train_img_sizes', 'train_batch_sizes', 'train_batches_per_epoch',
         'kd_student_feature_dim', 'kd_teacher_feature_dim', 'images_per_class'), 1),
 }
@@ -35,7 +40,7 @@ FROM_0_TO_1 = (
     'smoothing', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'hflip', 'vflip', 'drop', 'drop_path', 'drop_block',
     'model_ema_decay', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'train_size_random_mix',
     'max_bad_images', 'adl_drop_rate')
-ABOVE_0_TO_1 = ('focus_threshold', 'focus_fraction', 'crop_pct', 'adl_gamma', 'acol_threshold')
+ABOVE_0_TO_1 = ('focus_threshold', 'focus_fraction', 'focus_size', 'crop_pct', 'adl_gamma', 'acol_threshold')
 ABOVE_0 = ('decay_epochs', 'std', 'kd_temperature')
 COUNTS = {'scale': (2,), 'ratio': (2,), 'cutmix_minmax': (2,), 'opt_betas': (2, 3), 'lr_noise': (1, 2)}
 
@@ -54,7 +59,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
     _check_data(args)
     check_refused(parser, args)
     _check_method(parser, args, given)
-    _check_numbers(args)
+    _check_numbers(args, given)
     _check_loss(args)
     _check_batches(parser, args)
 
@@ -93,7 +98,7 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, giv
             names = ', '.join(map(flag, foreign))
             raise SettingsError(f'{names} belongs to {name}: give {remedy.format(model=plain)}.')
 
-    name = {'focus': 'focus training', 'acol': 'ACoL'}.get(args.method)
+    name = {'focus': 'focus training', 'acol': 'ACoL', 'masksub': 'MaskSub'}.get(args.method)
     refused = []
     if name:
         refused = [
@@ -115,11 +120,12 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, giv
             f'--model-dtype {args.model_dtype} does not go with --amp, which needs float32 weights: give one.')
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def _check_numbers(args: argparse.Namespace, given: Dict[str, Any]) -> None:
     """Each number in its range, and epochs within the run."""
     def numbers(name: str) -> list:
         value = getattr(args, name)
-        return value if isinstance(value, (list, tuple)) else [value] if value is not None else []
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return [v for v in values if isinstance(v, (int, float))]
 
     def refuse_unless(name: str, right: bool, remedy: str) -> None:
         if not right:
@@ -145,9 +151,23 @@ def _check_numbers(args: argparse.Namespace) -> None:
     for name, advice in (
             ('start_epoch', ''), ('focus_start', ', or train the side loss alone by --focus-alpha 0 --focus-beta 0')):
         value = getattr(args, name)
-        if value is not None and value >= args.epochs:
+        if isinstance(value, int) and value >= args.epochs:
             raise SettingsError(
                 f'{flag(name)} is {value}, but --epochs is {args.epochs}: give a lower number{advice}.')
+    for name in ('focus_share', 'masksub_share'):
+        refuse_unless(name, all(0 < v < 1 for v in numbers(name)), 'a number between 0 and 1')
+    if args.focus_share is not None and 'focus_threshold' in given:
+        raise SettingsError('--focus-share is in place of --focus-threshold: give one.')
+    if args.focus_copy_head and (args.focus_scored_by == 'main' or args.focus_consistency == 'attention_mining'):
+        raise SettingsError('--focus-copy-head is of the erased head, and here the main classifier scores the erased '
+                            'image: leave it out.')
+    if args.focus_start == AUTO:
+        if args.method == 'focus' and not (args.focus_alpha or args.focus_beta):
+            raise SettingsError('--focus-start auto has nothing to start where no images are erased (--focus-alpha 0 '
+                                '--focus-beta 0): leave it out.')
+        if args.epochs < 2:
+            raise SettingsError('--focus-start auto looks at an epoch before it starts, and --epochs is 1: give more '
+                                'epochs, or --focus-start 0.')
     late = [e for e in args.save_epochs or () if not 1 <= e <= args.epochs]
     if late:
         raise SettingsError(f'--save-epochs has {late[0]}: give numbers from 1 to --epochs, {args.epochs}.')

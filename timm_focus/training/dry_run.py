@@ -3,14 +3,17 @@ import argparse
 import logging
 import sys
 import time
-from typing import Any, Dict, Iterable, Iterator, Optional
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_focus.baselines import ACoL
+from timm_focus.method import FocusNet
 from timm_focus.utils.meta import meta_twin
+
+from .focus_start import AUTO
 
 __all__ = ['TwoSteps', 'describe_training', 'differing', 'training_multiply_adds']
 
@@ -60,6 +63,26 @@ def training_multiply_adds(model: nn.Module, images: torch.Tensor) -> Optional[i
     return 3 * counter.get_total_flops() // 2
 
 
+def step_cost(model: nn.Module, images: torch.Tensor, every: int = 1) -> Tuple[Optional[float], float]:
+    """Multiply-adds of a mean training step, None if they cannot be counted, and how many passes of a network they are.
+
+    Args:
+        model: What is trained. A `FocusNet` makes a second pass of a share of the batch, of smaller images, of fewer
+            tokens, or none.
+        images: A batch.
+        every: Steps from one that erases to the next.
+    """
+    whole = training_multiply_adds(model, images)
+    if not (isinstance(model, FocusNet) and model.erased_branch):
+        return whole, 1.
+    model.erase_in_this_step(False)
+    one = training_multiply_adds(model, images)  # heads that idle cost nothing that counts
+    model.erase_in_this_step(True)
+    if whole is None or not one:
+        return None, 1 + model.fraction / every
+    return one + (whole - one) / every, 1 + (whole - one) / one / every
+
+
 def _peak_memory(device: torch.device) -> str:
     if device.type == 'cuda':
         return f'the device had {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB allocated at most'
@@ -97,18 +120,16 @@ def describe_training(
         num_epochs: Epochs of the run.
         device: Where the steps were made.
     """
-    passes = 1.
-    if args.method == 'focus':
-        passes += args.focus_fraction if getattr(model, 'erased_branch', True) else 0
-    text = f'{passes:g} passes over the images a step' if passes != 1 else 'one pass over the images a step'
     images = steps.batch[0]
-    operations = training_multiply_adds(model, images)
+    operations, passes = step_cost(model, images, getattr(args, 'focus_every', 1))
+    text = f'{passes:.3g} passes over the images a step' if passes != 1 else 'one pass over the images a step'
     if operations is not None:
         epoch = operations * n_batches * args.world_size
         text += (f', {operations / len(images):.3g} multiply-adds an image forward and backward, {epoch:.3g} an epoch, '
                  f'{epoch * num_epochs:.3g} in all')
     if args.method == 'focus' and args.focus_start:
-        text += f'; one pass and less in the first {args.focus_start} epochs'
+        text += ('; one pass before images are erased' if args.focus_start == AUTO else
+                 f'; one pass in the first {args.focus_start} epochs')
     _logger.info(f'Cost of training: {text}')
     peak = _peak_memory(device)
     if peak:

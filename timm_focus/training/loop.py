@@ -1,6 +1,7 @@
 """The loop of train_focus.py: one epoch of training, one pass of validation. It knows tasks, not methods."""
 import argparse
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -107,10 +108,11 @@ def _means(totals: Dict[str, float]) -> Dict[str, float]:
 
 
 def _describe(means: Dict[str, float]) -> str:
-    """The loss with its terms, and how much of the images is erased."""
+    """The loss with its terms, what is known of the images, and how much of them is erased."""
     terms = ', '.join(f'{name.removesuffix("_loss")} {value:.4f}' for name, value in means.items()
-                      if name not in ('loss', 'erased_fraction'))
+                      if name not in ('loss', 'erased_fraction', 'top1'))
     text = f'loss {means["loss"]:.4f}' + (f' ({terms})' if terms else '')
+    text += f'  top1 {means["top1"]:.1f}' if 'top1' in means else ''
     return text + (f'  erased area {100 * means["erased_fraction"]:.1f}%' if 'erased_fraction' in means else '')
 
 
@@ -139,6 +141,16 @@ def _loss_scale(args: argparse.Namespace, input: Tensor) -> float:
     """Weight of a batch whose size the schedule of resolutions chose."""
     scale = input.shape[0] / args.batch_size
     return {'none': 1., 'sqrt': scale ** 0.5, 'linear': scale}[args.variable_batch_loss_scale]
+
+
+def _backward(loss: Tensor, scale: float, scaler: Any = None) -> None:
+    """Go backward from a part of the loss while a step is still in its forward, whose autocast is left for that."""
+    with torch.autocast(loss.device.type, enabled=False):
+        if scaler is not None:
+            scaler(loss * scale, None, need_update=False)
+        else:
+            (loss * scale).backward()
+    torch.clear_autocast_cache()  # of weights in the graph that is gone
 
 
 def train_one_epoch(
@@ -191,6 +203,7 @@ def train_one_epoch(
     whole, recent = Averages(device, before if primary else dict.fromkeys(before, 0)), Averages(device)
     dtype = getattr(torch, args.model_dtype or 'float32')
     exclude_head = args.clip_mode == 'agc'
+    step = getattr(task, 'training_step', lambda input, target, *_: task(input, target))
     parameters = list(task.get_clip_parameters(exclude_head=exclude_head)) if args.clip_grad is not None else None
 
     optimizer.zero_grad()
@@ -222,9 +235,10 @@ def train_one_epoch(
             if augment is not None:
                 input = augment(input)
             with contextlib.nullcontext() if update else task.no_sync():
+                scale = _loss_scale(args, input) / window
                 with autocast():
-                    result = task(input, target)
-                loss = result['loss'] * _loss_scale(args, input) / window
+                    result = step(input, target, batch, functools.partial(_backward, scale=scale, scaler=loss_scaler))
+                loss = result.pop('to_go', result['loss']) * scale
                 if loss_scaler is not None:
                     loss_scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode,
                                 parameters=parameters, need_update=update)
@@ -280,7 +294,8 @@ def train_one_epoch(
                     totals, buffers = whole.totals(args.distributed), gather_buffers(task)
                     check_finite(task, optimizer, totals, epoch)
                     if saver is not None:
-                        saver.progress = Progress(epoch, batch + 1, updates, totals, buffers)
+                        saver.progress = start._replace(
+                            batch=batch + 1, updates=updates, totals=totals, buffers=buffers)
                         saver.save_recovery(epoch, batch_idx=batch)
                 if number:
                     raise Interrupted(number)
@@ -296,7 +311,7 @@ def train_one_epoch(
                             'gradients overflow float16: --amp-dtype bfloat16 holds them.')
     totals, buffers = whole.totals(args.distributed), gather_buffers(task)
     if saver is not None:
-        saver.progress = Progress(epoch, n_batches, updates, totals, buffers)
+        saver.progress = start._replace(batch=n_batches, updates=updates, totals=totals, buffers=buffers)
     check_finite(task, optimizer, totals, epoch)
     return _means(totals)
 

@@ -15,13 +15,14 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from timm_focus.analysis import check_size, focus_sheet, multiply_adds
-from timm_focus.baselines import ACoL, AcolNet, adl_modules, trace_maps
+from timm_focus.baselines import ACoL, AcolNet, MaskSub, adl_modules, trace_maps
 from timm_focus.method import FocusNet
 from timm_focus.utils.errors import SettingsError, explained
 from timm_focus.utils.modes import evaluating
 from timm_focus.utils.warned import warned
 
 from .batches import advice_on_batches
+from .focus_start import AUTO, RULE, FocusStart
 from .summary import Summary
 
 __all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']
@@ -72,12 +73,13 @@ class Journal:
             train_metrics: Dict[str, float],
             eval_metrics: Optional[Dict[str, float]],
             lr: float,
+            **more: Any,
     ) -> None:
-        """Write down an epoch."""
+        """Write down an epoch; what comes by another name is for summary.csv alone, under it."""
         columns = eval_metrics or dict.fromkeys(self.eval_names, '')
         self.summary.add(dict(
             epoch=epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
-            **{f'eval_{k}': v for k, v in columns.items()}, lr=lr))
+            **{f'eval_{k}': v for k, v in columns.items()}, lr=lr, **more))
         scalars = {f'train/{k}': v for k, v in train_metrics.items()}
         scalars.update({f'eval/{k}': v for k, v in (eval_metrics or {}).items()}, lr=lr)
         if self.tensorboard is not None:
@@ -104,7 +106,8 @@ class Journal:
 
 def _headline(args: argparse.Namespace) -> str:
     """Which model is trained by what, and that nobody named it."""
-    how = {'focus': 'by focus training', 'none': 'by its classifier alone', 'adl': 'by ADL', 'acol': 'by ACoL'}
+    how = {'focus': 'by focus training', 'none': 'by its classifier alone', 'adl': 'by ADL', 'acol': 'by ACoL',
+           'masksub': 'by MaskSub'}
     text = f'Training {args.model} {how[args.method]}'
     if 'model' in args.given:
         return text
@@ -124,9 +127,11 @@ def describe(
 ) -> None:
     """Say at the start of the log what is trained, on what and how."""
     _logger.info(_headline(args))
-    parameters = sum(p.numel() for p in model.parameters())
+    if args.method == 'focus' and args.focus_start == AUTO:
+        _logger.info(f'Images are erased from {RULE}.')
+    parameters = sum(p.numel() for p in (model.backbone if isinstance(model, MaskSub) else model).parameters())
     detail = ''
-    if isinstance(model, FocusNet):
+    if args.method == 'focus':
         plain = sum(p.numel() for p in model.backbone.parameters())
         feature = model.feature_info[model.stage]
         detail = (f', {plain:,} of them in the backbone; CAM head on {feature["module"]} (index {model.stage}, '
@@ -176,7 +181,7 @@ def describe_cost(model: nn.Module, input_size: Sequence[int]) -> None:
         raise SettingsError(str(e)) from e
     with warned('The multiply-adds cannot be counted', _logger):
         _logger.info(f'Cost at inference: {multiply_adds(plain, input_size):,} multiply-adds an image')
-    if isinstance(model, FocusNet):
+    if isinstance(model, FocusNet) and not isinstance(model, MaskSub):
         tap = tap_size(model, input_size)
         feature = model.feature_info[model.stage]['module']
         _logger.info(f'Tapped feature: {feature}, {tap[0]} channels of {tap[1]} x {tap[2]}')
@@ -202,10 +207,13 @@ def conclude(
         best_epoch: Optional[int],
         dataset_eval: Optional[Dataset],
         data_config: Dict[str, Any],
+        focus_start: Optional[FocusStart] = None,
 ) -> None:
     """Say what was reached and how to load it, and draw what the network looks at."""
     if best_metric is not None:
         _logger.info(f'Best {metric_name}: {best_metric:.4f} (epoch {best_epoch})')
+    if focus_start is not None and focus_start.is_auto:
+        _logger.info(focus_start.conclusion(args.last_epoch))
     draw_sheet(args, task, dataset_eval, data_config, os.path.join(output_dir, 'focus.png'))
     network = unwrap_model(task.get_eval_model())
     plain = network.backbone if isinstance(network, AcolNet) else network
@@ -244,7 +252,7 @@ def draw_sheet(
 ) -> None:
     """Draw what a focus model erases of some images, spread over the data set; a run does not end where that fails."""
     model, n = unwrap_model(task.get_trainable_module()), args.sheet_images
-    if not n or not isinstance(model, FocusNet) or dataset is None or isinstance(dataset, IterableDataset) \
+    if not n or args.method != 'focus' or dataset is None or isinstance(dataset, IterableDataset) \
             or data_config['input_size'][0] not in (1, 3):
         return
     with warned(f'{path} cannot be drawn', _logger):

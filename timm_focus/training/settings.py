@@ -19,6 +19,7 @@ from timm_focus.utils.parser import nearest
 
 from .arguments import RECIPE_SETTINGS, SCHEMES, stage
 from .checks import check, flag
+from .focus_start import start
 
 __all__ = ['parse_args']
 
@@ -36,7 +37,8 @@ ALIASES = {
     'jsd_loss': ('loss', lambda on: 'jsd' if on else None),
     'bce_pos_weight': ('loss_pos_weight', str),
 }
-WANTED = {int: 'a whole number', float: 'a number', str: 'text', stage: 'a name or an index'}
+WANTED = {int: 'a whole number', float: 'a number', str: 'text', stage: 'a name or an index',
+          start: "an epoch or 'auto'"}
 # what tells a run from others, so that one with the settings of another does not take its place
 IDENTITY = ('experiment', 'resume', 'no_resume_opt', 'start_epoch', 'overwrite', 'wandb_resume_id', 'push_to_hub')
 GIVEN = 'given'  # the key of args.yaml that lists which of its settings were given; the others followed from those
@@ -232,7 +234,7 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         if isinstance(v, bool) or (kind is int and isinstance(v, float) and not v.is_integer()):
             raise ValueError(WANTED[kind])
         try:
-            v = kind(str(v) if kind is stage else v)
+            v = kind(str(v) if kind in (stage, start) else v)
         except (TypeError, ValueError):
             raise ValueError(WANTED[kind]) from None
         if action.choices is not None and v not in action.choices:

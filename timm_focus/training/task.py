@@ -1,6 +1,6 @@
 """What is trained and how: timm's training tasks, and those of methods with heads of their own."""
 import argparse
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch
 from timm.loss import create_classification_loss
@@ -10,12 +10,15 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_focus.baselines import ACoL, insert_adl
+from timm_focus.baselines import ACoL, MaskSub, MaskSubLoss, insert_adl
 from timm_focus.method import HEADS, FocusLoss, FocusNet
+from timm_focus.method.focus_net import FocusOutput
+from timm_focus.method.heads import classifiers, copy_classifier
 from timm_focus.utils.errors import SettingsError, explained
 
 from .arguments import FOCUS_LOSS_FLAGS
 from .criterion import criterion_kwargs
+from .focus_start import AUTO
 
 __all__ = ['AcolTask', 'FocusTask', 'create_task']
 
@@ -112,6 +115,8 @@ class FocusTask(TaskWithHeads):
         device: Device of the task's tensors.
         dtype: Type of the task's tensors.
         verbose: Log what is trained.
+        counts_known: Whether a step tells what share of its images the main classifier knows, as 'top1'.
+        every: Erase in every so many steps of an epoch.
     """
 
     kind, network, heads, run = FocusNet, 'backbone', HEADS, 'a focus run'
@@ -123,39 +128,124 @@ class FocusTask(TaskWithHeads):
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
+            counts_known: bool = False,
+            every: int = 1,
     ):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
+        self.counts_known = counts_known
+        self.every = every
         self.loss = (loss if loss is not None else FocusLoss()).to(self.device)
         model.set_branches(self.loss.uses_side, self.loss.uses_erased, self.loss.erased_by)
         self.erasing = self.loss.uses_erased
         self.trainable_module = model
 
-    def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
-        """One training pass of images `[B, C, H, W]` and targets `[B]` or `[B, K]`.
+    def forward(
+            self,
+            input: Tensor,
+            target: Tensor,
+            backward: Optional[Callable[[Tensor], None]] = None,
+    ) -> Dict[str, Tensor]:
+        """One training step's forward, of images `[B, C, H, W]` and targets `[B]` or `[B, K]`.
+
+        With `focus_recompute`, and a loss whose terms on the erased image leave the first pass alone, two backward
+        passes come in turn: that of the first pass is done here, and its activations are gone before the second begins.
+        The gradients are those of one, to rounding.
+
+        Args:
+            input: Images.
+            target: Targets.
+            backward: Goes backward from a part of the loss, with the scale that the step has. Without it there is
+                nothing in turn.
 
         Returns:
-            The terms of `FocusLoss`, with 'loss' to go backward from; 'erased_fraction', the mean share of the pixels
-            erased; and the main logits as 'output' `[B, K]`.
+            The terms of `FocusLoss`, with 'loss'; 'to_go', the part of it that is still to go backward from, if that
+            is not all of it; 'erased_fraction', the mean share of the pixels
+            erased; 'top1', the percentage of images whose label (of mixed ones: the larger) the main classifier gives,
+            if it is to be counted; and the main logits as 'output' `[B, K]`.
         """
-        output = self.trainable_module(input)
-        terms = self.loss(output, target, self.erasing)
-        if self.erasing:
-            terms['erased_fraction'] = unwrap_model(self.trainable_module).erased_fraction
-        elif self.loss.uses_erased:
-            terms['erased_fraction'] = torch.zeros_like(terms['loss'])
-        return {**terms, 'output': output.main}
+        model = unwrap_model(self.trainable_module)
+        erases = self.erasing and model.erases_now
+        if erases and model.recompute and self.loss.parts and backward is not None:
+            main, terms = self._in_turn(input, target, backward)
+        else:
+            output = self.trainable_module(input)
+            main, terms = output.main, self.loss(output, target, erases)
+        if self.loss.uses_erased:
+            terms['erased_fraction'] = model.erased_fraction if erases else torch.zeros_like(terms['main_loss'])
+        if self.counts_known:
+            label = target if target.ndim == 1 else target.argmax(1)
+            terms['top1'] = 100 * (main.detach().argmax(1) == label).float().mean()
+        return {**terms, 'output': main}
+
+    def _in_turn(
+            self,
+            input: Tensor,
+            target: Tensor,
+            backward: Callable[[Tensor], None],
+    ) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """Main logits and terms of a step whose first pass went backward, and whose second is to."""
+        with self.no_sync():  # gradients of both passes go over the wire once
+            main, side, keep = self.trainable_module(input, in_turn=True)
+            terms = self.loss(FocusOutput(main, side, None), target, False)
+            backward(terms['loss'])
+        main, terms = main.detach(), {name: term.detach() for name, term in terms.items()}
+        erased_loss, consistency_loss = self.loss.on_erased(main, self.trainable_module(input, keep), target)
+        to_go = self.loss.weighted(erased_loss, consistency_loss)
+        terms.update(loss=terms['loss'] + to_go.detach(), erased_loss=erased_loss, consistency_loss=consistency_loss,
+                     to_go=to_go)
+        return main, terms
+
+    def training_step(
+            self,
+            input: Tensor,
+            target: Tensor,
+            batch: int,
+            backward: Callable[[Tensor], None],
+    ) -> Dict[str, Tensor]:
+        """What `forward` gives of a batch of an epoch, by its number: in every so many of them images are erased."""
+        unwrap_model(self.trainable_module).erase_in_this_step(batch % self.every == 0)
+        return self(input, target, backward)
+
+    def copy_head(self) -> None:
+        """Have the erased head begin as a copy of the main classifier.
+
+        Raises:
+            ValueError: The main classifier is no linear layer.
+        """
+        model = unwrap_model(self.trainable_module)
+        copy_classifier(model.backbone, model.erased_head)
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
+        """As any task's; while images are not erased yet, the backbone's alone, as in plain training."""
+        heads = {id(p) for h in self.heads for p in getattr(unwrap_model(self.trainable_module), h).parameters()}
+        clipped = super().get_clip_parameters(exclude_head)
+        return (p for p in clipped if not (self.waits and id(p) in heads))
+
+    @property
+    def waits(self) -> bool:
+        """Whether images will be erased, but are not yet: a step is that of plain training."""
+        return self.loss.uses_erased and not self.erasing
 
     def set_erasing(self, enable: bool = True) -> None:
-        """Choose whether images are erased, if the loss uses that; without, a step is one pass."""
+        """Choose whether images are erased, if the loss uses that.
+
+        Without, the backbone takes the step of plain training, and the CAM head learns beside it.
+        """
         enable = bool(enable and self.loss.uses_erased)
         if enable == self.erasing:
             return
         self.erasing = enable
         loss = self.loss
-        unwrap_model(self.trainable_module).set_branches(loss.uses_side, enable, loss.erased_by)
+        unwrap_model(self.trainable_module).set_branches(loss.uses_side, enable, loss.erased_by, apart=self.waits)
         if isinstance(self.trainable_module, DistributedDataParallel):
             # it waits for the gradients that were asked for when it was made, and these are others now
             self.trainable_module = DistributedDataParallel(self.trainable_module.module, **self._ddp_kwargs)
+
+
+class MaskSubTask(FocusTask):
+    """MaskSub as a task of timm's: focus training without heads, by `MaskSubLoss`, its two passes in turn."""
+
+    kind, network, heads, run = MaskSub, 'backbone', (), 'a MaskSub run'
 
 
 class AcolTask(TaskWithHeads):
@@ -196,12 +286,6 @@ class AcolTask(TaskWithHeads):
                 'output': a}
 
 
-def classifiers(model: nn.Module) -> List[nn.Module]:
-    """The classifying layers of a timm model: one, two of distilled ones, none if it does not tell."""
-    own = model.get_classifier() if hasattr(model, 'get_classifier') else ()
-    return list(own) if isinstance(own, (tuple, list, nn.ModuleList)) else [own]
-
-
 def create_task(
         model: nn.Module,
         args: argparse.Namespace,
@@ -210,8 +294,8 @@ def create_task(
     """The training task that the settings ask for: the only branch on the method.
 
     Args:
-        model: `FocusNet` for `args.method` 'focus', `ACoL` for 'acol', any timm model for 'none', a convolutional one
-            for 'adl', which comes to be in it.
+        model: `FocusNet` for `args.method` 'focus', `MaskSub` for 'masksub', `ACoL` for 'acol', any timm model for
+            'none', a convolutional one for 'adl', which comes to be in it.
         args: Settings of train_focus.py.
         device: Device of the task's tensors.
     """
@@ -223,7 +307,14 @@ def create_task(
     if args.method == 'focus':
         weights = {name: getattr(args, f'focus_{name}') for name in FOCUS_LOSS_FLAGS}
         loss = FocusLoss(**weights, criterion=create_classification_loss(**kwargs))
-        return FocusTask(model, loss, device=device)
+        task = FocusTask(
+            model, loss, device=device, counts_known=args.focus_start == AUTO, every=args.focus_every)
+        if args.focus_copy_head:
+            with explained('--focus-copy-head cannot be had'):
+                task.copy_head()
+        return task
+    if args.method == 'masksub':
+        return MaskSubTask(model, MaskSubLoss(create_classification_loss(**kwargs)), device=device)
     if args.method == 'acol':
         return AcolTask(model, create_classification_loss(**kwargs), device=device)
     if args.method == 'adl':

@@ -1,0 +1,75 @@
+"""The start of erasing: when it comes, that a run before is plain training's, and that it goes on as it was."""
+import pytest
+
+from conftest import equal
+from timm_focus.training.focus_start import KNOWN, FocusStart, start
+
+PLAIN, FOCUS = 'test_resnet', 'focus_test_resnet'
+
+
+def test_a_setting_is_an_epoch_or_auto():
+    assert start('auto') == 'auto' and start('3') == 3
+    with pytest.raises(ValueError):
+        start('soon')
+
+
+def test_an_epoch_is_that_epoch():
+    begins = FocusStart(2)
+    begins.look(0, dict(loss=0.))
+    assert [begins.has_come(epoch) for epoch in range(4)] == [False, False, True, True] and not begins.is_auto
+
+
+def test_auto_begins_after_the_first_epoch_that_knew_enough():
+    begins = FocusStart('auto')
+    for epoch, top1 in enumerate((30., KNOWN - 0.1, KNOWN, 20.)):
+        assert not begins.has_come(epoch)
+        begins.look(epoch, dict(top1=top1))
+        if top1 == KNOWN:
+            break
+    assert begins.epoch == 3 and begins.has_come(3) and not begins.has_come(2)
+    begins.look(3, dict(top1=100.))
+    assert begins.epoch == 3, 'found once'
+    assert FocusStart('auto', 3).has_come(3), 'of a run that goes on'
+
+
+def test_auto_says_what_became_of_it():
+    assert 'images were erased from epoch 3 on' in FocusStart('auto', 3).conclusion(4)
+    for begins in (FocusStart('auto'), FocusStart('auto', 4)):  # never, and too late
+        assert 'no images were erased' in begins.conclusion(4)
+
+
+def test_before_auto_starts_a_run_is_plain_and_it_goes_on_as_it_was(train, pytestconfig):
+    """With clipping, which reads the gradients of all that it clips; a resume at the start, or at every epoch."""
+    more = '--epochs 4 --clip-grad 0.5 --lr 0.03'
+    whole = train(f'{more} --focus-start auto --save-epochs 1 2 3', 'whole', model=FOCUS)
+    begins = int(whole.rows[-1]['focus_start'])
+    assert 0 < begins < 4 and f'images were erased from epoch {begins} on' in whole.err
+    assert f'top1 {float(whole.rows[0]["train_top1"]):.1f}' in whole.err and f'knew {KNOWN} %' in whole.err
+    known = whole.column('train_top1')
+    assert known[begins - 1] >= KNOWN > max([0., *known[:begins - 1]])
+    assert [row['focus_start'] for row in whole.rows] == ['' if e < begins - 1 else str(begins) for e in range(4)]
+    assert [float(row['train_erased_loss']) > 0 for row in whole.rows] == [e >= begins for e in range(4)]
+
+    plain = train(f'{more} --stop-epoch {begins}', 'plain', model=PLAIN)
+    assert equal(plain.weights(), whole.weights(f'milestone-{begins}'))
+    assert not equal(plain.weights(), whole.weights())
+    assert whole.column('train_main_loss')[:begins] == plain.column('train_loss')
+    for stop in (1, 2, 3) if pytestconfig.getoption('--slow') else (begins,):
+        train(f'{more} --focus-start auto --stop-epoch {stop}', f'stopped-{stop}', model=FOCUS)
+        again = train(f'{more} --focus-start auto --resume auto', f'stopped-{stop}', model=FOCUS)
+        assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
+
+
+@pytest.mark.parametrize('more, words', [
+    ('--epochs 2 --focus-start auto --focus-alpha 0 --focus-beta 0', 'has nothing to start'),
+    ('--epochs 1 --focus-start auto', 'looks at an epoch before it starts'),
+    ('--epochs 2 --focus-start soon', 'invalid'),
+    ('--epochs 2 --focus-start 2', '--focus-start is 2, but --epochs is 2'),
+    ('--epochs 2 --focus-start -1', '--focus-start is -1: give 0 or more'),
+])
+def test_a_start_that_makes_no_sense(refusal, more, words):
+    assert words in refusal(more, model=FOCUS)
+
+
+def test_auto_is_of_focus_training(refusal):
+    assert '--focus-start belongs to focus training' in refusal('--epochs 2 --focus-start auto', model=PLAIN)
