@@ -4,7 +4,7 @@ Tokens are left out where timm's patch drop leaves out random ones, after the po
 have it.
 """
 import contextlib
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator, Sequence, Tuple
 
 import torch
 from timm.models import Hiera, NaFlexVit, VisionTransformer
@@ -28,10 +28,11 @@ def check_tokens(backbone: nn.Module) -> None:
             f'({", ".join(family.__name__ for family in FAMILIES)}): leave out focus_drop_tokens.')
 
 
-def token_grid(backbone: Any, size: Tuple[int, int]) -> Tuple[int, int]:
+def token_grid(backbone: Any, size: Sequence[int]) -> Tuple[int, int]:
     """Rows and columns of the tokens of an image of a size (H, W); of Hiera, whose tokens go by units, of the units."""
     if isinstance(backbone, Hiera):
-        return tuple(backbone.mask_spatial_shape)
+        rows, columns = backbone.mask_spatial_shape
+        return rows, columns
     patch = backbone.embeds.patch_size if isinstance(backbone, NaFlexVit) else backbone.patch_embed.patch_size
     return size[0] // patch[0], size[1] // patch[1]
 
