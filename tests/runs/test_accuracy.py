@@ -223,11 +223,10 @@ def test_the_matrix(image_folder):
         needed = {method for weights, _, _ in claim.contrasts for method in weights}
         assert any(needed <= set(accuracy_report.asked(claim.kind, block.model)) for block in MATRIX), claim.text
         assert all(math.isclose(sum(weights.values()), 0, abs_tol=1e-9) for weights, _, _ in claim.contrasts)
-    passes = {1: 'none', 1.5: 'focus', 2: 'focus'}
     for name, method in METHODS.items():
         args, _ = parse_args(train_focus.parser, [str(image_folder), *method.flags.format(TINY).split()])
         if name != 'side':  # it has the head, and no second pass
-            assert args.method == passes[method.passes]
+            assert args.method in (('none',) if method.passes == 1 else ('focus', 'masksub'))
     assert len({(block.epochs, block.img_size, block.flags) for block in MATRIX if block.kind == 'scenes'
                 and block.model == MATRIX[0].model}) == 1
     args = accuracy.parse_args(['--scenes', str(image_folder), '--weights', __file__])
