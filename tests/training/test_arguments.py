@@ -333,7 +333,7 @@ def test_every_flag_has_a_help_text_and_shows_its_default():
         assert re.search(r'[(;] ?default: \S', shown), action.dest
     for words in (
             '--batch-size BATCH_SIZE images a step and process (default: 256)',
-            'EPOCH epoch from which images are erased: those before cost one pass (default: 0)',
+            'EPOCH epoch that begins to erase images; before it a step is',
             'automatic mixed precision (default: off)', 'channels_last memory format (default: on)',
             'weight decay (default: 0.0002)', 'epochs of multistep (default: 90 180 270)',
             'feature the CAM head taps, by name or index (default: the last before the last down-sampling)',

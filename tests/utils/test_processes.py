@@ -95,7 +95,8 @@ def one_loader_after_another():
 
 def the_grandparent_is_killed():
     if os.fork():
-        time.sleep(0.5)
+        while not os.path.exists(found):  # the child listens by then
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
     end_with_parent(signal.SIGTERM)

@@ -155,7 +155,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-fraction', type=float, default=1., help='share of each batch that is erased (cost: '
                    '1 + f)')
     g.add_argument('--focus-start', type=start, default=0, metavar='EPOCH', help='epoch that begins to erase images; '
-                   f"before it a step is plain training's, and the CAM head learns beside it. 'auto': {RULE.replace('%', '%%')}")
+                   "before it a step is plain training's, and the CAM head learns beside it. 'auto': "
+                   + RULE.replace('%', '%%'))
     g.add_argument('--focus-recompute', action='store_true', help='keep the activations of one pass, not of two: by '
                    'two backward passes in turn where the consistency loss does not train main (--focus-kl-detach '
                    'main, --focus-beta 0, attention mining), else for one more forward in time')

@@ -16,6 +16,7 @@ __all__ = ['METHOD_FLAGS', 'check']
 
 # what the flags of a method, which begin with its name, belong to, and how it is asked for
 FOCUS_TRAINING = ('focus training', '--model focus_{model} or --method focus')
+FORMER_DEFAULTS = {'focus_bn': 'shared'}  # of older args.yaml, which name every setting
 METHOD_FLAGS = {
     'adl': ('ADL', '--model {model} --method adl'),
     'acol': ('ACoL', '--model {model} --method acol'),
@@ -93,7 +94,8 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, giv
         raise SettingsError(f'--method {args.method} trains {what}: give --model {plain}.')
     args.method = args.method or ('focus' if is_focus_name else 'none')
     for method, (name, remedy) in {'focus': FOCUS_TRAINING, **METHOD_FLAGS}.items():
-        foreign = sorted(k for k in given if k.startswith(f'{method}_') and given[k] != parser.get_default(k))
+        foreign = sorted(k for k in given if k.startswith(f'{method}_')
+                         and given[k] not in (parser.get_default(k), FORMER_DEFAULTS.get(k, ())))
         if foreign and args.method != method:
             names = ', '.join(map(flag, foreign))
             raise SettingsError(f'{names} belongs to {name}: give {remedy.format(model=plain)}.')

@@ -81,12 +81,16 @@ class TaskWithHeads(TrainingTask):
 
         Raises:
             RuntimeError: A head is missing, as in a plain model's checkpoint, and `strict` is True.
+            ValueError: The state is no dict.
         """
         module = module if module is not None else self.get_trainable_module(ema=ema)
         if module is None:
             raise RuntimeError('There is no running average to load task state into: call setup_ema() first.')
+        state = {} if state is None else state
+        if not isinstance(state, dict):
+            raise ValueError(f'its heads are a {type(state).__name__}, not tensors by name')
         for head in self.heads:
-            if head in (state or {}):
+            if head in state:
                 getattr(unwrap_model(module), head).load_state_dict(state[head], strict=strict)
             elif strict:
                 raise RuntimeError(
