@@ -306,7 +306,7 @@ class FocusNet(TimmInterface):
         return self.backbone.forward_head(final), tap
 
     def _recomputed(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """`_main_and_tap` without its activations, which the backward pass computes once it has spent the others'."""
+        """`_main_and_tap` that keeps no activations: the backward pass computes them again, after the second pass's."""
         if torch.compiler.is_compiling():  # a compiled graph recomputes without its side effects
             return checkpoint(self._main_and_tap, x, use_reentrant=False)
         return checkpoint(

@@ -42,10 +42,11 @@ class Run:
         return len(self.globals) - 1
 
     def mix(self, seen: Seen, dims: Optional[Sequence[int]]) -> Seen:
-        """All elements along some dimensions (by default all) together, which keep size 1.
+        """Reduce over some dimensions (by default all), which keep size 1.
 
-        They see the box around theirs, or nothing if that is a global operation: if each then sees all that any element
-        of the tensor does, along the height or the width, and did not before.
+        Each result sees the box around all that it combines. If every result then sees the whole extent in height or
+        width, and that was not so before, the reduction is a global operation: it is noted, and its results see
+        nothing.
         """
         rank = seen[0].dim()
         dims = sorted({d % rank for d in dims}) if dims else list(range(rank))

@@ -299,7 +299,7 @@ def choose(compared: Comparison, n: int, confusions: Sequence[Confusion] = (), e
         compared: Runs and what they say.
         n: How many.
         confusions: Those that can be asked for.
-        each: How many of each at most; all of them are a third.
+        each: At most this many images of each confusion. Together they fill at most a third of `n`.
     """
     right = np.stack([m.right for m in compared.measured])
     predictions = np.stack([m.prediction for m in compared.measured])

@@ -153,9 +153,11 @@ def explain_images(
         workers: int = 2,
         progress: Callable[[int], Any] = lambda n: None,
 ) -> Tuple[List[Shown], float, bool]:
-    """What a run relies on in some images; the threshold above which it is erased, and whether the map says what is.
+    """Measure what a run relies on in some images.
 
-    A run that erased at random has a map, which does not.
+    Returns:
+        The images; the threshold above which the map is erased; and whether the map decides what is erased, which it
+        does not for a run with `focus_map='random'`.
     """
     device = next(loaded.model.parameters()).device
     back = {theirs: ours for ours, theirs in numbers.items()}

@@ -23,7 +23,7 @@ __all__ = [
     'Loaded', 'check_name', 'check_plain', 'image_mode', 'load_heads', 'load_model', 'load_run', 'model_arguments']
 
 TORCHVISION = 'torchvision:'
-# where weights came from, which they do not any more
+# entries of pretrained_cfg that say where weights came from: no longer true once others are loaded
 ORIGIN = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'custom_load')
 
 

@@ -300,10 +300,12 @@ class FocusCheckpointSaver(CheckpointSaver):
         self.take_up(k for k in find_kept(self.checkpoint_dir)[0] if k.run == state_dict.get('run'))
 
     def doubt(self) -> str:
-        """Remove the newest recovery checkpoint of a run that diverges; says so.
+        """Remove the newest recovery checkpoint after a divergence.
 
-        The steps that came after it are those that went wrong, and whoever begins with it once more, however slowly,
-        may be lost from the first: what is before it has been trained from.
+        It may already be on the way to diverging. Earlier ones are trusted: training went on well from them.
+
+        Returns:
+            A sentence that says what was removed, '' if there is no recovery checkpoint.
         """
         if not self.recoveries:
             return ''
@@ -363,7 +365,7 @@ def _remove(path: str) -> None:
 
 
 def _cause(error: Optional[BaseException], kind: type) -> Optional[BaseException]:
-    """What of a kind an error came of."""
+    """The first exception of a kind in the chain of causes of an error, itself included; None if there is none."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error

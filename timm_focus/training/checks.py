@@ -14,7 +14,7 @@ from .refused import check_refused
 
 __all__ = ['METHOD_FLAGS', 'check']
 
-# what the flags of a method, which begin with its name, belong to, and how it is asked for
+# flags that begin with the name of a method go with that method alone: its name in messages, and how to ask for it
 FOCUS_TRAINING = ('focus training', '--model focus_{model} or --method focus')
 FORMER_DEFAULTS = {'focus_bn': 'shared'}  # of older args.yaml, which name every setting
 METHOD_FLAGS = {

@@ -41,10 +41,10 @@ T = TypeVar('T')
 
 
 def decide(args: argparse.Namespace, decision: Callable[[], T]) -> T:
-    """What the first process decides, on all of them.
+    """Call `decision` in the first process, and return its result, or raise its error, in all of them.
 
     Raises:
-        SettingsError, OSError: Its own, on all of them.
+        SettingsError, OSError: Those of the decision.
     """
     if not args.distributed:
         return decision()

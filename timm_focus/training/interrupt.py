@@ -31,9 +31,9 @@ class Interruption:
     torchrun. One that the process was started to ignore, as by nohup, stays ignored.
 
     Use it as a context; the loaders' workers end with it. Processes that train together are not signalled at the same
-    step, and one that left alone would leave the others waiting. So they exchange what each has noted, without waiting
-    for it: `noted` is about one call back. It has a process group of its own, on the CPU, so no GPU is waited for
-    either.
+    step, and one that left alone would leave the others waiting. So each call of `noted` starts an all-reduce of what
+    each has noted, and returns the result of the previous call's: a signal takes effect one call later, on all
+    processes. The exchange has a gloo group of its own on the CPU, so it never waits for a GPU.
 
     Args:
         distributed: Several processes train together. Those of torchrun are signalled, by SIGTERM, when it is gone.

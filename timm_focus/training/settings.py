@@ -39,7 +39,8 @@ ALIASES = {
 }
 WANTED = {int: 'a whole number', float: 'a number', str: 'text', stage: 'a name or an index',
           start: "an epoch or 'auto'"}
-# what tells a run from others, so that one with the settings of another does not take its place
+# settings that name one particular run: left out of an args.yaml that serves as --config, so that the new run neither
+# resumes nor overwrites the old one
 IDENTITY = ('experiment', 'resume', 'no_resume_opt', 'start_epoch', 'overwrite', 'wandb_resume_id', 'push_to_hub')
 GIVEN = 'given'  # the key of args.yaml that lists which of its settings were given; the others followed from those
 
@@ -187,7 +188,7 @@ def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any])
     if isinstance(names, list):
         settings = {name: value for name, value in settings.items() if name in names}
     elif len(settings) > len(actions) / 2:  # an args.yaml that names all settings and not which were given
-        settings = _unlike_their_layers(parser, settings)
+        settings = _guess_given(parser, settings)
     else:
         return settings
     left = {name: settings.pop(name) for name in IDENTITY if name in settings}
@@ -197,8 +198,8 @@ def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any])
     return settings
 
 
-def _unlike_their_layers(parser: argparse.ArgumentParser, settings: Dict[str, Any]) -> Dict[str, Any]:
-    """Those of all settings of a run that its recipe and scheme do not lead to: what was given, as far as it shows."""
+def _guess_given(parser: argparse.ArgumentParser, settings: Dict[str, Any]) -> Dict[str, Any]:
+    """Guess what was given, for an args.yaml that does not list it: what differs from its recipe and scheme."""
     recipe = settings.get('recipe', parser.get_default('recipe'))
     scheme = settings.get('scheme')
     own = scheme == _layer(recipe, None).get('scheme', 'simple')
