@@ -143,8 +143,8 @@ def test_a_run_goes_on_bit_for_bit(train, name):
     more = f'--img-size 64 --epochs 3 {SWITCHES[name]} --model-ema --amp'
     whole = train(more, 'whole', model=f'focus_{model}')
     for stop in (1, 2):
-        train(f'{more} --stop-epoch {stop}', 'stopped', model=f'focus_{model}')
-        again = train(f'{more} --resume auto', 'stopped', model=f'focus_{model}')
+        train(f'{more} --stop-epoch {stop}', f'stopped-{stop}', model=f'focus_{model}')
+        again = train(f'{more} --resume auto', f'stopped-{stop}', model=f'focus_{model}')
         assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
     timm.create_model(model, num_classes=2, **(dict(img_size=64) if name == 'tokens' else {})).load_state_dict(
         whole.weights())

@@ -79,7 +79,7 @@ def test_a_model_trains_resumes_and_exports(train, settings, name):
                       if line.startswith('Load it with timm: ')))
     assert type(plain).__module__.startswith(('timm.', 'timm_focus.models.'))
     args = train_focus.parse_args(train_focus.parser, settings(flags(name), model=focus(name)))[0]
-    args.num_classes = 2
+    args.num_classes, args.rank = 2, 0
     model = train_focus.build_model(args)
     model.backbone.load_state_dict(run.checkpoint('model_best')['state_dict'])
     exported = export_backbone(model).eval()
