@@ -139,7 +139,7 @@ torch.set_num_threads(1)
 rank = dist.get_rank()
 for line in names:
     args = train_focus.parse_args(train_focus.parser, line.split())[0]
-    args.num_classes = 2
+    args.num_classes, args.rank = 2, rank
     torch.manual_seed(rank)  # DDP is to make them alike
     model = train_focus.build_model(args)
     task = create_task(model, args, device=torch.device('cpu'))
