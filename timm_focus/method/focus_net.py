@@ -15,7 +15,7 @@ In evaluation it is the backbone and nothing else.
 import contextlib
 import math
 import warnings
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -358,7 +358,7 @@ class FocusNet(TimmInterface):
             `[B, 1, H, W]` bool, True where the image is kept.
         """
         if self.map == 'grid':
-            return random_grid(len(tap), size, self.share or SHARE, tap.device)
+            return random_grid(len(tap), size, cast(float, self.share), tap.device)
         activation = normalize_map(self.activation_map(tap, target))
         if self.share is not None and threshold is None:
             score = torch.randn_like(activation) if self.map == 'random' else activation
@@ -373,10 +373,10 @@ class FocusNet(TimmInterface):
         """Which tokens are kept of images, as `keep_mask` says what is kept of their pixels: indices `[B, k]`."""
         grid = token_grid(self.backbone, size)
         if self.map == 'grid':
-            return keep_tokens(torch.rand(len(tap), *grid, device=tap.device), self.share or SHARE)
+            return keep_tokens(torch.rand(len(tap), *grid, device=tap.device), cast(float, self.share))
         activation = self.activation_map(tap, target)
         score = torch.randn_like(activation) if self.map == 'random' else activation
-        return keep_tokens(resize_map(score, grid), self.share or SHARE)
+        return keep_tokens(resize_map(score, grid), cast(float, self.share))
 
     def extra_repr(self) -> str:
         return ', '.join(f'{k}={v!r}' for k, v in self.focus_args.items())
