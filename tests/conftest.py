@@ -1,5 +1,6 @@
 import atexit
 import csv
+import json
 import logging
 import os
 import random
@@ -124,6 +125,7 @@ def hub(tmp_path, monkeypatch):
 # the training script
 
 TINY = 'test_resnet'
+TRAIN = 'import train_focus; train_focus.cli()'  # as code of a process
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1'}
 
 
@@ -218,6 +220,43 @@ def launch(tmp_path):
         return subprocess.run(
             [sys.executable, *argv], cwd=elsewhere, env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds,
             start_new_session=alone)
+    return run
+
+
+@pytest.fixture(scope='session')
+def _fork_server():
+    """Started with the first process that is asked for."""
+    server = None
+
+    def ask(**job):
+        nonlocal server
+        server = server or subprocess.Popen(
+            [sys.executable, Path(__file__).parent / 'fork_server.py'], env={**ENVIRONMENT, 'PYTHONPATH': str(ROOT)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        server.stdin.write(json.dumps(job) + '\n')
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+    yield ask
+    if server is not None:
+        server.communicate()
+
+
+@pytest.fixture
+def fork(_fork_server, tmp_path):
+    """`fork(code, *argv)` is `launch('-c', code, *argv)`, or several processes of a group, without the imports.
+
+    What it gives has the processes' `pids`, each the leader of a session, and their exit `codes`.
+    """
+    def run(code, *argv, processes=1, environment=(), seconds=300):
+        elsewhere = tmp_path / 'elsewhere'
+        elsewhere.mkdir(exist_ok=True)
+        log = Path(tempfile.mkdtemp(dir=tmp_path)) / 'log'
+        done = SimpleNamespace(**_fork_server(
+            code=code, argv=['train_focus.py', *map(str, argv)], processes=processes, cwd=str(elsewhere),
+            environment=dict(environment), seconds=seconds, log=str(log)))
+        done.stdout, done.stderr = (Path(f'{log}{kind}').read_text() for kind in (1, 2))
+        done.returncode = max(done.codes, key=abs)
+        return done
     return run
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_dataset, create_transform
 
 import train_focus
-from conftest import TINY, Run, equal, evaluate, finite
+from conftest import TINY, TRAIN, Run, equal, evaluate, finite
 from timm_focus import export_backbone
 from timm_focus.baselines import create_acol
 from timm_focus.training import FocusCheckpointSaver, Progress, parse_args
@@ -172,11 +172,10 @@ def test_every_method_trains_in_mixed_precision(train, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', COMMON)
-def test_every_method_trains_in_two_processes(launch, settings, image_folder, tmp_path, name):
+def test_every_method_trains_in_two_processes(fork, settings, image_folder, tmp_path, name):
     model, more = METHODS[name]
-    done = launch('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'train_focus',
-                  *settings(f'{more} -b 4 --grad-accum-steps 2', model=model))
-    assert done.returncode == 0, done.stderr
+    done = fork(TRAIN, *settings(f'{more} -b 4 --grad-accum-steps 2', model=model), processes=2)
+    assert done.codes == [0, 0], done.stderr
     run = Run(folder=tmp_path / 'out/run', err=done.stderr)
     assert len(run.rows) == 1 and finite(run.weights())
 
@@ -418,14 +417,14 @@ def whole(train):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, whole, launch, settings, tmp_path):
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, whole, fork, settings, tmp_path):
     """Killed after an epoch's checkpoint, after its line in the summary, and in mid-epoch."""
     for name, method, when, count, stood in (
             ('after', 'save_checkpoint', 'after', 1, (1, 0)),
             ('before', 'save_checkpoint', 'before', 2, (1, 4)),
             ('middle', 'save_recovery', 'after', 3, (1, 2)),
             ('ranking', '_settle', 'before', 2, (2, 0))):  # in the last save: the run is finished but for that
-        killed = launch('-c', KILLER, method, when, str(count), *settings(DRAWING, name))
+        killed = fork(KILLER, method, when, str(count), *settings(DRAWING, name))
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert len(Run(folder=tmp_path / 'out' / name).rows) == (2 if name in ('before', 'ranking') else 1)
         run = train(f'{DRAWING} --resume auto', name)
@@ -469,9 +468,9 @@ train_focus.cli()
         ('training', 3, signal.SIGINT, (0, 3)), ('training', 6, signal.SIGTERM, (0, 6)),
         ('validation', 2, signal.SIGTERM, (0, 6)), ('validation', 8, signal.SIGINT, (1, 6))))])
 def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
-        train, whole, launch, settings, where, count, number, stood):
+        train, whole, fork, settings, where, count, number, stood):
     """Sent to the run and its workers at once, as terminals and schedulers do."""
-    ended = launch('-c', SIGNALLED, where, str(count), str(int(number)), *settings(DRAWING), alone=True)
+    ended = fork(SIGNALLED, where, count, int(number), *settings(DRAWING))
     assert ended.returncode == 128 + number, ended.stderr
     assert f'Ended by {number.name}, with a recovery checkpoint' in ended.stderr and 'Traceback' not in ended.stderr
     run = train(f'{DRAWING} --resume auto')
@@ -484,20 +483,19 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
 
 @pytest.mark.slow
 @pytest.mark.parametrize('more', ['', '--no-ddp-bb', "--dist-bn ''"])
-def test_a_signal_to_one_process_ends_both(launch, settings, tmp_path, train, more):
+def test_a_signal_to_one_process_ends_both(fork, settings, tmp_path, train, more):
     """And both go on as if nothing had happened, each with statistics of BatchNorm of its own."""
     flags = f'-b 4 --epochs 2 --sched-on-updates --model-ema --model-ema-decay 0.8 {more}'
-    command = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable)
-    ended = launch(*command, '-c', SIGNALLED, 'training', '2', str(int(signal.SIGTERM)), *settings(flags))
-    assert ended.returncode and ended.stderr.count('Ended by SIGTERM') == 1, ended.stderr
+    ended = fork(SIGNALLED, 'training', 2, int(signal.SIGTERM), *settings(flags), processes=2)
+    assert ended.codes == [143, 143] and ended.stderr.count('Ended by SIGTERM') == 1, ended.stderr
     run = Run(folder=tmp_path / 'out/run')
     recovery, = run.folder.glob('recovery-*')
     progress = torch.load(recovery, weights_only=False)['saver']['progress']
     assert progress['totals']['count'] == progress['batch'] * 8  # of both
-    done = launch(*command, '-m', 'train_focus', *settings(f'{flags} --resume auto'))
-    assert done.returncode == 0, done.stderr
-    again = launch(*command, '-m', 'train_focus', *settings(flags, 'whole'))
-    assert again.returncode == 0, again.stderr
+    done = fork(TRAIN, *settings(f'{flags} --resume auto'), processes=2)
+    assert done.codes == [0, 0], done.stderr
+    again = fork(TRAIN, *settings(flags, 'whole'), processes=2)
+    assert again.codes == [0, 0], again.stderr
     whole = Run(folder=tmp_path / 'out/whole')
     saved, expected = run.checkpoint(), whole.checkpoint()
     for state in ('state_dict', 'state_dict_ema'):
@@ -550,11 +548,10 @@ def test_a_checkpoint_resumes_into_another_folder(train):
 # several processes
 
 @pytest.mark.slow
-def test_two_processes_count_each_image_once(launch, settings, image_folder, tmp_path):
+def test_two_processes_count_each_image_once(fork, settings, image_folder, tmp_path):
     (image_folder / 'val/right/0.jpg').unlink()  # nine images: one process validates one of them twice
-    done = launch('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'train_focus',
-                  *settings('-b 4 -vb 2 --model-ema --model-ema-decay 0.5'))
-    assert done.returncode == 0, done.stderr
+    done = fork(TRAIN, *settings('-b 4 -vb 2 --model-ema --model-ema-decay 0.5'), processes=2)
+    assert done.codes == [0, 0], done.stderr
     run = Run(folder=tmp_path / 'out/run', err=done.stderr)
     assert len(run.rows) == 1 and run.err.count('Best top1') == 1
     model = timm.create_model(TINY, num_classes=2)
