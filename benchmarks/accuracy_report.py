@@ -5,11 +5,11 @@ import io
 import json
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 
-from accuracy_matrix import CLAIMS, MATRIX, METHODS
+from accuracy_matrix import CLAIMS, MATRIX, METHODS, Block
 from timm_focus.analysis.comparison import Images, contrast
 from timm_focus.utils import write_whole
 
@@ -60,11 +60,27 @@ def load(results: Path) -> Tuple[List[Dict[str, Any]], Dict[Tuple[str, str], Ima
     return rows, images
 
 
-def asked(kind: str, model: str) -> Dict[str, int]:
-    """Seeds that the matrix has of each method with this model, or with its first one if it does not have it."""
+def _blocks(kind: str, model: str) -> List[Block]:
+    """Those of the matrix with this model, or with its first one if it does not have it."""
     blocks = [b for b in MATRIX if b.kind == kind and b.model in (model, MATRIX[0].model)]
-    blocks = [b for b in blocks if b.model == model] or blocks
-    return {method: block.seeds for block in blocks for method in block.methods}
+    return [b for b in blocks if b.model == model] or blocks
+
+
+def asked(kind: str, model: str) -> Dict[str, int]:
+    """Seeds that the matrix has of each method."""
+    seeds: Dict[str, int] = {}
+    for block in _blocks(kind, model):
+        seeds.update({method: max(seeds.get(method, 0), block.seeds) for method in block.methods})
+    return seeds
+
+
+def begun(kind: str, model: str, run: Iterable[str]) -> Dict[str, int]:
+    """`asked`, without the tiers of which nothing is run: none of the methods that no tier before has."""
+    tiers: Dict[str, int] = {}
+    for block in reversed(_blocks(kind, model)):
+        tiers.update(dict.fromkeys(block.methods, block.tier))
+    there = {tiers.get(method) for method in run}
+    return {method: n for method, n in asked(kind, model).items() if tiers[method] in there}
 
 
 def groups(rows: Sequence[Dict[str, Any]]) -> Dict[Tuple[str, str, str], List[Dict[str, Any]]]:
@@ -203,7 +219,7 @@ def report(results: Path) -> None:
     judged = judge(rows, images)
     parts = [INTRODUCTION, '## Claims\n', _table(judged), READING]
     for (kind, data, model), cells in groups(rows).items():
-        seeds = asked(kind, model)
+        seeds = begun(kind, model, {cell['method'] for cell in cells})
         have = {m: sum(cell['method'] == m for cell in cells) for m in seeds}
         missing = [f'{m} ({have[m]} of {n})' for m, n in seeds.items() if have[m] < n]
         cell = _record(results, cells[0])

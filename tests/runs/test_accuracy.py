@@ -340,7 +340,6 @@ def test_machines(tmp_path):
 
 # what is published
 
-@pytest.mark.slow
 def test_the_report_is_that_of_the_results(tmp_path):
     shutil.copytree(accuracy.RESULTS, tmp_path, dirs_exist_ok=True)
     accuracy_report.report(tmp_path)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,40 +51,44 @@ def counting(self, *args):
 FocusTask.forward = counting
 train_focus.cli()
 """
-TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable)
 RUN = '-j 2 -b 4 --epochs 2'
 
 
-def _processes(mark):
+def _processes(mark, sessions):
+    """Those that carry the mark in their environment or are of one of the sessions."""
     found = []
     for pid in filter(str.isdigit, os.listdir('/proc')):
         try:
-            with open(f'/proc/{pid}/environ', 'rb') as f:
-                if mark in f.read():
-                    found.append(int(pid))
+            marked = mark.encode() in Path(f'/proc/{pid}/environ').read_bytes()
+            if marked or os.getsid(int(pid)) in sessions:
+                found.append(int(pid))
         except OSError:
             pass
     return found
 
 
 @pytest.fixture
-def strike(settings, tmp_path):
-    """`strike(what, flags, processes)` is a run in which that happens, and what it left."""
-    def run(what, flags=RUN, processes=1, rank=0, environment=(), step=4, restarts=0):
+def strike(settings, fork, tmp_path):
+    """`strike(what, flags)` is a run in which that happens, and what it left; by `torchrun`, of two processes."""
+    def run(what, flags=RUN, torchrun=False, rank=0, environment=(), step=4, restarts=0):
         mark = uuid.uuid4().hex
-        several = [*TORCHRUN[:2], '--max-restarts', str(restarts), *TORCHRUN[2:]] if processes > 1 else []
-        command = [*several, '-c', STRUCK, what, str(rank), str(step), *settings(flags)]
-        log = tmp_path / 'log'
-        with open(log, 'w') as f:
-            process = subprocess.Popen(
-                [sys.executable, *command], stdout=f, stderr=f, start_new_session=True,
-                env={**ENVIRONMENT, **dict(environment), 'TIMM_FOCUS_MARK': mark})
-            code = process.wait(300)
+        arguments = [what, rank, step, *settings(flags)]
+        environment = {**dict(environment), 'TIMM_FOCUS_MARK': mark}
+        if torchrun:
+            command = ['-m', 'torch.distributed.run', '--max-restarts', restarts, '--standalone', '--nproc-per-node', 2,
+                       '--no-python', sys.executable, '-c', STRUCK, *arguments]
+            with open(tmp_path / 'log', 'w') as f:
+                process = subprocess.Popen(
+                    [sys.executable, *map(str, command)], stdout=f, stderr=f, start_new_session=True,
+                    env={**ENVIRONMENT, **environment})
+                ended = SimpleNamespace(returncode=process.wait(300), pids=[process.pid])
+        else:
+            ended = fork(STRUCK, *arguments, environment=environment)
         began = time.monotonic()
-        while _processes(mark.encode()) and time.monotonic() - began < 60:
+        while _processes(mark, ended.pids) and time.monotonic() - began < 60:
             time.sleep(0.1)
-        return SimpleNamespace(
-            code=code, log=log.read_text(), left=_processes(mark.encode()))
+        log = (tmp_path / 'log').read_text() if torchrun else ended.stderr  # the launcher may be the first that ends
+        return SimpleNamespace(code=ended.returncode, log=log, left=_processes(mark, ended.pids))
     return run
 
 
@@ -113,7 +118,7 @@ def test_what_else_ends_a_run(strike, what, code, words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('flags', ['', '--workers 0', '--use-multi-epochs-loader', '--mixup 0.2 --mixup-off-epoch 1'])
+@pytest.mark.parametrize('flags', ['', '--use-multi-epochs-loader', '--mixup 0.2 --mixup-off-epoch 1'])
 def test_a_dashboard_waits_for_nobody(strike, flags):
     pytest.importorskip('wandb')
     offline = dict(WANDB_MODE='offline', WANDB_SILENT='true')
@@ -124,17 +129,17 @@ def test_a_dashboard_waits_for_nobody(strike, flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('what, rank, words', [
-    ('exception', 0, "KeyError: 'lost'"),
+    pytest.param('exception', 0, "KeyError: 'lost'", marks=pytest.mark.long),
     ('exception', 1, "KeyError: 'lost'"),
     ('worker', 1, 'Error: '),
     ('disk', 0, 'No space left on device'),
-    ('SIGKILL', 0, 'Signal 9'),
+    pytest.param('SIGKILL', 0, 'Signal 9', marks=pytest.mark.long),
     ('SIGKILL', 1, 'Signal 9'),
     ('SIGTERM', 1, 'Ended by SIGTERM'),
     ('launcher', 0, 'Ended by SIGTERM'),
 ])
 def test_what_ends_one_process_ends_all(strike, what, rank, words):
-    ended = strike(what, processes=2, rank=rank)
+    ended = strike(what, torchrun=True, rank=rank)
     assert ended.code and words in ended.log and not ended.left, ended
     assert 'forcefully' not in ended.log  # torchrun lost patience, after 30 seconds
 
@@ -143,10 +148,11 @@ def test_what_ends_one_process_ends_all(strike, what, rank, words):
 def test_torchrun_starts_a_killed_run_anew(strike, tmp_path):
     """Ten times, at ten steps, either process: what it comes to is what an undisturbed run comes to."""
     flags = '-j 0 -b 4 --epochs 2 --recovery-interval 1 --model-ema --model-ema-decay 0.8 --experiment'
-    assert strike('nothing', f'{flags} whole', processes=2).code == 0
+    assert strike('nothing', f'{flags} whole', torchrun=True).code == 0
     whole = torch.load(tmp_path / 'out/whole/last.pth.tar', weights_only=False)
     for i in range(10):
-        ended = strike('SIGKILL', f'{flags} run{i} --resume auto', processes=2, rank=i % 2, step=1 + i // 2, restarts=3)
+        ended = strike(
+            'SIGKILL', f'{flags} run{i} --resume auto', torchrun=True, rank=i % 2, step=1 + i // 2, restarts=3)
         assert ended.code == 0 and not ended.left, (i, ended)
         assert 'Resuming' in ended.log or i < 2, (i, ended)  # the first step has no checkpoint before it
         saved = torch.load(tmp_path / f'out/run{i}/last.pth.tar', weights_only=False)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import train_focus
-from conftest import TINY, Run, equal, finite
+from conftest import TINY, TRAIN, Run, equal, finite
 from timm_focus.training import FocusCheckpointSaver
 
 pytestmark = pytest.mark.usefixtures('quietly')
@@ -125,12 +125,11 @@ def test_in_mid_epoch_what_orders_the_images_cannot_change(train, refusal, monke
 
 
 @pytest.mark.long
-def test_another_number_of_processes_in_mid_epoch_is_refused(train, launch, settings, monkeypatch):
+def test_another_number_of_processes_in_mid_epoch_is_refused(train, fork, settings, monkeypatch):
     with stopping(monkeypatch, 1):
         train('-b 4 --recovery-interval 2', model=TINY)
-    done = launch('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'train_focus',
-                  *settings('-b 4 --resume auto', model=TINY))
-    assert done.returncode and 'train_focus.py: error: ' in done.stderr and 'processes 1 -> 2' in done.stderr
+    done = fork(TRAIN, *settings('-b 4 --resume auto', model=TINY), processes=2)
+    assert done.codes == [2, 2] and 'train_focus.py: error: ' in done.stderr and 'processes 1 -> 2' in done.stderr
 
 
 def test_a_run_that_diverged_goes_on_with_a_lower_rate(train, ends, tmp_path):

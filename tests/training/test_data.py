@@ -13,7 +13,7 @@ from timm.data import AugMixDataset, create_loader
 from timm.data.distributed_sampler import RepeatAugSampler
 
 import train_focus
-from conftest import TINY, equal, evaluate
+from conftest import TINY, TRAIN, equal, evaluate
 from timm_focus.data import create_dataset, read_list
 from timm_focus.data.places365 import CATEGORIES
 from timm_focus.training import build_parser, parse_args
@@ -238,10 +238,10 @@ def test_unreadable_images_are_counted_named_and_skipped(train, image_folder):
 
 
 @pytest.mark.slow
-def test_too_many_unreadable_images_end_the_run(launch, settings, image_folder, tmp_path):
+def test_too_many_unreadable_images_end_the_run(fork, settings, image_folder, tmp_path):
     damage(image_folder / 'val/right/1.jpg')
     (image_folder / 'val/left/2.jpg').write_bytes(b'')
-    done = launch('-m', 'train_focus', *settings('-j 2 --epochs 3 --model-ema -vb 2', model=TINY))
+    done = fork(TRAIN, *settings('-j 2 --epochs 3 --model-ema -vb 2', model=TINY))
     assert done.returncode == 2
     assert re.search(r'error: [12] of the 10 images in .*/val cannot be read, such as .*(left/2|right/1)\.jpg, where 0 '
                      r'may be: repair .* --max-bad-images', done.stderr.splitlines()[-1])
