@@ -66,7 +66,7 @@ def _parse_args():
 def main():
     setup_default_logging()
     args, args_text = _parse_args()
-    device, autocast, loss_scaler = set_up_device(args)
+    args, device, autocast, loss_scaler = set_up_device(args)
     stop_epoch = args.stop_epoch if args.stop_epoch is not None else args.epochs
     if not 0 < stop_epoch <= args.epochs:
         raise SettingsError(f'--stop-epoch is {args.stop_epoch}: give a number from 1 to --epochs, {args.epochs}.')
@@ -79,9 +79,9 @@ def main():
     resume_path, in_place = decide(args, folder.plan)
 
     # data, model and task
-    dataset_train, dataset_eval = create_datasets(args)
+    args, dataset_train, dataset_eval = create_datasets(args)
     seed_all(args.seed, 'model')  # every rank alike: DDP would copy rank 0's anyway
-    model = build_model(args)
+    args, model = build_model(args)
     with explained('--input-size, --mean and --std do not go together, a number a channel'):
         data_config = resolve_data_config(vars(args), model=model)
     fit_images(args, data_config, dataset_train, dataset_eval)
@@ -95,20 +95,19 @@ def main():
     if args.channels_last:
         why = use_channels_last(model, torch.zeros(1, *data_config['input_size'], device=device, dtype=model_dtype))
         if why:
-            args.channels_last = False
+            args = args.completed(channels_last=False)
             _logger.warning(f'{args.model} cannot be trained with channels last, so it is trained without, which may '
                             f'take longer: {why}')
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     if args.distributed and args.sync_bn:
-        args.dist_bn = ''  # the statistics are the same everywhere
         model = convert_sync_batchnorm(model)  # timm's: torch's would lose the activations that timm fuses into norms
     task = create_task(model, args, device=device)
     augment = HideAndSeek() if args.has else None
 
     # optimizer and schedule
     if args.lr is None:
-        args.lr = default_lr(args)
+        args = args.completed(lr=default_lr(args))
     metric_name, ranked_by = 'loss', 'train_loss'
     if loader_eval is not None:
         metric_name, ranked_by = args.eval_metric, f'eval_{args.eval_metric}'
@@ -122,7 +121,7 @@ def main():
             updates_per_epoch=updates_per_epoch)
     if args.stop_epoch is None:
         stop_epoch = num_epochs
-    args.last_epoch = stop_epoch
+    args = args.completed(last_epoch=stop_epoch)
     if args.model_ema:
         task.setup_ema(
             decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
@@ -172,9 +171,8 @@ def main():
         if args.rank == 0:
             describe(args, model, dataset_train, dataset_eval, loader_train, data_config, num_epochs)
             describe_cost(model, data_config['input_size'])
-        args.last_epoch = 1
         steps = TwoSteps(next(iter(loader_train)), device)
-        train_on(steps, start=Progress(0, 0, 0))
+        train_on(steps, args=args.completed(last_epoch=1), start=Progress(0, 0, 0))
         if args.rank == 0:
             describe_training(args, model, steps, len(loader_train), stop_epoch, device)
             names = [name for name in yaml.safe_load(args_text) if name != 'given']
@@ -280,7 +278,7 @@ def main():
 
 
 def build_model(args):
-    """The model that the settings name, with the heads of their method if it has any."""
+    """The settings with the model's channels and classes, and the model, with the heads of its method if it has any."""
     focus_args = {f'focus_{name}': getattr(args, f'focus_{name}') for name in FOCUS_MODEL_FLAGS}
     try:
         check_name(args.model)
@@ -293,7 +291,7 @@ def build_model(args):
         model = create_model(
             pretrained=args.pretrained and not weights,
             pretrained_cfg_overlay=dict(args.pretrained_cfg_overlay) or None, **kwargs)
-        args.in_chans = getattr(model, 'in_chans', args.in_chans or 3)
+        args = args.completed(in_chans=getattr(model, 'in_chans', args.in_chans or 3))
         if args.method == 'focus':
             model = timm_focus.FocusNet(model, **focus_args)
     if weights:
@@ -313,7 +311,7 @@ def build_model(args):
         if args.method == 'masksub':
             model = MaskSub(model, args.masksub_share)
     if args.num_classes is None:
-        args.num_classes = model.num_classes
+        args = args.completed(num_classes=model.num_classes)
     with torch.no_grad():
         for name, p in (item for c in classifiers(model) for item in c.named_parameters()):
             if args.head_init_scale is not None:
@@ -323,7 +321,7 @@ def build_model(args):
     if args.grad_checkpointing:
         with explained(f'--grad-checkpointing does not go with {args.model}'):
             model.set_grad_checkpointing(enable=True)
-    return model
+    return args, model
 
 
 def note_data(model, args, data_config):

@@ -19,8 +19,8 @@ def transforms(image_folder):
         args = train_focus.parse_args(train_focus.parser, [
             str(image_folder), '--model', 'test_resnet', '-b', '4', '-j', '0', '--no-prefetcher', '--scheme',
             scheme])[0]
-        args.prefetcher, args.distributed, args.world_size, args.rank = False, False, 1, 0
-        datasets = train_focus.create_datasets(args)
+        args = args.completed(prefetcher=False, distributed=False, world_size=1, rank=0)
+        args, *datasets = train_focus.create_datasets(args)
         config = dict(input_size=(3, *size), mean=MEAN, std=STD, interpolation=args.interpolation,
                       crop_pct=args.crop_pct, crop_mode='center')
         train_focus.create_loaders(args, *datasets, config, torch.device('cpu'))

@@ -270,18 +270,18 @@ def build(places, tmp_path, monkeypatch):
     def make(command, device='meta'):
         argv = [str(places) if a == 'DIR' else a for a in arguments(command)]
         args = parse_args(train_focus.parser, [*argv, '--device', 'cpu', '-j', '0'])[0]
-        args.images_per_class = args.images_per_class and 1
+        args = args.completed(images_per_class=args.images_per_class and 1)
         if args.kd_model_name:
             torch.manual_seed(0)
             timm.models.save_for_hf(timm.create_model('resnet50', num_classes=len(CATEGORIES)), 'teacher')
-        set_up_device(args)
-        datasets = create_datasets(args)
+        args, *_ = set_up_device(args)
+        args, *datasets = create_datasets(args)
         with torch.device(device):
-            model = train_focus.build_model(args)
+            args, model = train_focus.build_model(args)
         config = resolve_data_config(vars(args), model=model)
         loaders = create_loaders(args, *datasets, config, torch.device('cpu'))
         task = create_task(model, args)
-        args.lr = train_focus.default_lr(args)
+        args = args.completed(lr=train_focus.default_lr(args))
         optimizer = create_optimizer_v2(
             task.get_trainable_module(), **optimizer_kwargs(args), **args.opt_kwargs,
             filter_bias_and_bn=args.no_decay_1d)
@@ -413,8 +413,8 @@ def test_settings_are_those_of_the_cell(row):
     assert args.model == ('focus_' if want.method == 'focus' else '') + want.model
     assert args.images_per_class == (1000 if want.data == SMALL else None)
     assert args.dataset == ('' if want.data == 'ImageNet' else 'places365')
-    args.world_size = 1
-    args.lr = train_focus.default_lr(args)
+    args = args.completed(world_size=1)
+    args = args.completed(lr=train_focus.default_lr(args))
     check_settings(args, want)
     if LOOP.fullmatch(row.command):
         seeds = [parse_args(train_focus.parser, arguments(row.command, s))[0].seed for s in '123']

@@ -178,9 +178,10 @@ def test_nothing_waits_for_the_gpu_between_log_lines(gpu, more):
     words = (f'folder --model focus_{TINY} --img-size 64 --device {gpu} --amp --amp-dtype bfloat16 '
              f'--log-interval 1000 {more}')
     args = train_focus.parse_args(train_focus.parser, words.split())[0]
-    args.num_classes, args.lr, args.last_epoch = CLASSES, 0.01, 1
-    device, autocast, _ = set_up_device(args)
-    task = create_task(train_focus.build_model(args).to(device, memory_format=torch.channels_last), args, device=device)
+    args = args.completed(num_classes=CLASSES, lr=0.01, last_epoch=1)
+    args, device, autocast, _ = set_up_device(args)
+    args, model = train_focus.build_model(args)
+    task = create_task(model.to(device, memory_format=torch.channels_last), args, device=device)
     task.setup_ema(decay=0.5)
     optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(args), filter_bias_and_bn=False)
     images = [((128 * torch.rand(4, 3, 64, 64)).byte(), torch.randint(CLASSES, (4,))) for _ in range(4)]

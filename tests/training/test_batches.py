@@ -29,8 +29,7 @@ def test_batches_that_fit_are_not_spoken_of(n_images, batch):
 
 
 def trained(model, *flags, size=32):
-    args = parse_args(build_parser(), ['d', '--model', model, *flags])[0]
-    args.distributed = False
+    args = parse_args(build_parser(), ['d', '--model', model, *flags])[0].completed(distributed=False)
     check_smallest_batch(timm.create_model(model, num_classes=3), args, (3, size, size))
 
 

@@ -281,10 +281,9 @@ def test_other_scripts_and_timms_loaders_take_the_data_sets(places, image_folder
 
 
 def test_the_model_carries_labels_and_evaluation(image_folder, settings):
-    args = parse_args(build_parser(), settings('--crop-pct 0.9'))[0]
-    args.prefetcher, args.distributed = True, False
-    train_focus.create_datasets(args)
-    model = train_focus.build_model(args)
+    args = parse_args(build_parser(), settings('--crop-pct 0.9'))[0].completed(prefetcher=True, distributed=False)
+    args, *_ = train_focus.create_datasets(args)
+    args, model = train_focus.build_model(args)
     config = timm.data.resolve_data_config(vars(args), model=model)
     train_focus.note_data(model, args, config)
     cfg = model.backbone.pretrained_cfg
@@ -297,9 +296,9 @@ def test_the_model_carries_labels_and_evaluation(image_folder, settings):
 def test_there_is_one_evaluation_transform(image_folder, settings, photo):
     """Of validation here, of whoever loads the model, and of the paper."""
     args = parse_args(build_parser(), settings('--no-prefetcher'))[0]
-    args.prefetcher, args.distributed, args.world_size, args.rank = False, False, 1, 0
-    datasets = train_focus.create_datasets(args)
-    model = train_focus.build_model(args)
+    args = args.completed(prefetcher=False, distributed=False, world_size=1, rank=0)
+    args, *datasets = train_focus.create_datasets(args)
+    args, model = train_focus.build_model(args)
     config = timm.data.resolve_data_config(vars(args), model=model)
     train_focus.note_data(model, args, config)
     loader = train_focus.create_loaders(args, *datasets, config, torch.device('cpu'))[1]

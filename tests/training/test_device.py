@@ -38,5 +38,5 @@ def test_no_more_workers_than_cores_unless_asked(flags, cores, processes, worker
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
     args, _ = parse_args(build_parser(), ['d', '--device', 'cpu', *flags])
-    set_up_device(args)
+    args, *_ = set_up_device(args)
     assert args.workers == workers

@@ -79,8 +79,7 @@ def test_a_model_trains_resumes_and_exports(train, settings, name):
                       if line.startswith('Load it with timm: ')))
     assert type(plain).__module__.startswith(('timm.', 'timm_focus.models.'))
     args = train_focus.parse_args(train_focus.parser, settings(flags(name), model=focus(name)))[0]
-    args.num_classes, args.rank = 2, 0
-    model = train_focus.build_model(args)
+    args, model = train_focus.build_model(args.completed(num_classes=2, rank=0))
     model.backbone.load_state_dict(run.checkpoint('model_best')['state_dict'])
     exported = export_backbone(model).eval()
     model.backbone.load_state_dict(plain.state_dict())  # of the running average or of the weights: what was better
@@ -139,9 +138,8 @@ torch.set_num_threads(1)
 rank = dist.get_rank()
 for line in names:
     args = train_focus.parse_args(train_focus.parser, line.split())[0]
-    args.num_classes, args.rank = 2, rank
     torch.manual_seed(rank)  # DDP is to make them alike
-    model = train_focus.build_model(args)
+    args, model = train_focus.build_model(args.completed(num_classes=2, rank=rank))
     task = create_task(model, args, device=torch.device('cpu'))
     task.setup_ema(decay=0.5)
     task.prepare_distributed()

@@ -73,11 +73,9 @@ class Autocast:
 
 def settings(words):
     args, _ = train_focus.parse_args(train_focus.parser, ['folder', *words.split()])
-    args.num_classes, args.prefetcher, args.rank, args.distributed, args.last_epoch = (
-        CLASSES, not args.no_prefetcher, 0, False, 1)
-    args.world_size = 1
-    args.lr = args.lr or 0.1
-    return args
+    return args.completed(
+        num_classes=CLASSES, prefetcher=not args.no_prefetcher, rank=0, distributed=False, last_epoch=1, world_size=1,
+        lr=args.lr or 0.1)
 
 
 def to_card(model, mode):
@@ -101,7 +99,8 @@ def to_card(model, mode):
 def prepare(words, mode, ema=False):
     """Settings and their task on the pretended card."""
     args = settings(words)
-    model = train_focus.build_model(args).to(memory_format=torch.channels_last)
+    args, model = train_focus.build_model(args)
+    model.to(memory_format=torch.channels_last)
     if not ema:
         with mode:
             return args, create_task(to_card(model, mode), args, device=CUDA)

@@ -177,8 +177,7 @@ def test_losses_are_timms():
 def test_class_weights_of_statistics(tmp_path, train):
     (tmp_path / 'stats.json').write_text(json.dumps(dict(pos_counts=[3, 9], num_samples=12)))
     flags = f'--bce-loss --class-stats {tmp_path}/stats.json --loss-pos-weight neg_pos --loss-weight-power 0.5'
-    args = parse('d', '--model', TINY, *flags.split())
-    args.num_classes = 2
+    args = parse('d', '--model', TINY, *flags.split()).completed(num_classes=2)
     task = create_task(timm.create_model(TINY, num_classes=2), args, device=torch.device('cpu'))
     torch.testing.assert_close(task.criterion.pos_weight, torch.tensor([3 ** 0.5, (1 / 3) ** 0.5]))
     for model in (TINY, f'focus_{TINY}'):
@@ -219,7 +218,7 @@ def test_augmentation_splits_are_copies_of_the_batch(image_folder):
 
 
 def _loader(args, image_folder):
-    args.prefetcher, args.distributed, args.world_size, args.rank, args.num_classes = True, False, 1, 0, 2
+    args = args.completed(prefetcher=True, distributed=False, world_size=1, rank=0, num_classes=2)
     dataset = create_dataset('', root=str(image_folder), split='train', is_training=True)
     config = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
     return create_loaders(args, dataset, None, config, torch.device('cpu'))[0]
@@ -265,7 +264,7 @@ def test_scheduled_batches_are_a_function_of_seed_and_epoch(image_folder, more):
     """From any batch on, whoever loads them and whatever draws in between; the data comes round again in mid-epoch."""
     args = parse(str(image_folder), *SCHEDULED, *more, '--color-jitter', '0.4', '--reprob', '0.5')
     expected = shapes(_loader(args, image_folder), 1)
-    args.workers = 2
+    args = args.completed(workers=2)
     torch.manual_seed(99)
     loader = _loader(args, image_folder)
     for start in (0, 2, len(expected) - 1):
@@ -369,8 +368,7 @@ def test_the_models_own_type(train, model, more):
 
 def test_layer_decay_reaches_a_focus_model(settings):
     args = parse(*settings('--layer-decay 0.5'))
-    args.num_classes = 2
-    model = train_focus.build_model(args)
+    args, model = train_focus.build_model(args.completed(num_classes=2))
     task = create_task(model, args, device=torch.device('cpu'))
     optimizer = timm.optim.create_optimizer_v2(
         task.get_trainable_module(), **timm.optim.optimizer_kwargs(args), filter_bias_and_bn=False)

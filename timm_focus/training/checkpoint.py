@@ -261,6 +261,8 @@ class FocusCheckpointSaver(CheckpointSaver):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.args is not None:  # other readers of checkpoints know argparse's type alone
+            self.args = argparse.Namespace(**vars(self.args))
         self.metrics: Dict[int, Optional[float]] = {}  # of the epochs that are kept
         self.recoveries: List[str] = []  # from the oldest on
 

@@ -1,7 +1,7 @@
 """What settings of train_focus.py make sense: one sentence for each that do not."""
 import argparse
 import math
-from typing import Any, Dict
+from typing import Any, Dict, Optional, Tuple
 
 from timm.loss import create_classification_loss
 
@@ -12,7 +12,7 @@ from .criterion import criterion_kwargs, mixes
 from .focus_start import AUTO
 from .refused import check_refused
 
-__all__ = ['METHOD_FLAGS', 'check']
+__all__ = ['METHOD_FLAGS', 'check', 'choose_method']
 
 # flags that begin with the name of a method go with that method alone: its name in messages, and how to ask for it
 FOCUS_TRAINING = ('focus training', '--model focus_{model} or --method focus')
@@ -46,12 +46,25 @@ ABOVE_0 = ('decay_epochs', 'std', 'kd_temperature')
 COUNTS = {'scale': (2,), 'ratio': (2,), 'cutmix_minmax': (2,), 'opt_betas': (2, 3), 'lr_noise': (1, 2)}
 
 
+def choose_method(model: str, method: Optional[str], named: bool) -> Tuple[str, str]:
+    """The model and the method of a run.
+
+    Args:
+        model: The model that is set.
+        method: The method that is set, if one is.
+        named: Somebody named the model: the default has no heads where another method is set.
+    """
+    if not named and method not in (None, 'focus'):
+        model = model.removeprefix('focus_')
+    return model, method or ('focus' if model.startswith('focus_') else 'none')
+
+
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict[str, Any]) -> None:
-    """Choose the method, and refuse settings that make no sense.
+    """Refuse settings that make no sense.
 
     Args:
         parser: Knows the defaults.
-        args: All settings; changed in place.
+        args: All settings.
         given: Those of the command line and of `--config`.
 
     Raises:
@@ -84,21 +97,17 @@ def _check_data(args: argparse.Namespace) -> None:
 
 
 def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict[str, Any]) -> None:
-    """Which model by which method, and what goes with it."""
-    if 'model' not in given and args.method not in (None, 'focus'):
-        args.model = args.model.removeprefix('focus_')  # nobody asked for the heads of the default
-    is_focus_name = args.model.startswith('focus_')
+    """What goes with the model and the method."""
     plain = args.model.removeprefix('focus_')
-    if is_focus_name and args.method not in (None, 'focus'):
+    if plain != args.model and args.method != 'focus':
         what = 'a plain model' if args.method == 'none' else 'a plain model in its own way'
         raise SettingsError(f'--method {args.method} trains {what}: give --model {plain}.')
-    args.method = args.method or ('focus' if is_focus_name else 'none')
-    for method, (name, remedy) in {'focus': FOCUS_TRAINING, **METHOD_FLAGS}.items():
+    for method, (called, remedy) in {'focus': FOCUS_TRAINING, **METHOD_FLAGS}.items():
         foreign = sorted(k for k in given if k.startswith(f'{method}_')
                          and given[k] not in (parser.get_default(k), FORMER_DEFAULTS.get(k, ())))
         if foreign and args.method != method:
             names = ', '.join(map(flag, foreign))
-            raise SettingsError(f'{names} belongs to {name}: give {remedy.format(model=plain)}.')
+            raise SettingsError(f'{names} belongs to {called}: give {remedy.format(model=plain)}.')
 
     name = {'focus': 'focus training', 'acol': 'ACoL', 'masksub': 'MaskSub'}.get(args.method)
     refused = []

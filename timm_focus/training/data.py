@@ -28,14 +28,19 @@ from timm_focus.utils.text import check_names
 
 from .criterion import mixes
 from .reproducible import ReproducibleLoader
+from .settings import Settings
 
 __all__ = ['check_readable', 'create_datasets', 'create_loaders', 'fit_images', 'keep_lists', 'set_epoch']
 
 _logger = logging.getLogger('train')
 
 
-def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset]]:
-    """Training and validation data, None without a validation split; fixes the number and the names of the classes.
+def create_datasets(args: Settings) -> Tuple[Settings, Dataset, Optional[Dataset]]:
+    """Make the data sets of a run.
+
+    Returns:
+        The settings with the folder of drawn scenes, and the number and the names of the classes; the training data;
+        and the validation data, None without a validation split.
 
     Raises:
         SettingsError: A folder, a split or the classes are not what the settings say.
@@ -44,24 +49,25 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
         from timm_focus.demo.scenes import synthetic_scenes
 
         with _first_here(args), explained('The drawn scenes cannot be kept'):
-            args.data_dir = str(synthetic_scenes())
+            args = args.completed(data_dir=str(synthetic_scenes()))
     source = _find_source(args)
     with _first_here(args):  # whose index of a large tree the others find in the cache
         streams = source.partition('/')[0].lower() in (*STREAMS, 'wds')
         train, val = (_streams if streams else _numbered)(args, source)
-    args.label_names = label_names(train.reader)
+    names = label_names(train.reader)
     try:
-        check_names(args.label_names)
+        check_names(names)
     except ValueError as e:
         raise SettingsError(str(e)) from e
-    if len(args.label_names) == 1 or (not args.label_names and args.num_classes == 1):
-        one = args.label_names[0] if args.label_names else 'by --num-classes 1'
+    if len(names) == 1 or (not names and args.num_classes == 1):
+        one = names[0] if names else 'by --num-classes 1'
         raise SettingsError(
             f'There is one class, {one}, and a classifier tells classes apart: give images of two or more.')
+    args = args.completed(label_names=names)
     _tell_empty_classes(args, dict(training=train, validation=val))
-    n_classes = len(args.label_names) or class_info(getattr(train.reader, 'info', None))[1]
+    n_classes = len(names) or class_info(getattr(train.reader, 'info', None))[1]
     if args.num_classes is None:
-        args.num_classes = n_classes
+        args = args.completed(num_classes=n_classes)
         if n_classes is None and args.rank == 0:
             _logger.warning("The data does not tell how many classes it has, so they are the model's: "
                             'give --num-classes.')
@@ -71,7 +77,7 @@ def create_datasets(args: argparse.Namespace) -> Tuple[Dataset, Optional[Dataset
     elif n_classes is not None and args.num_classes > n_classes and args.rank == 0:
         _logger.warning(f'--num-classes is {args.num_classes}, but the data has {n_classes} classes: '
                         f'{args.num_classes - n_classes} outputs learn nothing. Leave the flag out.')
-    return train, val
+    return args, train, val
 
 
 @contextlib.contextmanager

@@ -15,9 +15,13 @@ from timm.utils import NativeScaler, init_distributed_device
 
 from timm_focus.utils.errors import SettingsError, explained
 
+from .settings import Settings
+
 __all__ = ['cores', 'keep_freed_memory', 'set_up_device']
 
 _logger = logging.getLogger('train')
+
+Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 def keep_freed_memory() -> None:
@@ -61,42 +65,47 @@ def cores() -> int:
     return max(usable // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
 
-def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any]:
-    """Choose and prepare the device; adds rank and world size to the settings.
+def set_up_device(args: Settings) -> Tuple[Settings, torch.device, Autocast, Any]:
+    """Choose and prepare the device.
 
     Returns:
-        The device, the context of forward passes, and timm's loss scaler, which is None but for float16.
+        The settings with the device, this process's rank, the number of all and what follows from these; the device;
+        the context of forward passes; and timm's loss scaler, which is None but for float16.
 
     Raises:
         SettingsError: The device or a type that it cannot do.
     """
-    args.prefetcher = not args.no_prefetcher
-    if 'workers' not in args.given:  # more than the cores would wait for each other
-        args.workers = min(args.workers, cores())
-    for name in args.device_modules or ():
-        with explained(f'--device-modules {name} cannot be imported'):
-            importlib.import_module(name)
-    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise SettingsError(f'--device is {args.device}, but torch finds no CUDA device: leave it out, or give cpu.')
+    for module in args.device_modules or ():
+        with explained(f'--device-modules {module} cannot be imported'):
+            importlib.import_module(module)
+    name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise SettingsError(f'--device is {name}, but torch finds no CUDA device: leave it out, or give cpu.')
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         # the fastest algorithm of a convolution is found by trying, unless the same bits are wanted each time
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     if args.fast_norm:
         set_fast_norm()
-    if args.sync_bn and not args.device.startswith('cuda'):
+    if args.sync_bn and not name.startswith('cuda'):
         raise SettingsError('--sync-bn needs GPUs: leave it out on the CPU, where --dist-bn averages the statistics.')
-    with explained(f'--device is {args.device}, which cannot be used'):
-        args.dist_url = 'timmfocus://'
-        device = init_distributed_device(args)
-        del args.dist_url
+    with explained(f'--device is {name}, which cannot be used'):
+        place = argparse.Namespace(device=name, dist_url='timmfocus://')
+        device = init_distributed_device(place)  # writes on it
+    args = args.completed(
+        device=place.device, distributed=place.distributed, rank=place.rank, local_rank=place.local_rank,
+        world_size=place.world_size, prefetcher=not args.no_prefetcher,
+        # more than the cores would wait for each other
+        workers=args.workers if 'workers' in args.given else min(args.workers, cores()),
+        # the statistics that --sync-bn shares are everywhere the same
+        dist_bn='' if place.distributed and args.sync_bn else args.dist_bn)
     if device.type == 'cpu':
         keep_freed_memory()
     logging.getLogger().setLevel(logging.INFO if args.rank == 0 else logging.WARNING)
     logging.getLogger('matplotlib').setLevel(logging.WARNING)
     logging.getLogger('timm.utils.checkpoint_saver').addFilter(_lists_no_checkpoints)
-    autocast, loss_scaler = contextlib.nullcontext, None
+    autocast: Autocast = contextlib.nullcontext
+    loss_scaler = None
     if args.amp:
         dtype = args.amp_dtype or ('float16' if device.type == 'cuda' else 'bfloat16')
         autocast = functools.partial(torch.autocast, device_type=device.type, dtype=getattr(torch, dtype))
@@ -104,4 +113,4 @@ def set_up_device(args: argparse.Namespace) -> Tuple[torch.device, Callable, Any
             loss_scaler = NativeScaler(device=device.type)
     elif args.model_dtype == 'float16':
         _logger.warning('Gradients underflow in --model-dtype float16: bfloat16 or --amp is what trains.')
-    return device, autocast, loss_scaler
+    return args, device, autocast, loss_scaler

@@ -7,7 +7,7 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, NoReturn, Optional, Sequence, Tuple, Union
 
 import yaml
 from timm.utils import ParseKwargs
@@ -18,10 +18,10 @@ from timm_focus.utils.errors import SettingsError, sentence
 from timm_focus.utils.parser import nearest
 
 from .arguments import RECIPE_SETTINGS, SCHEMES, stage
-from .checks import check, flag
+from .checks import check, choose_method, flag
 from .focus_start import start
 
-__all__ = ['parse_args']
+__all__ = ['Settings', 'parse_args']
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +45,24 @@ IDENTITY = ('experiment', 'resume', 'no_resume_opt', 'start_epoch', 'overwrite',
 GIVEN = 'given'  # the key of args.yaml that lists which of its settings were given; the others followed from those
 
 
-def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[argparse.Namespace, str]:
+class Settings(argparse.Namespace):
+    """What a run is set to, on which nobody writes: what the run finds out makes other settings, by `completed`."""
+
+    def __init__(self, **settings: Any):
+        vars(self).update(settings)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f'{name} is a setting, which is only read: completed({name}=...) gives settings with it.')
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f'{name} is a setting, which is only read.')
+
+    def completed(self, **found: Any) -> 'Settings':
+        """These settings, with what was found out."""
+        return Settings(**{**vars(self), **found})
+
+
+def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[Settings, str]:
     """Settings of a run, and the same as YAML text, which gives them again as `--config`.
 
     Returns:
@@ -65,12 +82,13 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[ar
         given['dataset'] = SYNTHETIC
     followed = {**_defaults(parser), **_layer(given.get('recipe', parser.get_default('recipe')), given.get('scheme'))}
     demo = SYNTHETIC_SETTINGS if given.get('dataset') == SYNTHETIC else {}
-    args = argparse.Namespace(**{**followed, **demo, **given, 'config': config, GIVEN: sorted({*given, *demo})})
-    method = args.method
+    asked = Settings(**{**followed, **demo, **given, 'config': config, GIVEN: sorted({*given, *demo})})
+    model, method = choose_method(asked.model, asked.method, named='model' in given)
+    args = asked.completed(model=model, method=method)
     check(parser, args, given)
     # the method as it was given, so that the file serves as --config of another model, and needs no other file
     written = {name: value for name, value in vars(args).items() if name != 'config'}
-    return args, yaml.safe_dump({**written, 'method': method}, default_flow_style=False)
+    return args, yaml.safe_dump({**written, 'method': asked.method}, default_flow_style=False)
 
 
 def _defaults(parser: argparse.ArgumentParser) -> Dict[str, Any]:
