@@ -35,11 +35,11 @@ from timm_focus.method.stem import break_ties
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.runs import check_name, is_source, model_arguments, start_from
 from timm_focus.training import (
-    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, TwoSteps,
-    build_parser, changed_settings, check_erased_size, check_order, check_readable, check_smallest_batch, conclude,
-    create_datasets, create_loaders, create_task, decide, describe, describe_cost, describe_training, differing,
-    draw_sheet, explained, fit_images, keep_lists, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
-    train_one_epoch, validate)
+    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError,
+    TwoSteps, as_settings_error, build_parser, changed_settings, check_erased_size, check_order, check_readable,
+    check_smallest_batch, conclude, create_datasets, create_loaders, create_task, decide, describe, describe_cost,
+    describe_training, differing, draw_sheet, fit_images, keep_lists, parse_args, read_kept, resume, seed_all,
+    set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
 from timm_focus.training.focus_start import AUTO
@@ -82,11 +82,11 @@ def main():
     args, dataset_train, dataset_eval = create_datasets(args)
     seed_all(args.seed, 'model')  # every rank alike: DDP would copy rank 0's anyway
     args, model = build_model(args)
-    with explained('--input-size, --mean and --std do not go together, a number a channel'):
+    with as_settings_error('--input-size, --mean and --std do not go together, a number a channel'):
         data_config = resolve_data_config(vars(args), model=model)
     fit_images(args, data_config, dataset_train, dataset_eval)
     note_data(model, args, data_config)
-    with explained('The augmentation or interpolation cannot be made'):
+    with as_settings_error('The augmentation or interpolation cannot be made'):
         loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
     check_smallest_batch(model, args, data_config['input_size'])
     check_erased_size(model, data_config['input_size'])
@@ -112,7 +112,7 @@ def main():
     if loader_eval is not None:
         metric_name, ranked_by = args.eval_metric, f'eval_{args.eval_metric}'
     updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
-    with explained('The optimizer or schedule cannot be made'):
+    with as_settings_error('The optimizer or schedule cannot be made'):
         optimizer = create_optimizer_v2(
             task.get_trainable_module(), **optimizer_kwargs(args), **args.opt_kwargs,
             filter_bias_and_bn=args.no_decay_1d)
@@ -155,7 +155,7 @@ def main():
         elif args.sched != 'plateau':
             lr_scheduler.step(start.epoch)
     if args.torchcompile:
-        with explained(f'--torchcompile {args.torchcompile} cannot be had'):
+        with as_settings_error(f'--torchcompile {args.torchcompile} cannot be had'):
             for compile_ in (task.compile, task.compile_ema):
                 compile_(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed:
@@ -286,7 +286,7 @@ def build_model(args):
         raise SettingsError(str(e)) from e
     shared = args.model if is_source(args.model) and args.pretrained else ''
     weights = args.initial_checkpoint or args.pretrained_path or shared
-    with explained(f'The model {args.model} cannot be made'):
+    with as_settings_error(f'The model {args.model} cannot be made'):
         kwargs = model_arguments(args.model.removeprefix('focus_'), vars(args))
         model = create_model(
             pretrained=args.pretrained and not weights,
@@ -303,7 +303,7 @@ def build_model(args):
         stem = break_ties(model)
         if stem and args.rank == 0:
             _logger.info(f'{stem} begins with a random bias in place of 0, by which erased places are told apart.')
-    with explained(f'The model {args.model} cannot be made'):
+    with as_settings_error(f'The model {args.model} cannot be made'):
         if args.method == 'acol':
             num_classes = model.num_classes
             model.reset_classifier(0)
@@ -319,7 +319,7 @@ def build_model(args):
             if args.head_init_bias is not None and name.endswith('bias'):
                 p.fill_(args.head_init_bias)
     if args.grad_checkpointing:
-        with explained(f'--grad-checkpointing does not go with {args.model}'):
+        with as_settings_error(f'--grad-checkpointing does not go with {args.model}'):
             model.set_grad_checkpointing(enable=True)
     return args, model
 

@@ -77,7 +77,7 @@ def test_its_gradients_are_half_of_those_of_the_switches(photos):
     torch.manual_seed(0)
     model = timm.create_model(f'focus_{CNN}', num_classes=5, focus_map='grid').double().train()
     loss = FocusLoss(alpha=0, beta=1, side_weight=0, kl_direction='main_erased', kl_detach='main', scored_by='main')
-    model.set_branches(loss.uses_side, loss.uses_erased, loss.erased_by)
+    model.set_branches(loss.uses_side, loss.uses_erased, loss.scorer)
     torch.manual_seed(1)
     loss(model(x), y)['loss'].backward()
     for key, gradient in own.items():

@@ -1,4 +1,4 @@
-"""Nobody writes on the settings of a run: they are read, and completed by what the device, the data and the model are."""
+"""Nobody writes on the settings of a run: they are read, and completed by what a run finds out."""
 import argparse
 import ast
 from pathlib import Path
@@ -26,7 +26,7 @@ def written(source):
 
 
 @pytest.mark.parametrize('line', [
-    'args.lr = 1', 'args.lr += 1', 'del args.lr', 'args.lr, x = 1, 2', 'self.args.lr: int = 1', 'for args.lr in x: pass',
+    'args.lr = 1', 'args.lr += 1', 'del args.lr', 'args.lr, x = 1, 2', 'self.args.lr: int = 1', 'for args.lr in x: 0',
     "vars(args)['lr'] = 1", "setattr(args, 'lr', 1)", "vars(args).update(lr=1)", 'args.lr.x, args.lr = y'])
 def test_a_line_that_writes_on_settings_is_found(line):
     assert set(written(f'x = args.lr\n{line}')) == {2}

@@ -78,7 +78,7 @@ def test_branches_that_do_not_run(side, erased, photos):
 def test_attention_mining_scores_by_the_main_classifier(photos):
     model = make().eval()
     x = photos(3)
-    model.set_branches(erased_by='main')
+    model.set_branches(scored_by='main')
     assert not any(p.requires_grad for p in model.erased_head.parameters())
     model.train()
     for m in model.modules():
@@ -88,8 +88,8 @@ def test_attention_mining_scores_by_the_main_classifier(photos):
     final, (tap,) = model.backbone.forward_intermediates(x, indices=[model.stage], norm=False)
     keep = model.keep_mask(tap, output.main.argmax(1), x.shape[-2:])
     torch.testing.assert_close(output.erased, model.backbone(x * keep))
-    with pytest.raises(ValueError, match="erased_by is 'side'.*'erased_head', 'main'"):
-        model.set_branches(erased_by='side')
+    with pytest.raises(ValueError, match="scored_by is 'side'.*'erased_head', 'main'"):
+        model.set_branches(scored_by='side')
 
 
 @pytest.mark.parametrize('fraction, n', [(1., 5), (0.5, 2), (0.25, 2), (0.01, 2), (0.7, 4)])
@@ -171,7 +171,7 @@ def test_maps(photos):
     target = torch.tensor([0, 1, 2, 3])
     random, again = (model.keep_mask(tap, target, (64, 64)) for _ in range(2))
     assert not torch.equal(random, again)
-    model.map = 'cam'
+    model.map_kind = 'cam'
     cam = model.keep_mask(tap, target, (64, 64))
     assert torch.equal(random.flatten(1).sum(1), cam.flatten(1).sum(1)), 'share by share, image by image'
 

@@ -312,7 +312,7 @@ def test_which_branches_a_loss_uses():
     for name, uses in expected.items():
         loss = FocusLoss(**SETTINGS[name])
         assert (loss.uses_side, loss.uses_erased) == uses, name
-        assert loss.erased_by == ('main' if 'mining' in name else 'erased_head')
+        assert loss.scorer == ('main' if 'mining' in name else 'erased_head')
 
 
 @pytest.mark.parametrize('branch', ['side', 'erased'])
@@ -361,7 +361,7 @@ def test_erasing_by_an_untrained_map_is_warned_about_once(settings, warned):
         assert not caught, 'the loss does not know what erases'
         for kind in ('cam', 'mean', 'grid'):
             model = timm.create_model('focus_test_resnet', num_classes=CLASSES, focus_map=kind)
-            model.set_branches(loss.uses_side, loss.uses_erased, loss.erased_by)
+            model.set_branches(loss.uses_side, loss.uses_erased, loss.scorer)
     assert len(caught) == warned
     for w in caught:
         assert w.filename == __file__ and str(w.message).startswith('The side loss has no weight, and images are')
@@ -376,7 +376,7 @@ def test_a_fraction_has_the_loss_of_the_whole_batch_in_expectation(photos):
     x, y, loss = photos(6, 64, dtype=torch.float64), torch.arange(6) % 5, FocusLoss()
 
     def terms_and_gradient(fraction, shift):
-        model.fraction = fraction
+        model.batch_fraction = fraction
         model.zero_grad()
         terms = loss(model(x.roll(shift, 0)), y.roll(shift))
         terms['loss'].backward()

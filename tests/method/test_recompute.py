@@ -30,7 +30,7 @@ def train(name, photos, amp=False, steps=2, loss=None, compiled=False, **focus):
     size, kwargs = MODELS[name]
     model = timm.create_model(f'focus_{name}', num_classes=5, **kwargs, **focus).train()
     loss = loss or FocusLoss()
-    model.set_branches(loss.uses_side, loss.uses_erased, loss.erased_by)
+    model.set_branches(loss.uses_side, loss.uses_erased, loss.scorer)
     run = torch.compile(model, backend='aot_eager', fullgraph=True) if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     seen = []

@@ -88,7 +88,7 @@ def test_a_grid_needs_no_cam_and_says_nothing_of_it(photos, recwarn):
     assert model.share == 0.5 and make().share is None
     calls = []
     model.cam_head.register_forward_hook(lambda *_: calls.append(1))
-    model.set_branches(side=False, erased=True, erased_by='main')
+    model.set_branches(side=False, erased=True, scored_by='main')
     out = model(photos(4))
     assert not calls and out.side is None and out.erased.shape == (4, 5) and not recwarn.list
     with pytest.warns(UserWarning, match='a CAM head that nothing trains'):
@@ -187,7 +187,7 @@ def test_the_erased_head_may_be_a_copy(photos):
         x = photos(2)
         main, _, keep = model(x, in_turn=True)
         own = model(x, keep)
-        model.set_branches(erased_by='main')
+        model.set_branches(scored_by='main')
         torch.testing.assert_close(own, model(x, keep), msg=name)
     distilled = make('deit_tiny_distilled_patch16_224', img_size=64, depth=1)
     with pytest.raises(ValueError, match='not classified by one linear layer'):

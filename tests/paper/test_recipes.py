@@ -335,7 +335,7 @@ def test_what_is_built_is_what_the_paper_states(row, build):
         reduction = built.model.feature_info[built.model.stage]['reduction']
         assert reduction == (32 if want.stage4 else 16)
         model = built.model
-        assert (model.threshold, model.fraction, model.bn, model.map) == (0.7, 1, 'shared', 'cam')
+        assert (model.threshold, model.batch_fraction, model.bn, model.map_kind) == (0.7, 1, 'shared', 'cam')
         loss = built.task.loss
         for name, value in want.weights.items():
             assert getattr(loss, name) == value, name

@@ -459,7 +459,7 @@ def test_create_task_defaults_to_equation_3():
 def test_create_task_tells_the_model_what_runs():
     args = settings('--model', f'focus_{SHUFFLENET}', '--focus-consistency', 'attention_mining')
     model = create_task(make_model(), args).trainable_module
-    assert (model.side_branch, model.erased_branch, model.erased_by) == (True, True, 'main')
+    assert (model.side_branch, model.erased_branch, model.scored_by) == (True, True, 'main')
     args = settings('--model', f'focus_{SHUFFLENET}', '--focus-alpha', '0', '--focus-beta', '0')
     model = create_task(make_model(), args).trainable_module
     assert (model.side_branch, model.erased_branch) == (True, False)

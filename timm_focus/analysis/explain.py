@@ -108,4 +108,4 @@ def _of_focus_model(
     found = model.activation_map(tap, target).float()
     heat = resize_map(normalize_map(found), x.shape[-2:], model.interpolation)
     keep = model.keep_mask(tap, target, x.shape[-2:], threshold)
-    return found, 'mean' if model.map == 'mean' else 'cam_head', heat, keep, target, logits
+    return found, 'mean' if model.map_kind == 'mean' else 'cam_head', heat, keep, target, logits

@@ -55,7 +55,7 @@ class MaskSub(FocusNet):
     def __init__(self, network: nn.Module, share: float = SHARE):
         super().__init__(network, focus_map='grid', focus_share=share, focus_drop_tokens=isinstance(network, FAMILIES),
                          focus_recompute=True)
-        self.set_branches(side=False, erased=True, erased_by='main')
+        self.set_branches(side=False, erased=True, scored_by='main')
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)  # nothing is recomputed beside it

@@ -226,7 +226,8 @@ def _settings(
     default = loaded.model.threshold if focused else 0.7
     return dict(
         timm_focus=timm_focus.__version__, model=loaded.name, checkpoint=(args.checkpoint or [None])[0],
-        weights=digest(loaded.model.state_dict()), feature=feature, erased_by=loaded.model.map if focused else 'cam',
+        weights=digest(loaded.model.state_dict()), feature=feature,
+        erased_by=loaded.model.map_kind if focused else 'cam',
         threshold=default if args.threshold is None else args.threshold,
         label=None if target is None else _class(target, names), data_config=loaded.data_config, boxes=BOXES)
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     check_home(args.source, args.output)
     loaded = load_model(args.model, args.source)
     check_plain(loaded)
-    folder = args.output or os.path.join(os.path.dirname(loaded.record['path']), args.format)
+    folder = args.output or os.path.join(os.path.dirname(loaded.checkpoint['path']), args.format)
     with written_whole(folder, KINDS[args.format]) as draft:
         if args.format == 'safetensors':
             plain = save_plain(

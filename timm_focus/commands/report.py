@@ -120,7 +120,7 @@ def _open(args: argparse.Namespace, models: Sequence[Loaded]) -> Tuple[str, Opti
     if args.data or args.dataset:
         opened, = open_data(args, [args.data] if args.data else [], labelled=True)
         return opened.name, opened.dataset
-    homes = [os.path.dirname(loaded.record.get('path') or '') for loaded in models]
+    homes = [os.path.dirname(loaded.checkpoint.get('path') or '') for loaded in models]
     found = next(filter(None, (images_of_run(home) for home in homes if home)), None)
     if args.no_data or found is None:
         return '', None

@@ -36,7 +36,7 @@ from .tokens import check_tokens, forward_tokens, keep_tokens, token_grid
 
 __all__ = ['FocusNet', 'FocusOutput']
 
-ERASED_BY = ('erased_head', 'main')
+SCORERS = ('erased_head', 'main')
 SHARE = 0.5  # of a grid's cells and of tokens, of which gamma does not say how many to erase
 
 
@@ -149,11 +149,11 @@ class FocusNet(TimmInterface):
         self.threshold = float(focus_threshold)
         self.interpolation = focus_interpolation
         self.bn = focus_bn
-        self.map = focus_map
+        self.map_kind = focus_map
         self.share = SHARE if focus_share is None and (focus_map == 'grid' or focus_drop_tokens) else focus_share
         self.size = float(focus_size)
         self.drop_tokens = bool(focus_drop_tokens)
-        self.fraction = float(focus_fraction)
+        self.batch_fraction = float(focus_fraction)
         self.recompute = bool(focus_recompute)
         self.erased_fraction = torch.zeros(())
 
@@ -180,11 +180,11 @@ class FocusNet(TimmInterface):
             focus_width=self.cam_head.conv.out_channels,
             focus_interpolation=self.interpolation,
             focus_bn=self.bn,
-            focus_map=self.map,
+            focus_map=self.map_kind,
             focus_share=self.share,
             focus_size=self.size,
             focus_drop_tokens=self.drop_tokens,
-            focus_fraction=self.fraction,
+            focus_fraction=self.batch_fraction,
             focus_recompute=self.recompute,
         )
 
@@ -192,7 +192,7 @@ class FocusNet(TimmInterface):
             self,
             side: bool = True,
             erased: bool = True,
-            erased_by: str = 'erased_head',
+            scored_by: str = 'erased_head',
             apart: bool = False,
     ) -> None:
         """Choose what runs in training: what the loss does not use is not computed and asks for no gradient.
@@ -200,24 +200,24 @@ class FocusNet(TimmInterface):
         Args:
             side: Whether the CAM head classifies.
             erased: Whether images are erased and pass a second time.
-            erased_by: Which classifier scores them: 'erased_head', or 'main' for attention mining (Table 6).
+            scored_by: Which classifier scores them: 'erased_head', or 'main' for attention mining (Table 6).
             apart: Whether the CAM head learns beside the backbone, which its gradient does not reach.
 
         Raises:
-            ValueError: `erased_by` is unknown.
+            ValueError: `scored_by` is unknown.
         """
-        if erased_by not in ERASED_BY:
-            raise ValueError(f'erased_by is {erased_by!r}: choose one of {", ".join(map(repr, ERASED_BY))}.')
+        if scored_by not in SCORERS:
+            raise ValueError(f'scored_by is {scored_by!r}: choose one of {", ".join(map(repr, SCORERS))}.')
         self.side_branch = bool(side)
         self.erased_branch = bool(erased)
-        self.erased_by = erased_by
+        self.scored_by = scored_by
         self.apart = bool(apart)
-        if self.erased_branch and not self.side_branch and self.map in ('cam', 'random'):
+        if self.erased_branch and not self.side_branch and self.map_kind in ('cam', 'random'):
             warnings.warn(
                 'The side loss has no weight, and images are erased by the class activation map, which then comes from '
                 "a CAM head that nothing trains: give it some, or erase by another map, such as focus_map='mean'.",
                 stacklevel=2)
-        trained = {'cam_head': self.side_branch, 'erased_head': self.erased_branch and erased_by == 'erased_head'}
+        trained = {'cam_head': self.side_branch, 'erased_head': self.erased_branch and scored_by == 'erased_head'}
         for head, runs in trained.items():
             for name, p in getattr(self, head).named_parameters(head):
                 if not runs and p.requires_grad:
@@ -278,7 +278,7 @@ class FocusNet(TimmInterface):
 
     def _what_is_kept(self, x: Tensor, tap: Tensor, main: Tensor) -> Tensor:
         """What is kept of the first n images: a mask `[n, 1, H, W]` at their size, or indices of tokens `[n, k]`."""
-        n = min(max(self._least, round(self.fraction * x.shape[0])), x.shape[0])
+        n = min(max(self._least, round(self.batch_fraction * x.shape[0])), x.shape[0])
         tap, target, size = tap[:n], main[:n].argmax(1), (x.shape[2], x.shape[3])
         if self.drop_tokens:
             keep = self.keep_tokens(tap, target, size)
@@ -297,7 +297,7 @@ class FocusNet(TimmInterface):
 
     def _idle_in_second_pass(self) -> List[nn.Module]:
         """What the first pass trains and the second does not see."""
-        return [self.cam_head, *(classifiers(self.backbone) if self.erased_by == 'erased_head' else [])]
+        return [self.cam_head, *(classifiers(self.backbone) if self.scored_by == 'erased_head' else [])]
 
     def _main_and_tap(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         # stop_early cuts Hiera's final feature short by default
@@ -321,7 +321,7 @@ class FocusNet(TimmInterface):
                 final = forward_tokens(self.backbone, x, keep)
             else:
                 final = self.backbone.forward_features(erase(resize_image(x, keep.shape[-2:]), keep))
-            if self.erased_by == 'main':
+            if self.scored_by == 'main':
                 return self.backbone.forward_head(final)
             return self.erased_head(self.backbone.forward_head(final, pre_logits=True))
 
@@ -336,7 +336,7 @@ class FocusNet(TimmInterface):
         Returns:
             `[B, h, w]`: the channel mean for `focus_map='mean'`, else the class activation map.
         """
-        return mean_activation_map(tap) if self.map == 'mean' else self.cam_head.activation_map(tap, target)
+        return mean_activation_map(tap) if self.map_kind == 'mean' else self.cam_head.activation_map(tap, target)
 
     @torch.no_grad()
     def keep_mask(
@@ -357,14 +357,14 @@ class FocusNet(TimmInterface):
         Returns:
             `[B, 1, H, W]` bool, True where the image is kept.
         """
-        if self.map == 'grid':
+        if self.map_kind == 'grid':
             return random_grid(len(tap), size, cast(float, self.share), tap.device)
         activation = normalize_map(self.activation_map(tap, target))
         if self.share is not None and threshold is None:
-            score = torch.randn_like(activation) if self.map == 'random' else activation
+            score = torch.randn_like(activation) if self.map_kind == 'random' else activation
             return keep_mask_share(resize_map(score, size, self.interpolation), self.share)
         keep = keep_mask(activation, size, self.threshold if threshold is None else threshold, self.interpolation)
-        if self.map == 'random':
+        if self.map_kind == 'random':
             keep = keep_mask_like(resize_map(torch.randn_like(activation), size), keep)
         return keep
 
@@ -372,10 +372,10 @@ class FocusNet(TimmInterface):
     def keep_tokens(self, tap: Tensor, target: Tensor, size: Sequence[int]) -> Tensor:
         """Which tokens are kept of images, as `keep_mask` says what is kept of their pixels: indices `[B, k]`."""
         grid = token_grid(self.backbone, size)
-        if self.map == 'grid':
+        if self.map_kind == 'grid':
             return keep_tokens(torch.rand(len(tap), *grid, device=tap.device), cast(float, self.share))
         activation = self.activation_map(tap, target)
-        score = torch.randn_like(activation) if self.map == 'random' else activation
+        score = torch.randn_like(activation) if self.map_kind == 'random' else activation
         return keep_tokens(resize_map(score, grid), cast(float, self.share))
 
     def extra_repr(self) -> str:

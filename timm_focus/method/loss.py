@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cam import at_least_float32, without_autocast
-from .focus_net import ERASED_BY, FocusOutput
+from .focus_net import SCORERS, FocusOutput
 
 __all__ = ['FocusLoss', 'attention_mining', 'kl_consistency']
 
@@ -115,7 +115,7 @@ class FocusLoss(nn.Module):
                 ('consistency', consistency, CONSISTENCIES),
                 ('kl_direction', kl_direction, KL_DIRECTIONS),
                 ('kl_detach', kl_detach, KL_DETACH),
-                ('scored_by', scored_by, ERASED_BY),
+                ('scored_by', scored_by, SCORERS),
         ):
             if value not in allowed:
                 raise ValueError(f'{name} is {value!r}: choose one of {", ".join(map(repr, allowed))}.')
@@ -139,7 +139,7 @@ class FocusLoss(nn.Module):
         return self.alpha > 0 or (self.beta > 0 and self.consistency == 'kl')
 
     @property
-    def erased_by(self) -> str:
+    def scorer(self) -> str:
         """Which classifier scores the erased image: 'erased_head', or 'main' for attention mining."""
         return 'main' if self.consistency == 'attention_mining' else self.scored_by
 

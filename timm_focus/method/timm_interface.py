@@ -63,7 +63,7 @@ class TimmInterface(nn.Module):
             device, dtype = old.weight.device, old.weight.dtype
             self.cam_head.fc = nn.Linear(old.in_features, num_classes, device=device, dtype=dtype)
             self.erased_head = nn.Linear(pre_logits_size(self.backbone), num_classes, device=device, dtype=dtype)
-            self.set_branches(self.side_branch, self.erased_branch, self.erased_by, self.apart)
+            self.set_branches(self.side_branch, self.erased_branch, self.scored_by, self.apart)
 
     def group_matcher(self, coarse: bool = False) -> Union[Dict[str, Any], Callable[[str], Any]]:
         """The backbone's layer groups; the heads match none and so join the last, as a classifier does."""

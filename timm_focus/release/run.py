@@ -54,8 +54,8 @@ def export_run(
     check_home(source, output)
     loaded = load_model(model, source, heads=True)
     check_plain(loaded)
-    record, settings = loaded.record, loaded.record['settings']
-    home = os.path.dirname(record['path'])
+    about, settings = loaded.checkpoint, loaded.checkpoint['settings']
+    home = os.path.dirname(about['path'])
     folder = output or os.path.join(home, 'hub')
     publication = publication.filled(settings)
     if asks:
@@ -72,7 +72,7 @@ def export_run(
     images = _images(data, home, loaded.data_config, publication)
     write_export(
         loaded.model, folder, publication, label_names=label_names, data_config=loaded.data_config,
-        metrics=_metrics(record, summary), settings=_settings(settings, home), summary=summary, images=images,
+        metrics=_metrics(about, summary), settings=_settings(settings, home), summary=summary, images=images,
         base_model=_base_model(settings), report=report)
     return folder
 
@@ -84,16 +84,16 @@ def _label_names(loaded: Loaded, class_map: Optional[str], home: str) -> List[st
     return loaded.label_names
 
 
-def _metrics(record: Dict[str, Any], summary: Optional[str]) -> Dict[str, float]:
+def _metrics(about: Dict[str, Any], summary: Optional[str]) -> Dict[str, float]:
     """The validation metrics of a checkpoint's epoch."""
     if summary is not None:
         with open(summary, newline='', encoding='utf-8', errors='replace') as f:
             rows = {row.get('epoch'): row for row in csv.DictReader(f)}
-        row = rows.get(str(record['epoch']), {})
+        row = rows.get(str(about['epoch']), {})
         return {k: float(row[f'eval_{k}']) for k in ('top1', 'top5', 'loss') if row.get(f'eval_{k}')}
-    name = record['settings'].get('eval_metric')
-    if name in ('top1', 'top5') and record['metric'] is not None:
-        return {name: float(record['metric'])}
+    name = about['settings'].get('eval_metric')
+    if name in ('top1', 'top5') and about['metric'] is not None:
+        return {name: float(about['metric'])}
     return {}
 
 

@@ -83,16 +83,16 @@ def read_run(name: str, loaded: Loaded) -> Run:
         name: What to call it.
         loaded: Its model.
     """
-    record, model = loaded.record, plain_model(loaded.model)
-    settings, home = record.get('settings') or {}, os.path.dirname(record.get('path') or '')
+    about, model = loaded.checkpoint, plain_model(loaded.model)
+    settings, home = about.get('settings') or {}, os.path.dirname(about.get('path') or '')
     rows = _rows(home) if settings else []
-    epochs = int(rows[-1]['epoch']) + 1 if rows else None if record.get('epoch') is None else record['epoch'] + 1
+    epochs = int(rows[-1]['epoch']) + 1 if rows else None if about.get('epoch') is None else about['epoch'] + 1
     noted = _noted(home) if settings else {}
     size = tuple(loaded.data_config['input_size'])
     planned = settings.get('epochs')
     return Run(
         name, _architecture(loaded), _method(settings), published_settings(_named(settings, home)), rows,
-        [_passes(settings, rows, int(row['epoch']) + 1) for row in rows], record.get('epoch'), epochs,
+        [_passes(settings, rows, int(row['epoch']) + 1) for row in rows], about.get('epoch'), epochs,
         planned if isinstance(planned, int) else None, _passes(settings, rows, epochs), noted.get('images'),
         noted.get('seconds'), sum(p.numel() for p in model.parameters()), _multiply_adds(model, size), size)
 

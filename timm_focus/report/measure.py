@@ -175,7 +175,7 @@ def explain_images(
                             for p in (before, after))
             shown.append(Shown(answer, rest, maps[j], float(found.keep[j].float().mean())))
         progress(len(x))
-    return shown, threshold, not (isinstance(loaded.model, FocusNet) and loaded.model.map == 'random')
+    return shown, threshold, not (isinstance(loaded.model, FocusNet) and loaded.model.map_kind == 'random')
 
 
 # thumbnails

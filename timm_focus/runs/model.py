@@ -15,7 +15,7 @@ from timm_focus.data.transforms import fit_channels
 from timm_focus.method import HEADS, FocusNet
 from timm_focus.models import FOCUS_ARGS
 from timm_focus.models.weights import argument_of, misfit, native_state, shapes_of
-from timm_focus.utils.errors import explained
+from timm_focus.utils.errors import as_settings_error
 
 from .checkpoint import Checkpoint, State, is_source, read_checkpoint
 
@@ -35,14 +35,14 @@ class Loaded(NamedTuple):
         model: In evaluation mode.
         data_config: timm's: input size, mean, std, interpolation, crop.
         label_names: Names of its classes, [] if they are not known.
-        record: Of a checkpoint: 'path', the run's 'settings', 'epoch', 'metric' and 'heads'; {} without one.
+        checkpoint: What it says of itself: 'path', the run's 'settings', 'epoch', 'metric' and 'heads'; {} without one.
         input_img_mode: Pillow's mode that images are read in, '' for that of the run, else by their channels.
     """
     name: str
     model: Any
     data_config: Dict[str, Any]
     label_names: List[str]
-    record: Dict[str, Any] = {}
+    checkpoint: Dict[str, Any] = {}
     input_img_mode: str = ''
 
 
@@ -93,10 +93,10 @@ def load_model(
     if not name:
         raise ValueError(f'The checkpoint {found.path} does not say which model it is of: give --model, too.' if found
                          else 'No model is named.')
-    record: Dict[str, Any] = {}
+    about: Dict[str, Any] = {}
     if found:
-        record = dict(path=found.path, settings=found.settings, epoch=found.epoch, metric=found.metric,
-                      heads=found.heads)
+        about = dict(path=found.path, settings=found.settings, epoch=found.epoch, metric=found.metric,
+                     heads=found.heads)
     shown = name
     if checkpoint is not None and checkpoint != name:
         shown = f'{name}@{os.path.basename(os.path.normpath(checkpoint))}'
@@ -105,14 +105,14 @@ def load_model(
     plain = name.removeprefix('focus_')
     check_name(plain)
     if name.startswith(TORCHVISION):
-        return Loaded(shown, *_torchvision_model(name, found, pretrained, img_size), [], record)
+        return Loaded(shown, *_torchvision_model(name, found, pretrained, img_size), [], about)
     what = f'{checkpoint} into {plain}'
     model = _plain_model(plain, settings, found, pretrained, what)
     config = _data_config(model, settings, found.path if found else plain)
     labels = settings.get('label_names') or (getattr(model, 'pretrained_cfg', None) or {}).get('label_names') or []
     if heads and found and found.heads:
         model = _with_heads(model, found, what)
-    return Loaded(shown, model.eval(), config, list(labels), record)
+    return Loaded(shown, model.eval(), config, list(labels), about)
 
 
 def load_run(path: str) -> nn.Module:
@@ -164,7 +164,7 @@ def _plain_model(
 ) -> nn.Module:
     """timm's model, or ACoL's, with weights or without."""
     of_model = {k: v for k, v in (settings.get('model_kwargs') or {}).items() if not k.startswith('focus_')}
-    with explained(f'The model {name} cannot be made'):
+    with as_settings_error(f'The model {name} cannot be made'):
         arguments = model_arguments(name, {**settings, 'model_kwargs': of_model})
         plain = arguments.pop('model_name')
         if settings.get('method') == 'acol':
@@ -173,7 +173,7 @@ def _plain_model(
             return timm.create_model(plain, pretrained=pretrained, **arguments)
     if found is None:
         return model
-    with explained(f'{what} does not go'):
+    with as_settings_error(f'{what} does not go'):
         if settings.get('method') == 'acol':
             why = misfit({k: tuple(v.shape) for k, v in model.state_dict().items()}, found.state)
             if why:
@@ -195,7 +195,7 @@ def _plain_model(
 def _data_config(model: nn.Module, settings: Mapping[str, Any], path: str) -> Dict[str, Any]:
     """How images are prepared: as the settings say, else by the model's default."""
     names = ('crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'input_size', 'img_size')
-    with explained(f'{path} says of its images what cannot be done'):
+    with as_settings_error(f'{path} says of its images what cannot be done'):
         config = resolve_data_config({k: settings.get(k) for k in names}, model=model)
         fit_channels(config, getattr(model, 'in_chans', config['input_size'][0]))
         create_transform(**config, is_training=False)
@@ -206,7 +206,7 @@ def _with_heads(model: nn.Module, found: Checkpoint, what: str) -> FocusNet:
     """A plain model with the heads that it was trained with, and their settings."""
     width = found.heads['cam_head'].get('conv.weight')
     kwargs = {k: found.settings[k] for k in FOCUS_ARGS if found.settings.get(k) is not None}
-    with explained(f'The heads of {what} do not go'):
+    with as_settings_error(f'The heads of {what} do not go'):
         focused = FocusNet(model, **{**kwargs, 'focus_width': None if width is None else len(width)})
         load_heads(focused, found.heads)
     return focused
@@ -232,7 +232,7 @@ def check_plain(loaded: Loaded) -> None:
     Raises:
         ValueError: It is ACoL's.
     """
-    if loaded.record.get('settings', {}).get('method') == 'acol':
+    if loaded.checkpoint.get('settings', {}).get('method') == 'acol':
         raise ValueError(
             f'{loaded.name} classifies with a head of ACoL, which no timm model has: keep its checkpoint, which '
             'timm_focus.baselines.create_acol loads.')
@@ -244,7 +244,7 @@ def image_mode(loaded: Loaded) -> str:
     Raises:
         ValueError: They have neither one channel nor three, and nothing says how to read them.
     """
-    asked = loaded.input_img_mode or loaded.record.get('settings', {}).get('input_img_mode')
+    asked = loaded.input_img_mode or loaded.checkpoint.get('settings', {}).get('input_img_mode')
     return mode_of(loaded.data_config['input_size'][0], asked)
 
 
@@ -267,7 +267,7 @@ def _torchvision_model(
         config = dict(interpolation=preset.interpolation.value, mean=tuple(preset.mean), std=tuple(preset.std),
                       crop_pct=size / preset.resize_size[0])
     if found:
-        with explained(f'{found.path} into {name} does not go'):
+        with as_settings_error(f'{found.path} into {name} does not go'):
             num_classes = argument_of(create, 'num_classes', found.state)
             if num_classes:
                 create = functools.partial(create, num_classes=num_classes)

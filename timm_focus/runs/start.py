@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_focus.method import HEADS, FocusNet
 from timm_focus.models.weights import argument_of, misfit, native_state, tensors_by
-from timm_focus.utils.errors import explained
+from timm_focus.utils.errors import as_settings_error
 
 from .checkpoint import read_checkpoint
 from .model import load_heads
@@ -38,13 +38,13 @@ def start_from(model: nn.Module, path: str, new_classifier: bool = False) -> str
     plain: Any = model.backbone if isinstance(model, FocusNet) else model
     name = plain.pretrained_cfg['architecture']
     if path.endswith(('.npz', '.npy')):
-        with explained(f'{path} cannot be read into {name}'):
+        with as_settings_error(f'{path} cannot be read into {name}'):
             load_checkpoint(plain, path)
         return f'The weights of {path} are taken.'
     found = read_checkpoint(path)
     kwargs = {**getattr(plain, '_model_args', {}), **get_model_args(plain)}
     create = functools.partial(timm.create_model, name, **kwargs)
-    with explained(f'{path} into {name} does not go'):
+    with as_settings_error(f'{path} into {name} does not go'):
         classifier = tensors_by(create, 'num_classes')
         n = argument_of(create, 'num_classes', found.state)
         given = [n] if n is not None else list(dict.fromkeys((

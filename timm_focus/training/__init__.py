@@ -1,5 +1,5 @@
 """What train_focus.py is made of."""
-from timm_focus.utils.errors import SettingsError, explained
+from timm_focus.utils.errors import SettingsError, as_settings_error
 
 from .arguments import build_parser
 from .batches import check_erased_size, check_smallest_batch

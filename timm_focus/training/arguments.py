@@ -8,7 +8,7 @@ from timm.utils import ParseKwargs
 from timm_focus.data.places365 import SIZES, VERSIONS
 from timm_focus.demo import SYNTHETIC
 from timm_focus.method.checks import BATCH_NORMS, INTERPOLATIONS, MAPS
-from timm_focus.method.focus_net import ERASED_BY
+from timm_focus.method.focus_net import SCORERS
 from timm_focus.method.loss import CONSISTENCIES, KL_DETACH, KL_DIRECTIONS
 from timm_focus.models import FOCUS_ARGS
 from timm_focus.recipes import recipe_table
@@ -168,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--focus-consistency', default='kl', choices=CONSISTENCIES, help='what binds the two predictions')
     g.add_argument('--focus-kl-direction', default='erased_main', choices=KL_DIRECTIONS, help='direction of the KL')
     g.add_argument('--focus-kl-detach', choices=[c for c in KL_DETACH if c], help='branch that the KL does not train')
-    g.add_argument('--focus-scored-by', default='erased_head', choices=ERASED_BY, help='classifier of the erased image')
+    g.add_argument('--focus-scored-by', default='erased_head', choices=SCORERS, help='classifier of the erased image')
 
     g = parser.add_argument_group('What the paper compares with')
     g.add_argument('--has', action='store_true', help='Hide-and-Seek on the images, with any model')

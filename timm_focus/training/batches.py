@@ -8,7 +8,7 @@ from torch import nn
 from timm_focus.analysis import check_size
 from timm_focus.baselines import ACoL
 from timm_focus.method import FocusNet
-from timm_focus.utils.errors import SettingsError, explained
+from timm_focus.utils.errors import SettingsError, as_settings_error
 from timm_focus.utils.meta import meta_twin
 
 __all__ = ['advice_on_batches', 'check_erased_size', 'check_smallest_batch']
@@ -44,7 +44,8 @@ def check_erased_size(model: nn.Module, input_size: Sequence[int]) -> None:
         return
     channels, *size = input_size
     twin = meta_twin(model.backbone).eval()
-    with explained(f'--focus-size {model.size:g} makes erased images that the model does not take, so give more'):
+    what = f'--focus-size {model.size:g} makes erased images that the model does not take, so give more'
+    with as_settings_error(what):
         check_size(twin, [channels, *model.erased_size(size)], 'It')
 
 

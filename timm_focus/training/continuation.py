@@ -9,7 +9,7 @@ from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
 
-from timm_focus.utils.errors import explained
+from timm_focus.utils.errors import as_settings_error
 from timm_focus.utils.text import brief
 
 from .checkpoint import PLATEAU_COUNTERS, Kept, Progress, load, read_kept
@@ -49,7 +49,7 @@ def resume(
     """
     state = load(path) if state is None else state
     progress = read_kept(path, state).progress
-    with explained(f'The checkpoint {path} does not fit this run'):
+    with as_settings_error(f'The checkpoint {path} does not fit this run'):
         task.load_checkpoint_state(clean_state_dict(state['state_dict']), state.get('task_state'))
         if task.has_ema():
             ema = 'state_dict_ema' in state

@@ -22,7 +22,7 @@ from timm_focus.data.tars import class_info
 from timm_focus.data.transforms import fit_channels, posterizing
 from timm_focus.demo import SYNTHETIC
 from timm_focus.utils import some, write_whole
-from timm_focus.utils.errors import SettingsError, explained
+from timm_focus.utils.errors import SettingsError, as_settings_error
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import check_names
 
@@ -48,7 +48,7 @@ def create_datasets(args: Settings) -> Tuple[Settings, Dataset, Optional[Dataset
     if args.dataset == SYNTHETIC:
         from timm_focus.demo.scenes import synthetic_scenes
 
-        with _first_here(args), explained('The drawn scenes cannot be kept'):
+        with _first_here(args), as_settings_error('The drawn scenes cannot be kept'):
             args = args.completed(data_dir=str(synthetic_scenes()))
     source = _find_source(args)
     with _first_here(args):  # whose index of a large tree the others find in the cache
@@ -156,7 +156,7 @@ def _streams(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dat
         target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code, class_map=args.class_map)
 
     def load(split: str, flag: str, **kwargs: Any) -> Dataset:
-        with explained(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read'):
+        with as_settings_error(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read'):
             stream = timm.data.create_dataset(split=split, **common, **kwargs)
             return _Stream(stream.reader.root if hasattr(stream.reader, 'root') else '', reader=stream.reader)
 

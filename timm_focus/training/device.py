@@ -13,7 +13,7 @@ import torch.distributed as dist
 from timm.layers import set_fast_norm
 from timm.utils import NativeScaler, init_distributed_device
 
-from timm_focus.utils.errors import SettingsError, explained
+from timm_focus.utils.errors import SettingsError, as_settings_error
 
 from .settings import Settings
 
@@ -76,7 +76,7 @@ def set_up_device(args: Settings) -> Tuple[Settings, torch.device, Autocast, Any
         SettingsError: The device or a type that it cannot do.
     """
     for module in args.device_modules or ():
-        with explained(f'--device-modules {module} cannot be imported'):
+        with as_settings_error(f'--device-modules {module} cannot be imported'):
             importlib.import_module(module)
     name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if name.startswith('cuda') and not torch.cuda.is_available():
@@ -89,7 +89,7 @@ def set_up_device(args: Settings) -> Tuple[Settings, torch.device, Autocast, Any
         set_fast_norm()
     if args.sync_bn and not name.startswith('cuda'):
         raise SettingsError('--sync-bn needs GPUs: leave it out on the CPU, where --dist-bn averages the statistics.')
-    with explained(f'--device is {name}, which cannot be used'):
+    with as_settings_error(f'--device is {name}, which cannot be used'):
         place = argparse.Namespace(device=name, dist_url='timmfocus://')
         device = init_distributed_device(place)  # writes on it
     args = args.completed(

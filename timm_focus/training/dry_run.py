@@ -79,7 +79,7 @@ def step_cost(model: nn.Module, images: torch.Tensor, every: int = 1) -> Tuple[O
     one = training_multiply_adds(model, images)  # heads that idle cost nothing that counts
     model.erase_in_this_step(True)
     if whole is None or not one:
-        return None, 1 + model.fraction / every
+        return None, 1 + model.batch_fraction / every
     return one + (whole - one) / every, 1 + (whole - one) / one / every
 
 

@@ -24,7 +24,7 @@ from timm.models import safe_model_name
 from timm_focus.data.dataset import DataError
 from timm_focus.runs import read_summary
 from timm_focus.utils import FileError, is_scratch, write_whole
-from timm_focus.utils.errors import SettingsError, explained
+from timm_focus.utils.errors import SettingsError, as_settings_error
 
 from .checkpoint import (
     FocusCheckpointSaver, Kept, Progress, find_kept, is_finite, load, newest_good, read_kept)
@@ -120,7 +120,7 @@ class RunFolder:
             SettingsError: It cannot be written, another run was faster, or the checkpoints are ranked otherwise.
         """
         if not self._looked:
-            with explained(f'--output {self._root} cannot be written'):
+            with as_settings_error(f'--output {self._root} cannot be written'):
                 self._make()
             self._hold()
             self._look()
@@ -280,7 +280,7 @@ class RunFolder:
         except ImportError:  # not a system that has them
             return
         path = os.path.join(self.path, LOCK)
-        with explained(f'{self.path} cannot be written'):
+        with as_settings_error(f'{self.path} cannot be written'):
             lock = open(path, 'a+', encoding='utf-8')
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which a worker would hold on to

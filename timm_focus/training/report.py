@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from timm_focus.analysis import check_size, focus_sheet, multiply_adds
 from timm_focus.baselines import ACoL, AcolNet, MaskSub, adl_modules, trace_maps
 from timm_focus.method import FocusNet
-from timm_focus.utils.errors import SettingsError, explained
+from timm_focus.utils.errors import SettingsError, as_settings_error
 from timm_focus.utils.modes import evaluating
 from timm_focus.utils.warned import warned
 
@@ -56,11 +56,11 @@ class Journal:
         self.tensorboard, self.wandb = None, None
         self.summary = Summary(os.path.join(folder, 'summary.csv'), start_epoch)
         if args.tensorboard:
-            with explained("--tensorboard cannot be had, pip install 'timm_focus[tensorboard]' installs it"):
+            with as_settings_error("--tensorboard cannot be had, pip install 'timm_focus[tensorboard]' installs it"):
                 from torch.utils.tensorboard import SummaryWriter
                 self.tensorboard = SummaryWriter(folder, purge_step=start_epoch)
         if args.log_wandb:
-            with explained("--log-wandb cannot be had, pip install 'timm_focus[wandb]' installs it"):
+            with as_settings_error("--log-wandb cannot be had, pip install 'timm_focus[wandb]' installs it"):
                 import wandb
                 resumed = dict(resume='must', id=args.wandb_resume_id) if args.wandb_resume_id else {}
                 self.wandb = wandb.init(

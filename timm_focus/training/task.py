@@ -14,7 +14,7 @@ from timm_focus.baselines import ACoL, MaskSub, MaskSubLoss, insert_adl
 from timm_focus.method import HEADS, FocusLoss, FocusNet
 from timm_focus.method.focus_net import FocusOutput
 from timm_focus.method.heads import classifiers, copy_classifier
-from timm_focus.utils.errors import SettingsError, explained
+from timm_focus.utils.errors import SettingsError, as_settings_error
 
 from .arguments import FOCUS_LOSS_FLAGS
 from .criterion import criterion_kwargs
@@ -31,16 +31,16 @@ class TaskWithHeads(TrainingTask):
     Attributes:
         trainable_module: The model.
         loss: What it is trained by.
-        kind: The model's type.
-        network: Name of the network in it.
-        heads: Names of the heads.
-        run: What to call a run of it.
+        model_type: The model's type.
+        network_name: Name of the network in it.
+        head_names: Names of the heads in it.
+        run_name: What to call a run of it.
     """
 
-    kind: Type[nn.Module]
-    network: str
-    heads: Tuple[str, ...]
-    run: str
+    model_type: Type[nn.Module]
+    network_name: str
+    head_names: Tuple[str, ...]
+    run_name: str
 
     def prepare_distributed(self, device_ids: Optional[List[int]] = None, **ddp_kwargs: Any) -> 'TaskWithHeads':
         """Wrap the model, network and heads together, in DistributedDataParallel."""
@@ -50,7 +50,7 @@ class TaskWithHeads(TrainingTask):
 
     def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
         """Compile training, the loss and evaluation before `prepare_distributed`; returns the compiled network."""
-        network = getattr(unwrap_model(self.trainable_module), self.network)
+        network = getattr(unwrap_model(self.trainable_module), self.network_name)
         self.eval_model = torch.compile(network, backend=backend, mode=mode, **compile_kwargs)
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
         self.loss = torch.compile(self.loss, backend=backend, mode=mode, **compile_kwargs)
@@ -60,7 +60,7 @@ class TaskWithHeads(TrainingTask):
         """The network of the model, or of its running average: what is evaluated, saved and shipped."""
         model = super().get_eval_model(module=module, ema=ema)
         inner = unwrap_model(model) if model is not None else None
-        return getattr(inner, self.network) if isinstance(inner, self.kind) else model
+        return getattr(inner, self.network_name) if isinstance(inner, self.model_type) else model
 
     def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Dict[str, Tensor]]:
         """State of the heads, which the network's state dict leaves out."""
@@ -68,7 +68,7 @@ class TaskWithHeads(TrainingTask):
         if module is None:
             return {}
         model = unwrap_model(module)
-        return {head: getattr(model, head).state_dict() for head in self.heads}
+        return {head: getattr(model, head).state_dict() for head in self.head_names}
 
     def load_task_state(
             self,
@@ -89,12 +89,12 @@ class TaskWithHeads(TrainingTask):
         state = {} if state is None else state
         if not isinstance(state, dict):
             raise ValueError(f'its heads are a {type(state).__name__}, not tensors by name')
-        for head in self.heads:
+        for head in self.head_names:
             if head in state:
                 getattr(unwrap_model(module), head).load_state_dict(state[head], strict=strict)
             elif strict:
                 raise RuntimeError(
-                    f'The checkpoint has no {head}, so it is not of {self.run}: start from it by '
+                    f'The checkpoint has no {head}, so it is not of {self.run_name}: start from it by '
                     '--initial-checkpoint, which gives it new heads.')
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
@@ -102,7 +102,7 @@ class TaskWithHeads(TrainingTask):
         model = unwrap_model(self.trainable_module)
         spared = set()
         if exclude_head:
-            heads = (getattr(model, head) for head in self.heads)
+            heads = (getattr(model, head) for head in self.head_names)
             spared = {id(p) for c in (*classifiers(model), *heads) for p in c.parameters()}
         return (p for p in model.parameters() if id(p) not in spared)
 
@@ -123,7 +123,7 @@ class FocusTask(TaskWithHeads):
         every: Erase in every so many steps of an epoch.
     """
 
-    kind, network, heads, run = FocusNet, 'backbone', HEADS, 'a focus run'
+    model_type, network_name, head_names, run_name = FocusNet, 'backbone', HEADS, 'a focus run'
 
     def __init__(
             self,
@@ -139,7 +139,7 @@ class FocusTask(TaskWithHeads):
         self.counts_known = counts_known
         self.every = every
         self.loss = (loss if loss is not None else FocusLoss()).to(self.device)
-        model.set_branches(self.loss.uses_side, self.loss.uses_erased, self.loss.erased_by)
+        model.set_branches(self.loss.uses_side, self.loss.uses_erased, self.loss.scorer)
         self.erasing = self.loss.uses_erased
         self.trainable_module = model
 
@@ -221,7 +221,7 @@ class FocusTask(TaskWithHeads):
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
         """As any task's; while images are not erased yet, the backbone's alone, as in plain training."""
-        heads = {id(p) for h in self.heads for p in getattr(unwrap_model(self.trainable_module), h).parameters()}
+        heads = {id(p) for h in self.head_names for p in getattr(unwrap_model(self.trainable_module), h).parameters()}
         clipped = super().get_clip_parameters(exclude_head)
         return (p for p in clipped if not (self.waits and id(p) in heads))
 
@@ -240,7 +240,7 @@ class FocusTask(TaskWithHeads):
             return
         self.erasing = enable
         loss = self.loss
-        unwrap_model(self.trainable_module).set_branches(loss.uses_side, enable, loss.erased_by, apart=self.waits)
+        unwrap_model(self.trainable_module).set_branches(loss.uses_side, enable, loss.scorer, apart=self.waits)
         if isinstance(self.trainable_module, DistributedDataParallel):
             # it waits for the gradients that were asked for when it was made, and these are others now
             self.trainable_module = DistributedDataParallel(self.trainable_module.module, **self._ddp_kwargs)
@@ -249,7 +249,7 @@ class FocusTask(TaskWithHeads):
 class MaskSubTask(FocusTask):
     """MaskSub as a task of timm's: focus training without heads, by `MaskSubLoss`, its two passes in turn."""
 
-    kind, network, heads, run = MaskSub, 'backbone', (), 'a MaskSub run'
+    model_type, network_name, head_names, run_name = MaskSub, 'backbone', (), 'a MaskSub run'
 
 
 class AcolTask(TaskWithHeads):
@@ -263,7 +263,7 @@ class AcolTask(TaskWithHeads):
         verbose: Log what is trained.
     """
 
-    kind, network, heads, run = ACoL, 'network', ('head_b',), 'an ACoL run'
+    model_type, network_name, head_names, run_name = ACoL, 'network', ('head_b',), 'an ACoL run'
 
     def __init__(
             self,
@@ -314,7 +314,7 @@ def create_task(
         task = FocusTask(
             model, loss, device=device, counts_known=args.focus_start == AUTO, every=args.focus_every)
         if args.focus_copy_head:
-            with explained('--focus-copy-head cannot be had'):
+            with as_settings_error('--focus-copy-head cannot be had'):
                 task.copy_head()
         return task
     if args.method == 'masksub':
@@ -322,11 +322,11 @@ def create_task(
     if args.method == 'acol':
         return AcolTask(model, create_classification_loss(**kwargs), device=device)
     if args.method == 'adl':
-        with explained(f'{args.model} cannot be trained by ADL'):
+        with as_settings_error(f'{args.model} cannot be trained by ADL'):
             insert_adl(model, args.adl_modules, args.adl_gamma, args.adl_drop_rate)
     common = dict(criterion_kwargs=kwargs, device=device, verbose=False)
     if args.kd_model_name:
-        with explained(f'{args.model} cannot learn from --kd-model-name {args.kd_model_name}'):
+        with as_settings_error(f'{args.model} cannot learn from --kd-model-name {args.kd_model_name}'):
             return create_distillation_task(model, args, **common)
     return ClassificationTask(model, **common)
 

@@ -4,7 +4,7 @@ import pickle
 import traceback
 from typing import Iterator
 
-__all__ = ['SettingsError', 'explained', 'sentence']
+__all__ = ['SettingsError', 'as_settings_error', 'sentence']
 
 
 class SettingsError(ValueError):
@@ -17,7 +17,7 @@ def sentence(error: BaseException, longest: int = 500) -> str:
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
+def as_settings_error(what: str) -> Iterator[None]:
     """Turn an exception that a library raises because of the settings into a `SettingsError` of one sentence.
 
     A bug of this package keeps its traceback: an AttributeError, KeyError, TypeError or the like that a line of this
