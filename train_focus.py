@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+from typing import Any, Dict, Tuple
 
 # threads that wait are to sleep: torch's spin by default, against the processes that load images, where cores are few
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is loaded
@@ -35,14 +36,13 @@ from timm_focus.method.stem import break_ties
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.runs import check_name, is_source, model_arguments, start_from
 from timm_focus.training import (
-    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError,
+    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, Settings, SettingsError,
     TwoSteps, as_settings_error, build_parser, changed_settings, check_erased_size, check_order, check_readable,
     check_smallest_batch, conclude, create_datasets, create_loaders, create_task, decide, describe, describe_cost,
     describe_training, differing, draw_sheet, fit_images, keep_lists, parse_args, read_kept, resume, seed_all,
     set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.arguments import FOCUS_MODEL_FLAGS
 from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
-from timm_focus.training.focus_start import AUTO
 from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.memory_format import use_channels_last
 from timm_focus.utils.secrets import discreet
@@ -55,7 +55,7 @@ hub_flags.add_argument('--push-to-hub', metavar='USER/NAME', help='publish the b
 add_publication_flags(hub_flags, prefix='hub-')
 
 
-def _parse_args():
+def _parse_args() -> Tuple[Settings, str]:
     try:
         return parse_args(parser, sys.argv[1:])
     except SettingsError as e:
@@ -63,7 +63,7 @@ def _parse_args():
 
 
 @discreet()
-def main():
+def main() -> None:
     setup_default_logging()
     args, args_text = _parse_args()
     args, device, autocast, loss_scaler = set_up_device(args)
@@ -112,9 +112,10 @@ def main():
     if loader_eval is not None:
         metric_name, ranked_by = args.eval_metric, f'eval_{args.eval_metric}'
     updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
+    trainable: Any = task.get_trainable_module()
     with as_settings_error('The optimizer or schedule cannot be made'):
         optimizer = create_optimizer_v2(
-            task.get_trainable_module(), **optimizer_kwargs(args), **args.opt_kwargs,
+            trainable, **optimizer_kwargs(args), **args.opt_kwargs,
             filter_bias_and_bn=args.no_decay_1d)
         lr_scheduler, num_epochs = create_scheduler_v2(
             optimizer, **scheduler_kwargs(args, decreasing_metric=metric_name == 'loss'),
@@ -135,8 +136,8 @@ def main():
             kept = read_kept(resume_path, state)
             if args.start_epoch is None:
                 check_order(kept, args, len(dataset_train))
-            training = () if args.no_resume_opt else (optimizer, loss_scaler, lr_scheduler)
-            start = resume(task, resume_path, *training, state=state)
+            training = dict(optimizer=optimizer, loss_scaler=loss_scaler, scheduler=lr_scheduler)
+            start = resume(task, resume_path, state=state, **({} if args.no_resume_opt else training))
             del state  # as large as the weights and the optimizer
         except ValueError as e:
             raise SettingsError(str(e)) from e
@@ -256,10 +257,11 @@ def main():
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
             if saver is not None:
-                found = dict(focus_start=focus_start.epoch) if args.focus_start == AUTO else {}
-                journal.write(epoch, train_metrics, eval_metrics, lr, **found)
+                is_auto = focus_start is not None and focus_start.is_auto
+                begins = focus_start.epoch if is_auto else None
+                journal.write(epoch, train_metrics, eval_metrics, lr, **(dict(focus_start=begins) if is_auto else {}))
                 buffers = None if args.dist_bn else saver.progress.buffers  # which are everywhere the same
-                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, buffers=buffers, **found)
+                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, None, buffers, begins)
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
                 folder.note(saver.images)
             if args.distributed:
@@ -268,8 +270,8 @@ def main():
     if journal is not None:
         journal.close()
     if saver is not None:
-        shown = None if finished else dataset_eval
-        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, shown, data_config, focus_start)
+        drawn = None if finished else dataset_eval
+        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, drawn, data_config, focus_start)
     folder.release()
     if args.distributed:
         dist.destroy_process_group()
@@ -277,7 +279,7 @@ def main():
         push_run(folder.path, publication)
 
 
-def build_model(args):
+def build_model(args: Settings) -> Tuple[Settings, Any]:
     """The settings with the model's channels and classes, and the model, with the heads of its method if it has any."""
     focus_args = {f'focus_{name}': getattr(args, f'focus_{name}') for name in FOCUS_MODEL_FLAGS}
     try:
@@ -288,7 +290,7 @@ def build_model(args):
     weights = args.initial_checkpoint or args.pretrained_path or shared
     with as_settings_error(f'The model {args.model} cannot be made'):
         kwargs = model_arguments(args.model.removeprefix('focus_'), vars(args))
-        model = create_model(
+        model: Any = create_model(
             pretrained=args.pretrained and not weights,
             pretrained_cfg_overlay=dict(args.pretrained_cfg_overlay) or None, **kwargs)
         args = args.completed(in_chans=getattr(model, 'in_chans', args.in_chans or 3))
@@ -324,14 +326,14 @@ def build_model(args):
     return args, model
 
 
-def note_data(model, args, data_config):
+def note_data(model: Any, args: Settings, data_config: Dict[str, Any]) -> None:
     """Note what a model is evaluated on, and the names of its classes, where timm looks for them when it is shared."""
     plain = model.backbone if isinstance(model, timm_focus.FocusNet) else model
     if getattr(plain, 'pretrained_cfg', None):
         plain.pretrained_cfg.update(data_config, **(dict(label_names=args.label_names) if args.label_names else {}))
 
 
-def default_lr(args):
+def default_lr(args: Settings) -> float:
     """Learning rate for the global batch, of --lr-base: linear, or by the square root for adaptive optimizers."""
     ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
     scale = args.lr_base_scale
@@ -340,7 +342,7 @@ def default_lr(args):
     return args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
 
 
-def cli():
+def cli() -> None:
     try:
         main()
     except SettingsError as e:

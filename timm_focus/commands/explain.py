@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import IO, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from timm_focus.runs import Loaded, class_names, image_mode
 from timm_focus.utils import open_whole, shown
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
     truths = _true_classes(sources, loaded, names)
     on_sheet = set(spread([source.label if i is None else i for source, i in zip(sources, truths)], args.sheet))
     device = next(loaded.model.parameters()).device
-    dataset = SourceImages(sources, create_transform(**loaded.data_config, is_training=False), mode, LONGEST)
+    transform = create_transform(**loaded.data_config, is_training=False)
+    dataset: Any = SourceImages(sources, transform, mode, LONGEST)  # by its methods, without torch at import
     batches = -(-len(dataset) // args.batch_size)
     loader = shield_workers(DataLoader(
         dataset, args.batch_size, num_workers=args.workers if batches > 1 else 0, collate_fn=list))
@@ -352,7 +353,8 @@ class Manifest:
     def __init__(self, path: str):
         self.path, self.n, self.complete = path, 0, False
         self._left_out: List[Dict[str, str]] = []
-        self._opened, self._file = contextlib.ExitStack(), None
+        self._opened = contextlib.ExitStack()
+        self._file: Optional[IO[str]] = None
 
     def __enter__(self) -> 'Manifest':
         return self
@@ -365,6 +367,7 @@ class Manifest:
         self._file.write(json.dumps(settings, indent=2)[:-2] + ',\n  "images": [')
 
     def add(self, entry: Dict[str, Any]) -> None:
+        assert self._file is not None, 'begin comes first'
         self._file.write((',' if self.n else '') + '\n    ' + json.dumps(entry))
         self.n += 1
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     folder = args.output or os.path.join(os.path.dirname(loaded.checkpoint['path']), args.format)
     with written_whole(folder, KINDS[args.format]) as draft:
         if args.format == 'safetensors':
-            plain = save_plain(
+            plain: Any = save_plain(
                 loaded.model, draft, data_config=loaded.data_config, label_names=loaded.label_names)
         else:
             save_onnx(

@@ -64,8 +64,8 @@ def _describe(names: List[str], args: argparse.Namespace) -> Iterator[Dict[str, 
     from tqdm import tqdm
 
     workers = min(args.workers, len(names) // 8)  # of a few models, processes take longer to start than to work
-    rows = shield_workers(DataLoader(
-        _Rows(names, args.num_classes, args.img_size), batch_size=None, num_workers=workers))
+    dataset: Any = _Rows(names, args.num_classes, args.img_size)  # by its methods, without torch at import
+    rows = shield_workers(DataLoader(dataset, batch_size=None, num_workers=workers))
     with tqdm(rows, unit='model', disable=None) as bar:
         for name, row, why in bar:
             if row is None:
@@ -105,7 +105,7 @@ def describe_model(name: str, num_classes: int, img_size: Optional[int] = None) 
     with torch.device('meta'):
         model = timm.create_model(**kwargs).eval()
     size = resolve_data_config(dict(img_size=img_size), model=model)['input_size']
-    info = getattr(model.feature_info, 'info', model.feature_info)
+    info: Any = getattr(model.feature_info, 'info', model.feature_info)
     stage = default_stage(info)
     with torch.no_grad():
         tap, = model.forward_intermediates(

@@ -227,6 +227,7 @@ def _gallery(
         [getattr(loaded.model, 'interpolation', 'bilinear') == 'bilinear' for loaded in models])
 
 
-def _mean(mean: Sequence[float]) -> Tuple[int, ...]:
+def _mean(mean: Sequence[float]) -> Tuple[int, int, int]:
     """The mean colour of a network's images."""
-    return tuple(round(255 * value) for value in (mean if len(mean) == 3 else [*mean] * 3))
+    red, green, blue = (round(255 * value) for value in (mean if len(mean) == 3 else [*mean] * 3))
+    return red, green, blue

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from timm_focus.runs import Loaded, image_mode
 from timm_focus.utils.processes import shield_workers
@@ -64,12 +64,14 @@ def run(args: argparse.Namespace) -> None:
         _check_output(args.output, settings)
     matches = [match_to(loaded, dataset, bool(percents)) for loaded in models]
     tell(notes)
-    records, class_rows, image_rows = [], [], []
+    records: List[Dict[str, Any]] = []
+    class_rows: List[Dict[str, Any]] = []
+    image_rows: List[Dict[str, Any]] = []
     for loaded, setting, match in zip(models, settings, matches):
-        record, images = _measure(loaded, dataset, match, percents, args)
+        record, by_image = _measure(loaded, dataset, match, percents, args)
         records.append({**setting, **record})
         class_rows += [dict(model=loaded.name, label=label, **found) for label, found in record['classes'].items()]
-        image_rows += images
+        image_rows += by_image
         if args.output:
             _write(args.output, records, class_rows, image_rows)
     bad = records[-1]['unreadable']
@@ -241,6 +243,7 @@ def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
     """A folder holds the results of one command, which may be repeated."""
     path = os.path.join(folder, SUMMARY)
     if os.path.exists(path):
+        before: List[Optional[Dict[str, Any]]]
         try:
             with open(path) as f:
                 before = [{key: record[key] for key in settings[0]} for record in json.load(f)]

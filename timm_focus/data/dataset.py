@@ -8,7 +8,6 @@ import timm.data
 import torch
 from PIL import Image, ImageOps
 from timm.data import ImageDataset
-from timm.data.readers.reader import Reader
 
 from timm_focus.utils import shown, some
 from timm_focus.utils.errors import sentence
@@ -17,6 +16,7 @@ from .folders import is_debris
 from .images import read_image
 from .index import ImageIndex, cached_scan, folders, list_images, missing, read_list
 from .libraries import HfdsReader, TorchReader, saved_as
+from .numbered import NumberedReader
 from .places365 import find_places365, read_split
 from .readers import IndexReader, by_names, draw, map_classes
 from .tars import INFO, ShardReader, has_splits, scan_tar
@@ -69,13 +69,13 @@ class SceneDataset(ImageDataset):
 
     def __init__(
             self,
-            index: Union[ImageIndex, Reader],
+            index: Union[ImageIndex, NumberedReader],
             found: str = '',
             input_img_mode: str = 'RGB',
             transform: Optional[Callable] = None,
             target_transform: Optional[Callable] = None,
     ):
-        reader = index if isinstance(index, Reader) else IndexReader(index)
+        reader = index if isinstance(index, NumberedReader) else IndexReader(index)
         super().__init__(
             reader.root, reader=reader, input_img_mode=input_img_mode, transform=transform,
             target_transform=target_transform)
@@ -271,7 +271,7 @@ def open_images(
         ValueError: There is no such folder, or there are no images in it.
         OSError: A folder cannot be read.
     """
-    path = os.fspath(path)
+    path, apart = os.fspath(path), None if apart is None else os.fspath(apart)
     if not dataset and not os.path.exists(path):
         raise ValueError(f'There is no folder {shown(path)}.')
     dataset = found_name(path, dataset)
@@ -283,7 +283,7 @@ def open_images(
             return SceneDataset(list_images(path, apart), f'images in {path}')
         index = cached_scan(path)
         _check_class_folders(index)
-        reader: Reader = IndexReader(index)
+        reader: NumberedReader = IndexReader(index)
         if kwargs.get('class_map') is not None:
             reader = map_classes(reader, kwargs['class_map'])
         return SceneDataset(reader, f'class folders in {path}')
@@ -317,9 +317,9 @@ def _library_reader(
         target_key: Optional[str],
         download: bool,
         trust_remote_code: bool,
-) -> Tuple[Reader, str]:
+) -> Tuple[NumberedReader, str]:
     if kind == 'hfds':
-        reader: Any = HfdsReader(rest, names, root, input_key, target_key, trust_remote_code)
+        reader = HfdsReader(rest, names, root, input_key, target_key, trust_remote_code)
         return reader, f'{reader.split} of {rest}, read by datasets'
     if kind == 'wds':
         if not os.path.isdir(root):

@@ -104,7 +104,7 @@ def read_image(file: Union[str, os.PathLike, BinaryIO], mode: str = 'RGB', uprig
                                 f'{Image.MAX_IMAGE_PIXELS:,} that Pillow calls safe.')
             return _convert(ImageOps.exif_transpose(image) if upright else image, mode)
     except Image.DecompressionBombError as e:
-        most = 2 * Image.MAX_IMAGE_PIXELS
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise OSError(f'it has more than {most:,} pixels, which Pillow refuses: make it smaller') from e
     except Image.UnidentifiedImageError as e:
         raise OSError('it is no image of a format that is read') from e

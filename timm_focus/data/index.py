@@ -123,7 +123,7 @@ def read_list(
     if class_names is None:
         if n_classes is None:
             raise ValueError('Labels can only be checked with class_names or n_classes: give one of them.')
-        class_names = map(str, range(n_classes))
+        class_names = list(map(str, range(n_classes)))
     class_names = list(class_names)
     if n_classes not in (None, len(class_names)):
         raise ValueError(f'n_classes is {n_classes}, but there are {len(class_names)} class names: give one of them.')
@@ -165,7 +165,7 @@ def write_list(index: ImageIndex, path: Union[str, os.PathLike]) -> None:
         raise ValueError(
             f'{len(images)} of the {len(index)} paths have a line break, such as '
             f'{some(repr(index.relative(i)) for i in images[:4])}: rename these files.')
-    with open_whole(path, 'wb') as f:
+    with open_whole(os.fspath(path), 'wb') as f:
         f.writelines(b'%b %d\n' % (os.fsencode(index.relative(i)), index.targets[i]) for i in range(len(index)))
 
 
@@ -279,7 +279,7 @@ def cached_scan(
     return _with_classes(index, class_names)
 
 
-def list_images(root: Union[str, os.PathLike], apart: Optional[Union[str, os.PathLike]] = None) -> ImageIndex:
+def list_images(root: Union[str, os.PathLike], apart: Optional[str] = None) -> ImageIndex:
     """All images in a folder and the folders in it, in alphabetical order, as one class.
 
     Args:

@@ -1,16 +1,16 @@
 """Images of data sets that other libraries read, by number: Hugging Face's `datasets` and torchvision's."""
 import io
 import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import EpsImagePlugin
-from timm.data.readers.reader import Reader
 
 from timm_focus.utils import shown, some
 from timm_focus.utils.errors import sentence
 
 from .images import open_regular
+from .numbered import NumberedReader
 
 __all__ = ['HfdsReader', 'TorchReader', 'forbid_programs', 'saved_as']
 
@@ -32,7 +32,7 @@ def saved_as(folder: str) -> str:
     return ''
 
 
-class HfdsReader(Reader):
+class HfdsReader(NumberedReader):
     """A split of a data set of Hugging Face: of the Hub, of a folder of parquet files, or of save_to_disk.
 
     Args:
@@ -47,6 +47,7 @@ class HfdsReader(Reader):
         ValueError: There is no such data set, split or column.
         ImportError: The library is not installed.
     """
+    targets: np.ndarray
 
     def __init__(
             self,
@@ -94,7 +95,7 @@ class HfdsReader(Reader):
             raise ValueError(f'{int((labels < 0).sum())} of the {len(labels)} images in {self.split} of {shown(name)} '
                              'have no class (-1): take a split with classes.')
         self.targets = np.asarray(labels, np.int64)
-        self.class_to_idx: Dict[str, int] = {str(label): i for i, label in enumerate(names)}
+        self.class_to_idx = {str(label): i for i, label in enumerate(names)}
 
     def __getitem__(self, i: int) -> Tuple[Any, int]:
         image = self.dataset[i][self.image_key]
@@ -144,7 +145,7 @@ def _only(features: Any, kind: type, default: str) -> str:
     return keys[0] if len(keys) == 1 else default
 
 
-class TorchReader(Reader):
+class TorchReader(NumberedReader):
     """A data set of torchvision, with the names of its classes.
 
     Args:

@@ -154,9 +154,11 @@ def _layouts(root: str) -> Iterator[Layout]:
 
     lists = {version: path for version in VERSIONS if (path := file(f'places365_train_{version}.txt'))}
     val_list = file(_VAL_LIST)
-    pairs = [(f'data_{size}_{version}', f'val_{size}', [version], size) for size in SIZES for version in VERSIONS]
-    pairs += [(f'data_{size}', f'val_{size}', [*lists] or [None], size) for size in SIZES]
-    pairs += [('train', 'val', [*lists] or [None], None)]
+    listed: List[Optional[str]] = [*lists] or [None]
+    pairs: List[Tuple[str, str, List[Optional[str]], Optional[str]]] = []
+    pairs += [(f'data_{size}_{version}', f'val_{size}', [version], size) for size in SIZES for version in VERSIONS]
+    pairs += [(f'data_{size}', f'val_{size}', listed, size) for size in SIZES]
+    pairs += [('train', 'val', listed, None)]
     seen = set()
     for train_name, val_name, versions, size in pairs:
         train, val = folder(train_name), folder(val_name)
@@ -169,7 +171,7 @@ def _layouts(root: str) -> Iterator[Layout]:
             if os.path.basename(root) == 'places365_standard':  # as the authors' archive names it
                 versions, size = ['standard'], '256'
         for version in versions:
-            train_list = None if easy else lists.get(version)
+            train_list = None if easy or version is None else lists.get(version)
             # what only its class folders speak for must have most of the classes
             if ((train_list and size) or 2 * n_classes > len(CATEGORIES)) and (version, size) not in seen:
                 seen.add((version, size))
@@ -178,8 +180,8 @@ def _layouts(root: str) -> Iterator[Layout]:
     if not seen and (lists or val_list):  # unpacked in part
         size = next((size for size in SIZES if folder(f'val_{size}')), None)
         val = folder(f'val_{size}' if size else 'val')
-        version = next(iter(lists), None)
-        yield Layout(_KINDS[0], version, size, root, None, val, lists.get(version), _needed(val, val_list))
+        version, train_list = next(iter(lists.items()), (None, None))
+        yield Layout(_KINDS[0], version, size, root, None, val, train_list, _needed(val, val_list))
 
 
 def _needed(val: Optional[str], val_list: Optional[str]) -> Optional[str]:

@@ -6,7 +6,6 @@ from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 from timm.data.readers.class_map import load_class_map
-from timm.data.readers.reader import Reader
 
 from timm_focus.utils import shown, some
 from timm_focus.utils.errors import sentence
@@ -14,12 +13,13 @@ from timm_focus.utils.errors import sentence
 from .folders import LeftOut
 from .images import open_regular
 from .index import ImageIndex, subset
+from .numbered import NumberedReader
 from .tars import class_info
 
 __all__ = ['IndexReader', 'PartReader', 'by_names', 'draw', 'label_names', 'map_classes', 'pick']
 
 
-class IndexReader(Reader):
+class IndexReader(NumberedReader):
     """timm's reader of an index: files with their targets.
 
     Args:
@@ -31,7 +31,7 @@ class IndexReader(Reader):
         self.index = index
         self.root = index.root
         self.targets = index.targets
-        self.class_to_idx: Dict[str, int] = {name: i for i, name in enumerate(index.class_names)}
+        self.class_to_idx = {name: i for i, name in enumerate(index.class_names)}
 
     def __getitem__(self, i: int) -> Tuple[Any, int]:
         return open_regular(self.index.path(i)), self.index.target(i)
@@ -50,7 +50,7 @@ class IndexReader(Reader):
         return relative.rsplit('/', 1)[-1] if basename else relative
 
 
-class PartReader(Reader):
+class PartReader(NumberedReader):
     """Some of the images of another reader, by classes numbered in another way.
 
     Args:
@@ -59,8 +59,9 @@ class PartReader(Reader):
         targets: Their classes, `[N]`.
         class_to_idx: Names and numbers of the classes.
     """
+    targets: np.ndarray
 
-    def __init__(self, reader: Reader, indices: np.ndarray, targets: np.ndarray, class_to_idx: Dict[str, int]):
+    def __init__(self, reader: NumberedReader, indices: np.ndarray, targets: np.ndarray, class_to_idx: Dict[str, int]):
         super().__init__()
         self.reader, self.indices, self.targets, self.class_to_idx = reader, indices, targets, class_to_idx
         self.root = reader.root
@@ -88,7 +89,7 @@ def label_names(reader: Any) -> List[str]:
     return names or class_info(getattr(reader, 'info', None))[0]
 
 
-def map_classes(reader: Reader, class_map: Union[str, os.PathLike]) -> Reader:
+def map_classes(reader: NumberedReader, class_map: Union[str, os.PathLike]) -> NumberedReader:
     """Renumber the classes of a reader by a class map. Images of classes that the map lacks are left out."""
     path = os.fspath(class_map)
     try:
@@ -111,7 +112,7 @@ def map_classes(reader: Reader, class_map: Union[str, os.PathLike]) -> Reader:
     return _renumbered(reader, kept, targets, names)
 
 
-def by_names(reader: Reader, class_names: Sequence[str]) -> Reader:
+def by_names(reader: NumberedReader, class_names: Sequence[str]) -> NumberedReader:
     """Renumber the classes of a reader to match the order of other class names.
 
     Raises:
@@ -131,7 +132,7 @@ def by_names(reader: Reader, class_names: Sequence[str]) -> Reader:
     return _renumbered(reader, np.arange(len(reader)), new[reader.targets], names)
 
 
-def _renumbered(reader: Reader, kept: np.ndarray, targets: np.ndarray, names: Dict[str, int]) -> Reader:
+def _renumbered(reader: NumberedReader, kept: np.ndarray, targets: np.ndarray, names: Dict[str, int]) -> NumberedReader:
     if not isinstance(reader, IndexReader):
         return PartReader(reader, kept, targets[kept], names)
     listed = list(map(str, range(max(names.values()) + 1)))
@@ -140,7 +141,7 @@ def _renumbered(reader: Reader, kept: np.ndarray, targets: np.ndarray, names: Di
     return IndexReader(replace(reader.index, targets=targets.astype(np.int32), class_names=listed).select(kept))
 
 
-def draw(reader: Reader, images_per_class: int, seed: int) -> Reader:
+def draw(reader: NumberedReader, images_per_class: int, seed: int) -> NumberedReader:
     """Draw the same number of images from each class at random; see `subset`.
 
     Raises:
@@ -150,7 +151,7 @@ def draw(reader: Reader, images_per_class: int, seed: int) -> Reader:
         return IndexReader(subset(reader.index, images_per_class, seed))
     if reader.targets is None:
         raise ValueError(f'{shown(reader.root)} does not tell the classes of its images: none can be drawn by class.')
-    picked = np.array(pick(reader.targets.tolist(), images_per_class, seed))
+    picked: np.ndarray = np.array(pick(reader.targets.tolist(), images_per_class, seed))
     return PartReader(reader, picked, reader.targets[picked], reader.class_to_idx)
 
 

@@ -9,10 +9,9 @@ import os
 import posixpath
 import tarfile
 from collections import defaultdict
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-from timm.data.readers.reader import Reader
 
 from timm_focus.utils import shown, some
 from timm_focus.utils.errors import sentence
@@ -20,10 +19,14 @@ from timm_focus.utils.errors import sentence
 from .folders import LeftOut, is_debris
 from .images import image_endings, open_regular
 from .index import ImageIndex, tree_index
+from .numbered import NumberedReader
 
 __all__ = ['INFO', 'ShardReader', 'TarReader', 'class_info', 'has_splits', 'scan_tar', 'shards_of']
 
 INFO = ('_info.json', 'info.json')  # as WebDataset's users, and timm, name the description of shards
+
+
+Place = Tuple[int, int]  # of a file's bytes in an archive: from where on, and how many
 
 
 class Member(NamedTuple):
@@ -33,21 +36,21 @@ class Member(NamedTuple):
     size: Optional[int]
 
 
-def _members(file: BinaryIO, path: str, base: int = 0, above: str = '') -> Iterator[Member]:
+def _members(file: IO[bytes], path: str, base: int = 0, above: str = '') -> Iterator[Member]:
     """Files of an archive, and of those in it, whose names stand for folders.
 
     Raises:
         ValueError: It is no archive, is cut off or compressed.
     """
-    known: Dict[str, Tuple[int, int]] = {}
+    known: Dict[str, Place] = {}
     try:
         with tarfile.open(fileobj=file, mode='r:') as tar:
             for member in tar:
-                tar.members = []  # which it would keep all
+                tar.members = []  # type: ignore[attr-defined]  # which it would keep all; typeshed does not know of them
                 name = posixpath.normpath(posixpath.join(above, member.name.lstrip('/')))
                 if member.isdir():
                     continue
-                place = base + member.offset_data, member.size
+                place: Optional[Place] = (base + member.offset_data, member.size)
                 if member.islnk():  # the same file by another name, which came before
                     place = known.get(posixpath.normpath(posixpath.join(above, member.linkname.lstrip('/'))))
                 elif not member.isreg() or member.issparse():
@@ -55,7 +58,9 @@ def _members(file: BinaryIO, path: str, base: int = 0, above: str = '') -> Itera
                 if place is None:
                     yield Member(name, 0, None)
                 elif name.lower().endswith('.tar'):
-                    with tar.extractfile(member) as inner:
+                    inner = tar.extractfile(member)
+                    assert inner is not None  # of a regular file
+                    with inner:
                         yield from _members(inner, f'{path}/{member.name}', place[0], name[:-len('.tar')])
                 else:
                     known[name] = place
@@ -85,7 +90,7 @@ class _Places:
         return int(self.places[i, 2])
 
 
-class TarReader(Reader):
+class TarReader(NumberedReader):
     """Images in the class folders of an archive: see `scan_tar`."""
 
     def __init__(self, index: ImageIndex, places: _Places):
@@ -122,7 +127,7 @@ def scan_tar(path: str, split: Sequence[str] = ()) -> TarReader:
     """
     path = os.path.abspath(path)
     endings, left_out, debris = image_endings(), LeftOut(path), set()
-    found: Dict[str, Tuple[int, int]] = {}
+    found: Dict[str, Place] = {}
     with open_regular(path) as file:
         for name, offset, size in _members(file, path):
             steps = name.split('/')
@@ -159,7 +164,7 @@ def has_splits(path: str) -> bool:
     return False
 
 
-def _of_split(found: Dict[str, Tuple[int, int]], split: Sequence[str], path: str) -> Dict[str, Tuple[int, int]]:
+def _of_split(found: Dict[str, Place], split: Sequence[str], path: str) -> Dict[str, Place]:
     """What lies in the folder of a split, which may lie in one that holds all."""
     for depth in (0, 1):
         names = {steps[depth] for steps in (name.split('/') for name in found) if len(steps) > depth + 1}
@@ -225,7 +230,7 @@ def class_info(info: Any) -> Tuple[List[str], Optional[int]]:
             if isinstance(names, dict) and names and all(str(k).isdigit() for k in names):  # names by index
                 names = [names[k] for k in sorted(names, key=int)]
             elif isinstance(names, dict) and sorted(names.values(), key=str) == sorted(range(len(names)), key=str):
-                names = sorted(names, key=names.get)  # indices by name
+                names = sorted(names, key=names.__getitem__)  # indices by name
             if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
                 return names, len(names)
     for key in ('num_classes', 'n_classes', 'num_labels', 'classes'):
@@ -234,7 +239,7 @@ def class_info(info: Any) -> Tuple[List[str], Optional[int]]:
     return [], None
 
 
-class ShardReader(Reader):
+class ShardReader(NumberedReader):
     """Images in shards of WebDataset, each with its class in a file `.cls`, or in a field of its `.json`.
 
     Args:
@@ -246,6 +251,7 @@ class ShardReader(Reader):
         ValueError: There are no shards, no images in them, or an image without a class.
         OSError: A shard cannot be read.
     """
+    targets: np.ndarray
 
     def __init__(self, root: str, split: Sequence[str], target_key: Optional[str] = None):
         super().__init__()
@@ -261,7 +267,7 @@ class ShardReader(Reader):
                     if ending is None:
                         continue
                     names.append(f'{os.path.basename(path)}/{key}.{ending}')
-                    places.append((number, sample[ending].offset, sample[ending].size))
+                    places.append((number, *sample[ending]))
                     targets.append(_class_of(file, sample, target_key, names[-1]))
         if not names:
             raise ValueError(f'There are no images in the shards of {split[0]} in {shown(self.root)}.')
@@ -286,9 +292,10 @@ class ShardReader(Reader):
         return name.rsplit('/', 1)[-1] if basename else os.path.join(self.root, name) if absolute else name
 
 
-def _samples(file: BinaryIO, path: str) -> Iterator[Tuple[str, Dict[str, Member]]]:
-    """Files of a shard whose names differ after the first dot alone, and which follow each other, by their endings."""
-    key, sample = None, {}
+def _samples(file: BinaryIO, path: str) -> Iterator[Tuple[str, Dict[str, Place]]]:
+    """Places of files whose names differ after the first dot alone, and which follow each other, by their endings."""
+    key = ''
+    sample: Dict[str, Place] = {}
     for member in _members(file, path):
         folder, name = posixpath.split(member.name)
         stem, _, ending = name.partition('.')
@@ -299,17 +306,18 @@ def _samples(file: BinaryIO, path: str) -> Iterator[Tuple[str, Dict[str, Member]
             yield key, sample
             sample = {}
         key = this
-        sample[ending.lower()] = member
+        sample[ending.lower()] = member.offset, member.size
     if sample:
         yield key, sample
 
 
-def _class_of(file: BinaryIO, sample: Dict[str, Member], target_key: Optional[str], name: str) -> int:
+def _class_of(file: BinaryIO, sample: Dict[str, Place], target_key: Optional[str], name: str) -> int:
     ending = 'json' if target_key else 'cls'
     try:
         here = file.tell()
-        file.seek(sample[ending].offset)
-        data = file.read(sample[ending].size)
+        offset, size = sample[ending]
+        file.seek(offset)
+        data = file.read(size)
         file.seek(here)
         return int(json.loads(data)[target_key] if target_key else data)
     except (KeyError, TypeError, ValueError) as e:

@@ -14,5 +14,5 @@ from .interrupt import Interrupted, Interruption
 from .loop import train_one_epoch, validate
 from .report import Journal, conclude, describe, describe_cost, draw_sheet
 from .reproducible import ReproducibleLoader, seed_all
-from .settings import parse_args
+from .settings import Settings, parse_args
 from .task import FocusTask, create_task

@@ -1,6 +1,6 @@
 """The command line of train_focus.py: timm's names and meanings, the paper's recipe as defaults."""
 import argparse
-from typing import Any, Union
+from typing import Any, Dict, Union
 
 from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
@@ -20,11 +20,11 @@ from .refused import add_refused
 
 __all__ = ['build_parser']
 
-SCHEMES = {
+SCHEMES: Dict[str, Dict[str, Any]] = {
     'simple': dict(color_jitter=0., train_interpolation='bilinear'),
     'complex': dict(color_jitter=0.4, train_interpolation='bilinear', scale=[0.08, 1.], ratio=[3. / 4., 4. / 3.]),
 }
-RECIPE_SETTINGS = {
+RECIPE_SETTINGS: Dict[str, Dict[str, Any]] = {
     'paper': {},  # the parser's defaults
     'timm': dict(
         batch_size=128, epochs=300, opt='sgd', weight_decay=2e-5, no_decay_1d=True, warmup_epochs=5, smoothing=0.1,

@@ -1,6 +1,6 @@
 """Whether the batches fit the data and the model: said before training, not after it."""
 import argparse
-from typing import Sequence
+from typing import List, Sequence
 
 import torch
 from torch import nn
@@ -57,7 +57,8 @@ def check_smallest_batch(model: nn.Module, args: argparse.Namespace, input_size:
     """
     if args.distributed and args.sync_bn:
         return  # it normalises over all processes
-    sizes = [(input_size[0], n, n) for n in args.train_img_sizes or ()] or [tuple(input_size)]
+    sizes: List[Sequence[int]] = [(input_size[0], n, n) for n in args.train_img_sizes or ()]
+    sizes = sizes or [input_size]
     batches = args.train_batch_sizes or [args.batch_size] * len(sizes)
     for size in (size for size, n in zip(sizes, batches) if n == 1):
         twin = meta_twin(model).train()

@@ -203,7 +203,7 @@ def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, Tensor]]]:
     """
     if not dist.is_initialized():
         return None
-    gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    gathered: Optional[List[Any]] = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object({name: buffer.cpu() for name, buffer in _buffers(task).items()}, gathered)
     return gathered
 

@@ -4,14 +4,13 @@ import contextlib
 import datetime
 import logging
 import os
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Union
 
 import numpy as np
 import timm.data
 import torch
 import torch.distributed as dist
 from timm.data import AugMixDataset, FastCollateMixup, IterableImageDataset, Mixup, create_loader
-from torch.utils.data import Dataset
 
 from timm_focus.data import SceneDataset, create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, STREAMS, found_name
@@ -34,8 +33,10 @@ __all__ = ['check_readable', 'create_datasets', 'create_loaders', 'fit_images', 
 
 _logger = logging.getLogger('train')
 
+Images = Union[SceneDataset, IterableImageDataset]
 
-def create_datasets(args: Settings) -> Tuple[Settings, Dataset, Optional[Dataset]]:
+
+def create_datasets(args: Settings) -> Tuple[Settings, Images, Optional[Images]]:
     """Make the data sets of a run.
 
     Returns:
@@ -87,7 +88,7 @@ def _first_here(args: argparse.Namespace) -> Iterator[None]:
         yield
         return
     # not over NCCL, which gives up after ten minutes: a slow disk takes longer for millions of files
-    group = dist.new_group(backend='gloo', timeout=datetime.timedelta(days=1))
+    group: Any = dist.new_group(backend='gloo', timeout=datetime.timedelta(days=1))
     if args.local_rank != 0:
         dist.barrier(group)
     yield
@@ -107,7 +108,7 @@ def _find_source(args: argparse.Namespace) -> str:
         raise SettingsError(str(e)) from e
 
 
-def _numbered(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
+def _numbered(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Images]]:
     """Data sets whose images have numbers."""
     common = dict(
         version=args.places_version, size=args.places_size, class_map=args.class_map or None, input_key=args.input_key,
@@ -145,7 +146,7 @@ class _Stream(IterableImageDataset):
         return super().__iter__()
 
 
-def _streams(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dataset]]:
+def _streams(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Images]]:
     """Data sets that timm reads one image after the other."""
     for flag in ('places_version', 'places_size', 'train_list', 'images_per_class'):
         if getattr(args, flag) is not None:
@@ -155,7 +156,7 @@ def _streams(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dat
         name=name, root=args.data_dir, download=args.dataset_download, seed=args.seed, input_key=args.input_key,
         target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code, class_map=args.class_map)
 
-    def load(split: str, flag: str, **kwargs: Any) -> Dataset:
+    def load(split: str, flag: str, **kwargs: Any) -> Images:
         with as_settings_error(f'--{flag} {split} of {args.data_dir or args.dataset} cannot be read'):
             stream = timm.data.create_dataset(split=split, **common, **kwargs)
             return _Stream(stream.reader.root if hasattr(stream.reader, 'root') else '', reader=stream.reader)
@@ -170,7 +171,7 @@ def _streams(args: argparse.Namespace, name: str) -> Tuple[Dataset, Optional[Dat
         num_samples=args.val_num_samples)
 
 
-def _tell_empty_classes(args: argparse.Namespace, datasets: Dict[str, Optional[Dataset]]) -> None:
+def _tell_empty_classes(args: argparse.Namespace, datasets: Dict[str, Optional[Images]]) -> None:
     """Say which classes have no images, where a data set knows."""
     for split, dataset in datasets.items():
         targets = getattr(getattr(dataset, 'reader', None), 'targets', None)
@@ -186,8 +187,8 @@ def _tell_empty_classes(args: argparse.Namespace, datasets: Dict[str, Optional[D
 def fit_images(
         args: argparse.Namespace,
         data_config: Dict[str, Any],
-        dataset_train: Dataset,
-        dataset_eval: Optional[Dataset],
+        dataset_train: Images,
+        dataset_eval: Optional[Images],
 ) -> None:
     """Have images read with the channels that the model takes, and normalised by as many numbers; in place.
 
@@ -204,7 +205,7 @@ def fit_images(
         holder.input_img_mode = mode
 
 
-def keep_lists(args: argparse.Namespace, dataset: Dataset, folder: str) -> None:
+def keep_lists(args: argparse.Namespace, dataset: Images, folder: str) -> None:
     """Write the classes of a run, a line each, and the images that were picked to train on, into its folder."""
     if args.label_names:
         write_whole(os.path.join(folder, 'classes.txt'), ''.join(f'{name}\n' for name in args.label_names))
@@ -218,7 +219,7 @@ def keep_lists(args: argparse.Namespace, dataset: Dataset, folder: str) -> None:
         write_list(dataset.reader.index, path)
 
 
-def check_readable(datasets: Iterable[Optional[Dataset]], device: torch.device) -> None:
+def check_readable(datasets: Iterable[Optional[Images]], device: torch.device) -> None:
     """See how many images could not be read so far, by all processes together; each looks at its own as it goes.
 
     Raises:
@@ -233,8 +234,8 @@ def check_readable(datasets: Iterable[Optional[Dataset]], device: torch.device) 
 
 def create_loaders(
         args: argparse.Namespace,
-        dataset_train: Dataset,
-        dataset_eval: Optional[Dataset],
+        dataset_train: Images,
+        dataset_eval: Optional[Images],
         data_config: Dict[str, Any],
         device: torch.device,
 ) -> Tuple[Any, Any, Optional[Callable]]:
@@ -260,15 +261,14 @@ def create_loaders(
     if args.aug_repeats and not args.distributed:
         raise SettingsError(
             '--aug-repeats repeats images over processes: start several with torchrun, or leave it out.')
-    if args.aug_splits:
-        dataset_train = AugMixDataset(dataset_train, num_splits=args.aug_splits)
+    trained_on: Any = AugMixDataset(dataset_train, args.aug_splits) if args.aug_splits else dataset_train
     common = dict(
         use_prefetcher=args.prefetcher, mean=data_config['mean'], std=data_config['std'], num_workers=args.workers,
         distributed=args.distributed, pin_memory=args.pin_mem, device=device, worker_seeding=args.worker_seeding,
         img_dtype=getattr(torch, args.model_dtype or 'float32'))
     with posterizing():
         loader_train = create_loader(
-            dataset_train, input_size=data_config['input_size'], batch_size=args.batch_size, is_training=True,
+            trained_on, input_size=data_config['input_size'], batch_size=args.batch_size, is_training=True,
             no_aug=args.no_aug, re_prob=args.reprob, re_mode=args.remode, re_count=args.recount,
             re_split=args.resplit, train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio,
             hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
@@ -289,7 +289,7 @@ def create_loaders(
             for transform, size in zip(inner.dataset.transforms, args.train_img_sizes):
                 use_simple_crop(transform, (size, size), args.train_interpolation)
         else:
-            use_simple_crop(dataset_train.transform, data_config['input_size'], args.train_interpolation)
+            use_simple_crop(trained_on.transform, data_config['input_size'], args.train_interpolation)
     if isinstance(inner.dataset, torch.utils.data.IterableDataset):
         _logger.warning('An iterable data set shuffles by itself: this run cannot be repeated or resumed exactly.')
     else:

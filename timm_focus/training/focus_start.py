@@ -33,7 +33,7 @@ class FocusStart:
 
     def __init__(self, setting: Union[int, str], found: Optional[int] = None):
         self.is_auto = setting == AUTO
-        self.epoch = found if self.is_auto else setting
+        self.epoch = found if self.is_auto else int(setting)
 
     def has_come(self, epoch: int) -> bool:
         """Whether images are erased in an epoch."""

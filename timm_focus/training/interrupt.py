@@ -2,7 +2,7 @@
 import signal
 import threading
 from types import FrameType
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -41,9 +41,9 @@ class Interruption:
 
     def __init__(self, distributed: bool = False):
         self._signal = 0
-        self._group = dist.new_group(backend='gloo') if distributed else None
+        self._group: Any = dist.new_group(backend='gloo') if distributed else None
         self._exchange: Optional[Tuple[torch.Tensor, Any]] = None
-        self._previous = {}
+        self._previous: Dict[int, Any] = {}
 
     def __enter__(self) -> 'Interruption':
         if threading.current_thread() is threading.main_thread():  # others may not handle signals

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from timm.task import TrainingTask
 from timm.task.evaluator import evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -317,7 +317,7 @@ def train_one_epoch(
 
 
 def validate(
-        model: nn.Module,
+        model: Any,
         loader: Any,
         task: TrainingTask,
         args: argparse.Namespace,

@@ -3,7 +3,7 @@ import argparse
 import logging
 import os
 import shlex
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import timm
 import torch
@@ -12,7 +12,7 @@ from timm.models import get_model_args
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import IterableDataset, Subset
 
 from timm_focus.analysis import check_size, focus_sheet, multiply_adds
 from timm_focus.baselines import ACoL, AcolNet, MaskSub, adl_modules, trace_maps
@@ -22,6 +22,7 @@ from timm_focus.utils.modes import evaluating
 from timm_focus.utils.warned import warned
 
 from .batches import advice_on_batches
+from .data import Images
 from .focus_start import AUTO, RULE, FocusStart
 from .summary import Summary
 
@@ -76,7 +77,7 @@ class Journal:
             **more: Any,
     ) -> None:
         """Write down an epoch; what comes by another name is for summary.csv alone, under it."""
-        columns = eval_metrics or dict.fromkeys(self.eval_names, '')
+        columns: Mapping[str, Any] = eval_metrics or dict.fromkeys(self.eval_names, '')
         self.summary.add(dict(
             epoch=epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
             **{f'eval_{k}': v for k, v in columns.items()}, lr=lr, **more))
@@ -118,9 +119,9 @@ def _headline(args: argparse.Namespace) -> str:
 
 def describe(
         args: argparse.Namespace,
-        model: nn.Module,
-        dataset_train: Dataset,
-        dataset_eval: Optional[Dataset],
+        model: Any,
+        dataset_train: Images,
+        dataset_eval: Optional[Images],
         loader_train: Any,
         data_config: Dict[str, Any],
         num_epochs: int,
@@ -205,7 +206,7 @@ def conclude(
         metric_name: str,
         best_metric: Optional[float],
         best_epoch: Optional[int],
-        dataset_eval: Optional[Dataset],
+        dataset_eval: Optional[Images],
         data_config: Dict[str, Any],
         focus_start: Optional[FocusStart] = None,
 ) -> None:
@@ -246,7 +247,7 @@ def conclude(
 def draw_sheet(
         args: argparse.Namespace,
         task: TrainingTask,
-        dataset: Optional[Dataset],
+        dataset: Optional[Images],
         data_config: Dict[str, Any],
         path: str,
 ) -> None:
@@ -258,9 +259,10 @@ def draw_sheet(
     with warned(f'{path} cannot be drawn', _logger):
         picks = [i * len(dataset) // n for i in range(min(n, len(dataset)))]
         parameter = next(model.parameters())
+        picked: Any = Subset(dataset, picks)
         # the transform of the validation loader is the data set's own; this one only stacks and normalises
         images, targets = next(iter(create_loader(
-            Subset(dataset, picks), input_size=data_config['input_size'], batch_size=len(picks),
+            picked, input_size=data_config['input_size'], batch_size=len(picks),
             mean=data_config['mean'], std=data_config['std'], num_workers=0, use_prefetcher=args.prefetcher,
             device=parameter.device)))
         named = dict(enumerate(args.label_names))

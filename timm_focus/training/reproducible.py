@@ -42,7 +42,7 @@ def _seed_host(*parts: Any) -> int:
 class _SeededDataset(Dataset):
     """A map-style data set indexed by (epoch, index), whose draws depend on these and the seed alone."""
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Any, seed: int):
         self.dataset = dataset
         self.seed = seed
 
@@ -120,7 +120,7 @@ class ReproducibleLoader(DataLoader):
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # batches are all that is asked of it
         # the prefetcher erases at random in this process, right after it gets the batch
         for i, batch in enumerate(super().__iter__(), self._batches.start_batch):
             seed_all(self._seed, 'batch', self._batches.epoch, i, self._rank)

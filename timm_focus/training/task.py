@@ -29,14 +29,16 @@ class TaskWithHeads(TrainingTask):
     The heads are the task's own state.
 
     Attributes:
-        trainable_module: The model.
-        loss: What it is trained by.
+        trainable_module: The model, bare, compiled, or in DistributedDataParallel.
+        loss: What it is trained by, bare or compiled.
         model_type: The model's type.
         network_name: Name of the network in it.
         head_names: Names of the heads in it.
         run_name: What to call a run of it.
     """
 
+    trainable_module: Any
+    loss: Any
     model_type: Type[nn.Module]
     network_name: str
     head_names: Tuple[str, ...]
@@ -48,13 +50,19 @@ class TaskWithHeads(TrainingTask):
         self.trainable_module = DistributedDataParallel(self.trainable_module, **self._ddp_kwargs)
         return self
 
-    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
+    def compile(  # type: ignore[override]  # timm's, which returns a model, is another function than torch's
+            self,
+            backend: str = 'inductor',
+            mode: Optional[str] = None,
+            **compile_kwargs: Any,
+    ) -> nn.Module:
         """Compile training, the loss and evaluation before `prepare_distributed`; returns the compiled network."""
         network = getattr(unwrap_model(self.trainable_module), self.network_name)
-        self.eval_model = torch.compile(network, backend=backend, mode=mode, **compile_kwargs)
+        compiled: Any = torch.compile(network, backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model = compiled
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
         self.loss = torch.compile(self.loss, backend=backend, mode=mode, **compile_kwargs)
-        return self.eval_model
+        return compiled
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
         """The network of the model, or of its running average: what is evaluated, saved and shipped."""
@@ -123,7 +131,9 @@ class FocusTask(TaskWithHeads):
         every: Erase in every so many steps of an epoch.
     """
 
-    model_type, network_name, head_names, run_name = FocusNet, 'backbone', HEADS, 'a focus run'
+    model_type: Type[nn.Module] = FocusNet
+    head_names: Tuple[str, ...] = HEADS
+    network_name, run_name = 'backbone', 'a focus run'
 
     def __init__(
             self,
@@ -249,7 +259,7 @@ class FocusTask(TaskWithHeads):
 class MaskSubTask(FocusTask):
     """MaskSub as a task of timm's: focus training without heads, by `MaskSubLoss`, its two passes in turn."""
 
-    model_type, network_name, head_names, run_name = MaskSub, 'backbone', (), 'a MaskSub run'
+    model_type, head_names, run_name = MaskSub, (), 'a MaskSub run'
 
 
 class AcolTask(TaskWithHeads):
@@ -263,7 +273,8 @@ class AcolTask(TaskWithHeads):
         verbose: Log what is trained.
     """
 
-    model_type, network_name, head_names, run_name = ACoL, 'network', ('head_b',), 'an ACoL run'
+    model_type, head_names = ACoL, ('head_b',)
+    network_name, run_name = 'network', 'an ACoL run'
 
     def __init__(
             self,
@@ -291,7 +302,7 @@ class AcolTask(TaskWithHeads):
 
 
 def create_task(
-        model: nn.Module,
+        model: Any,
         args: argparse.Namespace,
         device: Optional[torch.device] = None,
 ) -> TrainingTask:
@@ -324,7 +335,7 @@ def create_task(
     if args.method == 'adl':
         with as_settings_error(f'{args.model} cannot be trained by ADL'):
             insert_adl(model, args.adl_modules, args.adl_gamma, args.adl_drop_rate)
-    common = dict(criterion_kwargs=kwargs, device=device, verbose=False)
+    common: Dict[str, Any] = dict(criterion_kwargs=kwargs, device=device, verbose=False)
     if args.kd_model_name:
         with as_settings_error(f'{args.model} cannot learn from --kd-model-name {args.kd_model_name}'):
             return create_distillation_task(model, args, **common)
