@@ -6,7 +6,7 @@ from torch import Tensor, nn
 try:
     from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 except ImportError:  # torch before 2.6, or built without torch.distributed
-    FSDPModule = None  # type: ignore[assignment,misc]
+    FSDPModule = None  # type: ignore[assignment,misc]  # asked for before it is used
 
 __all__ = ['gather_for_calls', 'gathered']
 

@@ -81,7 +81,7 @@ class Traced(Tensor):
     seen: Seen
     base: Optional['Traced']
     changes: int
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # torch's way to have none
 
     @staticmethod
     def __new__(cls, run: Run, meta: Tensor, device: torch.device, seen: Seen, base: Optional['Traced'] = None):
@@ -92,7 +92,7 @@ class Traced(Tensor):
         return t
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own has no types
             cls, func: Any, types: Any, args: Tuple = (), kwargs: Optional[Dict] = None) -> Any:
         kwargs = {name: 'meta' if name == 'device' else value for name, value in (kwargs or {}).items()}
         schema = func._schema

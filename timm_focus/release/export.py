@@ -138,23 +138,12 @@ def save_for_hub(
         dataset_terms: str = '',
         license_name: str = '',
         license_link: str = '',
-        label_names: Sequence[str] = (),
-        data_config: Optional[Dict[str, Any]] = None,
-        metrics: Optional[Dict[str, float]] = None,
-        settings: Optional[Dict[str, Any]] = None,
-        summary: Optional[Folder] = None,
-        images: Sequence[Any] = (),
-        gallery: bool = True,
-        base_model: str = '',
         tag: str = '',
+        gallery: bool = True,
         repo_id: str = 'user/name',
-        model_args: Optional[Dict[str, Any]] = None,
+        **about: Any,
 ) -> Path:
     """Write a folder that is fit for the Hugging Face Hub: a plain timm model, its heads, its card.
-
-    It has model.safetensors and config.json, which timm loads, README.md, the card, and of what is given:
-    focus_heads.safetensors of a `FocusNet`, args.yaml, summary.csv, curves.png, coverage.png and focus.png. It is there
-    whole or not at all. An export that is there is replaced, unless files in it were edited or added.
 
     Args:
         model: A `FocusNet` or a plain timm model, also compiled, in DDP or in any memory format.
@@ -164,17 +153,11 @@ def save_for_hub(
         dataset_terms: Its terms of use, or where they are.
         license_name: Name of a licence that is 'other'.
         license_link: Where it is.
-        label_names: Names of the classes, in the order of their indices.
-        data_config: timm's, of the evaluation (default: the model's own).
-        metrics: Of the validation: 'top1' and 'top5' in %, 'loss'.
-        settings: Of the run; `published_settings` says what is left out.
-        summary: The run's summary.csv.
-        images: Pillow images to draw what the network looks at.
-        gallery: Show some of them, too, in focus.png.
-        base_model: Hub id of the weights that training started from.
         tag: timm's tag of these weights (default: of the method and data set).
+        gallery: Show some of the images in focus.png.
         repo_id: What it will be called on the Hub, for the card.
-        model_args: JSON values in place of arguments that the model was made with and that are none.
+        **about: What else is known, as `write_export` takes it: label_names, data_config, metrics, settings, summary,
+            images, base_model, model_args, report.
 
     Returns:
         The folder.
@@ -186,9 +169,7 @@ def save_for_hub(
     publication = Publication(
         repo_id, license=license, license_name=license_name, license_link=license_link, dataset=dataset,
         dataset_terms=dataset_terms, tag=tag, no_gallery=not gallery)
-    return write_export(
-        model, folder, publication, label_names=label_names, data_config=data_config, metrics=metrics,
-        settings=settings, summary=summary, images=images, base_model=base_model, model_args=model_args)
+    return write_export(model, folder, publication, **about)
 
 
 def write_export(
@@ -206,7 +187,34 @@ def write_export(
         model_args: Optional[Dict[str, Any]] = None,
         report: Optional[Folder] = None,
 ) -> Path:
-    """Write the folder of `save_for_hub`, with licence, data set and names from a `Publication`; `report` is a page."""
+    """Write a folder that is fit for the Hub, of a model and of what is known of it.
+
+    It has model.safetensors and config.json, which timm loads, README.md, the card, and of what is given:
+    focus_heads.safetensors of a `FocusNet`, args.yaml, summary.csv, curves.png, coverage.png, focus.png and
+    report.html. It is there whole or not at all. An export that is there is replaced, unless files in it were edited or
+    added.
+
+    Args:
+        model: A `FocusNet` or a plain timm model, also compiled, in DDP or in any memory format.
+        folder: Where to.
+        publication: Licence, data set and names.
+        label_names: Names of the classes, in the order of their indices.
+        data_config: timm's, of the evaluation (default: the model's own).
+        metrics: Of the validation: 'top1' and 'top5' in %, 'loss'.
+        settings: Of the run; `published_settings` says what is left out.
+        summary: The run's summary.csv.
+        images: Pillow images to draw what the network looks at.
+        base_model: Hub id of the weights that training started from.
+        model_args: JSON values in place of arguments that the model was made with and that are none.
+        report: A page of `timm-focus report`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: As `save_for_hub`.
+        OSError: It cannot be written.
+    """
     publication.check()
     folder = Path(folder)
     focus = unwrap_model(model) if isinstance(unwrap_model(model), FocusNet) else None

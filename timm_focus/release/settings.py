@@ -3,13 +3,11 @@ import os
 import re
 from typing import Any, Dict
 
+from timm_focus.runs.kinds import PRIVATE
+
 __all__ = ['published_settings']
 
-# places on one machine, accounts, and where the run was to be pushed: a copy must not push there, too
-PRIVATE = re.compile(
-    r'^(data|data_dir|output|experiment|config|resume|initial_checkpoint|pretrained_path|train_list|class_map|'
-    r'class_stats|log_wandb|wandb_.*|push_to_hub|hub_.*|label_names|local_rank|rank|world_size|distributed|device.*|'
-    r'(.*_)?token|.*(secret|password|api_?key|credential).*)$', re.I)
+NAMES = re.compile(f'({"|".join(PRIVATE)})$', re.I)
 # paths, addresses with what may be a password in them, and tokens of the Hub
 LOCAL = re.compile(r'(^|[\s:=,;\'"])(~?/|\.{1,2}/|~$|[A-Za-z]:[\\/]|\\\\|file:)')
 SECRET = re.compile(r'\bhf_\w{8,}|://[^/\s]*@|[?&](token|key|sig|signature|x-amz-[a-z-]+)=', re.I)
@@ -27,7 +25,7 @@ def published_settings(settings: Dict[str, Any]) -> Dict[str, Any]:
         settings: Values by name.
     """
     shown = ((str(k), _published(v)) for k, v in settings.items()
-             if not PRIVATE.match(str(k)) and not NO_TEXT.search(str(k)))
+             if not NAMES.match(str(k)) and not NO_TEXT.search(str(k)))
     return {k: v for k, v in shown if v is not _WITHHELD}
 
 

@@ -11,6 +11,7 @@ from timm_focus.analysis import multiply_adds, plain_model
 from timm_focus.method import FocusLoss
 from timm_focus.release import published_settings
 from timm_focus.runs import Loaded, read_summary
+from timm_focus.runs.kinds import IDENTITY, PLACES
 from timm_focus.utils.text import one_line
 
 __all__ = ['Run', 'read_run']
@@ -19,7 +20,7 @@ LOSS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detac
 LARGEST = 1e100  # of a number that is drawn
 METHODS = dict(none='classifier alone', focus='focus training', adl='ADL', acol='ACoL')
 # where a run is and what it is called, which tells no method from another
-PLACES = ('data', 'data_dir', 'output', 'experiment', 'given', 'label_names', 'config', 'resume', 'overwrite')
+OWN = (*IDENTITY, *PLACES, 'given', 'label_names')
 
 
 class Run(NamedTuple):
@@ -61,7 +62,7 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         """What runs share that differ in their seed alone; its name without settings."""
-        same = {k: v for k, v in self.settings.items() if k not in (*PLACES, 'seed')}
+        same = {k: v for k, v in self.settings.items() if k not in (*OWN, 'seed')}
         return json.dumps(same, sort_keys=True, default=str) if same else f'name {self.name}'
 
     @property
@@ -118,7 +119,7 @@ def _named(settings: Dict[str, Any], home: str) -> Dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         given = None
     names = given if settings and isinstance(given, dict) else settings
-    return {str(k): settings.get(k, names[k]) for k in names if k not in PLACES}
+    return {str(k): settings.get(k, names[k]) for k in names if k not in OWN}
 
 
 def _rows(home: str) -> List[Dict[str, float]]:

@@ -9,6 +9,7 @@ from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
 
+from timm_focus.runs.kinds import IDENTITY, ORDER
 from timm_focus.utils.errors import as_settings_error
 from timm_focus.utils.text import brief
 
@@ -16,14 +17,8 @@ from .checkpoint import PLATEAU_COUNTERS, Kept, Progress, load, read_kept
 
 __all__ = ['changed_settings', 'check_order', 'resume']
 
-# what says which images come in which step of an epoch
-ORDER = (
-    'batch_size', 'grad_accum_steps', 'seed', 'epoch_repeats', 'aug_repeats', 'train_list', 'images_per_class',
-    'subset_seed', 'train_img_sizes', 'train_batch_sizes', 'train_size_probs', 'train_size_schedule',
-    'train_size_schedule_spread', 'train_size_random_mix', 'train_batches_per_epoch')
-# where a run is kept and how it was begun are no settings of its training
-OWN = ('output', 'experiment', 'resume', 'no_resume_opt', 'start_epoch', 'overwrite', 'dry_run', 'local_rank', 'data',
-       'given')
+# what says nothing of how a run is trained
+OWN = (*IDENTITY, 'output', 'dry_run', 'local_rank', 'data', 'given')
 
 
 def resume(

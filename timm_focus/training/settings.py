@@ -14,6 +14,7 @@ from timm.utils import ParseKwargs
 
 from timm_focus.demo import SYNTHETIC
 from timm_focus.recipes import recipe_names, recipe_path
+from timm_focus.runs.kinds import IDENTITY
 from timm_focus.utils.errors import SettingsError, sentence
 from timm_focus.utils.parser import nearest
 
@@ -39,9 +40,6 @@ ALIASES = {
 }
 WANTED = {int: 'a whole number', float: 'a number', str: 'text', stage: 'a name or an index',
           start: "an epoch or 'auto'"}
-# settings that name one particular run: left out of an args.yaml that serves as --config, so that the new run neither
-# resumes nor overwrites the old one
-IDENTITY = ('experiment', 'resume', 'no_resume_opt', 'start_epoch', 'overwrite', 'wandb_resume_id', 'push_to_hub')
 GIVEN = 'given'  # the key of args.yaml that lists which of its settings were given; the others followed from those
 
 
@@ -209,6 +207,7 @@ def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any])
         settings = _guess_given(parser, settings)
     else:
         return settings
+    # so that the new run neither resumes nor overwrites the old one
     left = {name: settings.pop(name) for name in IDENTITY if name in settings}
     if left and os.environ.get('RANK', '0') == '0':
         _logger.info(f'--config {path} is of a run, and begins one of its own: '

@@ -27,7 +27,7 @@ def meta_twin(model: nn.Module) -> nn.Module:
                      if torch.is_tensor(t) and id(t) not in memo})
     twin = copy.deepcopy(model, memo).eval()
     if hasattr(twin, 'set_grad_checkpointing'):
-        twin.set_grad_checkpointing(False)  # type: ignore[operator]
+        twin.set_grad_checkpointing(False)  # type: ignore[operator]  # of a timm model, which has it
     return twin
 
 

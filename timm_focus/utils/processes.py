@@ -38,7 +38,7 @@ def shield_workers(loader: 'DataLoader') -> 'DataLoader':
     if not loader.num_workers:
         return loader
     loader.worker_init_fn = functools.partial(_prepare, loader.worker_init_fn)
-    loader._get_iterator = functools.partial(_begin, loader._get_iterator)  # type: ignore[method-assign]
+    loader._get_iterator = functools.partial(_begin, loader._get_iterator)  # type: ignore[method-assign]  # on purpose
     atexit.unregister(end_workers)  # what is registered last is called first
     atexit.register(end_workers)
     return loader
