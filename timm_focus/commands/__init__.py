@@ -1,1 +1,1 @@
-"""The `timm-focus` command, a file a subcommand."""
+"""The `timm-focus` command, one file for each subcommand."""

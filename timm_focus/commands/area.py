@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     from timm_focus.analysis import coverage_plot, threshold_map
     from timm_focus.utils import write_whole
 
-    threshold_map(torch.zeros(1, 1, 1), args.threshold)  # a rule that is none is told now
+    threshold_map(torch.zeros(1, 1, 1), args.threshold)  # tells a wrong rule now
     models = load_models(args)
     opened = open_data(args, args.data, apart=args.output)
     datasets = {one.name: one.dataset for one in opened}
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _keep_settings(path: str, results: str, settings: Dict[str, Any]) -> None:
-    """Note what a measurement goes by: what a folder holds of the same models and images goes on with the same alone.
+    """Keep the settings of a measurement in its folder, which is gone on with by the same settings alone.
 
     Raises:
         ValueError: What it holds goes by something else.
@@ -122,7 +122,7 @@ def _keep_settings(path: str, results: str, settings: Dict[str, Any]) -> None:
 
 
 def _read(path: str) -> List[Dict[str, str]]:
-    """Whole lines of the CSV; a last one that was cut off is taken away."""
+    """Read the whole lines of the CSV, and cut off a last line that is not whole."""
     if not os.path.exists(path):
         return []
     with open(path, 'rb+') as f:
@@ -134,7 +134,7 @@ def _read(path: str) -> List[Dict[str, str]]:
 
 
 def _measure(loaded: Loaded, name: str, dataset: Any, done: set, path: str, args: argparse.Namespace) -> bool:
-    """Write a line for every image that has none; says whether the map is one of convolutions."""
+    """Write a line for every image that has none; return whether the map is one of convolutions."""
     import torch
     from timm.data import create_transform
     from torch.utils.data import DataLoader, Subset

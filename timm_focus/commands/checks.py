@@ -1,4 +1,4 @@
-"""Whether a model can be looked at, and on which images: what a result goes by."""
+"""Checks that a model can be looked at, and identifies the images of a result."""
 import hashlib
 import os
 import sys
@@ -11,13 +11,13 @@ __all__ = ['Checked', 'check_model', 'count_classes', 'images_digest', 'tell']
 
 
 class Checked(NamedTuple):
-    """What a model says of an image of zeros, and what is to be told of its map, '' if nothing is."""
+    """What a model answers to an image of zeros, and a note on its map, '' if there is none."""
     logits: Any
     note: str = ''
 
 
 def check_model(loaded: Loaded, needs_map: bool = True) -> Checked:
-    """See that a model can be looked at; that its last feature map is coarse is to be told.
+    """Check that a model can be looked at; a note says if its last feature map is coarse.
 
     Args:
         loaded: The model.
@@ -56,7 +56,7 @@ def check_model(loaded: Loaded, needs_map: bool = True) -> Checked:
 
 
 def count_classes(loaded: Loaded, needs_map: bool = True) -> Tuple[int, str]:
-    """Number of classes that a model tells apart, and what is to be told of its map.
+    """Number of classes that a model tells apart, and a note on its map.
 
     Raises:
         ValueError: It tells none, or cannot be looked at.
@@ -70,7 +70,7 @@ def count_classes(loaded: Loaded, needs_map: bool = True) -> Tuple[int, str]:
 
 
 def tell(notes: Sequence[str]) -> None:
-    """Print what is to be told on standard error, once nothing is refused any more."""
+    """Print notes on standard error; call it once nothing is refused any more."""
     for note in filter(None, notes):
         print(note, file=sys.stderr)
 
@@ -81,7 +81,7 @@ def images_digest(dataset: Any) -> str:
     for i in range(len(dataset)):
         try:
             size = reader.size(i)
-        except OSError:  # it will be found that it cannot be read
+        except OSError:  # reading it will tell
             size = -1
         target = '' if reader.targets is None else int(reader.targets[i])
         found.update(os.fsencode(dataset.filename(i)) + f'\0{target}\0{size}\n'.encode())

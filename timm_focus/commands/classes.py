@@ -1,4 +1,4 @@
-"""Classes by what people and folders call them."""
+"""Finds classes by what people and folders call them."""
 import difflib
 from collections import Counter
 from typing import Dict, List, Sequence
@@ -35,7 +35,7 @@ def folder_classes(loaded: Loaded, names: Sequence[str]) -> Dict[str, int]:
 
 
 def find_class(text: str, names: Sequence[str]) -> int:
-    """Index of a class by its name, one of its synonyms parted by commas, or its index; what is a name is no index.
+    """Index of a class by its name, one of its synonyms (parted by commas), or its index; a name comes first.
 
     Raises:
         ValueError: There is none, or several are called so.

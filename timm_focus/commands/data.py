@@ -1,4 +1,4 @@
-"""Images that a command line names, in whatever shape they come: the one way in which commands open them."""
+"""Opens the images that a command line names, whatever shape they come in."""
 import argparse
 import os
 from typing import Any, List, NamedTuple, Sequence

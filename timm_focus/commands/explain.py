@@ -156,7 +156,7 @@ def _line(picture: Any) -> str:
 
 @contextlib.contextmanager
 def _drawn(bar: Any, name: str) -> Iterator[None]:
-    """A picture that cannot be drawn is warned about: the numbers matter more."""
+    """Warn about a picture that cannot be drawn, and go on: the numbers matter more."""
     try:
         yield
     except OSError:  # the next files cannot be written, either
@@ -183,7 +183,7 @@ def _true_classes(sources: Sequence[Source], loaded: Loaded, names: Sequence[str
 
 
 def spread(labels: Sequence[Any], n: int) -> List[int]:
-    """Indices of n images, or all if they are fewer, of as many classes as there are, spread over each.
+    """Pick n images, or all if they are fewer, of as many classes as possible, spread over each.
 
     Args:
         labels: What class each image is of.
@@ -219,7 +219,7 @@ def _settings(
         names: Sequence[str],
         target: Optional[int],
 ) -> Dict[str, Any]:
-    """What an explanation goes by."""
+    """What an explanation depends on."""
     import timm_focus
 
     focused = isinstance(loaded.model, timm_focus.FocusNet)
@@ -241,7 +241,7 @@ def _maps(found: Any) -> Dict[str, Any]:
 
 
 def _check_output(path: str, settings: Dict[str, Any]) -> None:
-    """A folder holds explanations by one model with one setting; others would be written over."""
+    """Check that a folder holds no explanations by other settings, which would be overwritten."""
     if not os.path.exists(path):
         return
     keys = ('weights', 'threshold', 'label', 'data_config', 'feature', 'erased_by')
@@ -265,7 +265,7 @@ def _describe(
         names: Sequence[str],
         truths: Sequence[Optional[int]],
 ) -> Iterator[Tuple[Dict[str, Any], Any, Dict[str, Any]]]:
-    """For each image of a batch: it, what is drawn of it, and what the manifest says of it."""
+    """Yield each image of a batch, what is drawn of it, and its entry in the manifest."""
     from timm_focus.analysis.plots import Picture, to_pixels
 
     normalised_by = loaded.data_config['mean'], loaded.data_config['std']
@@ -323,7 +323,7 @@ def erased_boxes(keep: Any, at: Placement, size: Tuple[int, int]) -> List[Tuple[
 
 
 def _make_room(output: str, source: Source, endings: Dict[str, str]) -> Dict[str, str]:
-    """Names of the files of an image, from the output folder; the folder that they lie in is made."""
+    """Name the files of an image, from the output folder, and make the folder that they lie in."""
     os.makedirs(os.path.join(output, os.path.dirname(source.base)), exist_ok=True)
     return {what: source.base + ending for what, ending in endings.items()}
 
@@ -340,7 +340,7 @@ def _write_arrays(output: str, files: Dict[str, str], activation: Any, keep: Any
 
 
 class Manifest:
-    """A JSON file that is written as the images come, and is there, whole, when they have come or were interrupted.
+    """Writes a JSON file as the images come; it is there, whole, when they have come or were interrupted.
 
     Args:
         path: Where it goes.
@@ -360,7 +360,7 @@ class Manifest:
         return self
 
     def begin(self, settings: Dict[str, Any]) -> None:
-        """Write what holds for all images; what an earlier run wrote is no longer true of the folder."""
+        """Write what holds for all images, in place of what an earlier run wrote."""
         if os.path.exists(self.path):
             os.unlink(self.path)
         self._file = self._opened.enter_context(open_whole(self.path))

@@ -1,4 +1,4 @@
-"""Models that a command line names."""
+"""Loads the models that a command line names."""
 import argparse
 import logging
 from typing import List
@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 def positive(text: str) -> int:
-    """A flag's number from 1 on; what else is given is told."""
+    """Parse a flag's whole number of 1 or more."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text} is given, where 1 or more is allowed')
     return int(text)
@@ -42,7 +42,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_single(args: argparse.Namespace) -> None:
-    """See that one model is named at most.
+    """Check that one model is named at most.
 
     Raises:
         ValueError: There are several.
@@ -52,7 +52,7 @@ def check_single(args: argparse.Namespace) -> None:
 
 
 def load_models(args: argparse.Namespace, heads: bool = False, distinct: bool = True) -> List[Loaded]:
-    """The models that the flags name, on their device; with heads, see `load_model`; each of another name.
+    """Load the models that the flags name, with their heads, on their device; no two have the same name.
 
     Raises:
         ValueError: None is named, its weights would be random, or something of them makes no sense.

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _describe(names: List[str], args: argparse.Namespace) -> Iterator[Dict[str, Any]]:
-    """A row for each model that can be described; the others are named on standard error."""
+    """Yield a row for each model that can be described; name the others on standard error."""
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
@@ -76,7 +76,7 @@ def _describe(names: List[str], args: argparse.Namespace) -> Iterator[Dict[str, 
 
 
 class _Rows:
-    """Names of models as a data set of (name, row, None), or (name, None, why there is none), for processes."""
+    """Rows of models as a data set, so that processes make them: (name, row, None), or (name, None, why not)."""
 
     def __init__(self, names: List[str], num_classes: int, img_size: Optional[int]):
         self.names, self.num_classes, self.img_size = names, num_classes, img_size
@@ -93,7 +93,7 @@ class _Rows:
 
 
 def describe_model(name: str, num_classes: int, img_size: Optional[int] = None) -> Dict[str, Any]:
-    """A row of the list, of a model that is made without numbers."""
+    """Make a row of the list, from a model without weights."""
     import timm
     import torch
     from timm.data import resolve_data_config
@@ -119,7 +119,7 @@ def describe_model(name: str, num_classes: int, img_size: Optional[int] = None) 
 
 
 def _receptive_field(model: Any, size: Sequence[int]) -> Dict[str, Any]:
-    """That of a model. Where it is infinite, the image that the model is made for tells, and no larger one is tried."""
+    """Trace a model's receptive field on images of a size; where it is too small to tell, on larger ones."""
     for input_size in (size, None):
         try:
             return receptive_field_columns(model, size=input_size)

@@ -78,7 +78,7 @@ def _format(args: argparse.Namespace) -> str:
 
 
 def _find(args: argparse.Namespace) -> List[Source]:
-    """The images that are named, those on standard input in place of `-`.
+    """Find the images that are named; `-` stands for those on standard input.
 
     Raises:
         ValueError: There are none, or something on the command line is not there; of standard input that is found when
@@ -134,7 +134,7 @@ def _together(items: Sequence[Tuple[int, Any, str]]) -> _Batch:
 
 
 class _Rows:
-    """A row for each image that can be read, as its batch comes; the others are named on standard error.
+    """Yields a row for each image, as its batch comes; names those that cannot be read on standard error.
 
     Args:
         args: Of the command.
@@ -151,7 +151,7 @@ class _Rows:
 
     @property
     def widths(self) -> Dict[str, int]:
-        """Columns, and how wide those of a table are."""
+        """Columns, and their widths in a table."""
         if self.args.format != 'table':
             return dict.fromkeys(
                 ['image', *(f'{what}_{j}' for j in range(1, self.k + 1) for what in ('class', 'probability'))], 0)

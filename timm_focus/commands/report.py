@@ -19,8 +19,8 @@ MOST = 1000  # images in a page
 
 
 class Matched(NamedTuple):
-    """How a run goes with the images: class of its model by class of the data, names of the model's, whether it has a
-    map, and what is to be told of it, or why it has none."""
+    """How a run's model fits the images: its class by class of the data, the names of its classes, whether it has a
+    map, and a note on the map, or why there is none."""
     numbers: Dict[int, int]
     names: List[str]
     maps: bool
@@ -134,7 +134,7 @@ def _open(args: argparse.Namespace, models: Sequence[Loaded]) -> Tuple[str, Opti
 
 
 def _match(loaded: Loaded, name: str, dataset: Any) -> Matched:
-    """How a run goes with the images; a run without a map is measured without.
+    """Match a run's model with the images; one without a map is measured without a map.
 
     Raises:
         ValueError: It cannot be measured at all.
@@ -158,7 +158,7 @@ def _measure_all(
         data: str,
         left_out: List[str],
 ) -> Tuple[Any, Optional[Any]]:
-    """What all runs say of the images, and the gallery."""
+    """Measure what all runs say of the images, and make the gallery."""
     import numpy as np
     from tqdm import tqdm
 
@@ -190,7 +190,7 @@ def _gallery(
         good: Any,
         left_out: List[str],
 ) -> Optional[Any]:
-    """Pictures of some of the images, and what each run says of them."""
+    """Make pictures of some of the images, with what each run says of them."""
     from tqdm import tqdm
 
     from timm_focus.report import choose, explain_images, listed_confusions, Gallery, thumbnails, view

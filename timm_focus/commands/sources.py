@@ -1,4 +1,4 @@
-"""Images that a command line names: where what is made of each goes, and what of it a network sees."""
+"""Finds the images that a command line names, names the files made of each, and places a network's input in it."""
 import argparse
 import math
 import os
@@ -12,7 +12,7 @@ LONGEST_STEM = 200  # bytes; file systems allow 255 with the ending
 
 
 class Source(NamedTuple):
-    """An image and what is made of it.
+    """An image, and what the files made of it are called.
 
     Attributes:
         path: Its file; of an image that is none, what the image is known by.
@@ -44,7 +44,7 @@ class Source(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where the input of a network lies in the image that it is made of: x = x0 + x_scale * (x of the input), so y."""
+    """Where the input of a network lies in its image: x = x0 + x_scale * (x of the input), and y likewise."""
     x0: float = 0.
     y0: float = 0.
     x_scale: float = 1.
@@ -193,7 +193,7 @@ class SourceImages:
 
 
 def place(image: Any, transform: Any) -> Tuple[Any, Placement]:
-    """An image through timm's evaluation transform, and where the result lies in it.
+    """Transform an image by timm's evaluation transform; return the result, and where it lies in the image.
 
     Raises:
         OSError: The image is so narrow that enlarging it to the network's input would fill the memory.

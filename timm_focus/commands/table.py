@@ -32,7 +32,7 @@ def write_rows(
         widths: Mapping[str, int],
         file: Optional[IO] = None,
 ) -> int:
-    """Write rows to standard output or a file, each as it comes; says how many there were.
+    """Write rows to standard output or a file, each as it comes; return how many there were.
 
     Args:
         rows: They have the same columns.

@@ -88,7 +88,7 @@ def match_classes(
         names: Sequence[str],
         present: Sequence[int],
 ) -> Tuple[List[int], List[str]]:
-    """Which class of a model each class of a data set is, and what to call the model's classes.
+    """Match the classes of a data set with those of a model, and name the model's.
 
     By name if the model has names, or if the folders bear those of Places365 and the model has as many classes; by
     WordNet number (n01440764) if the folders bear these and the model has as many classes as one of ImageNet's sets;
@@ -133,7 +133,7 @@ def match_classes(
 
 
 class _Numbers:
-    """Target of an image by the number of its folder; a class, for the processes that load."""
+    """Maps the number of a folder to the target of its images; a class, so that loading processes can have it."""
 
     def __init__(self, numbers: Dict[int, int]):
         self.numbers = numbers
@@ -143,7 +143,7 @@ class _Numbers:
 
 
 def match_to(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int], List[str]]:
-    """Class of the model by class of the data set, and the names of the model's; what cannot be measured is told."""
+    """Match a model with a data set: its class by class of the data, and its names; raise if it cannot be measured."""
     import numpy as np
     import torch
 
@@ -181,7 +181,7 @@ def _measure(
         percents: Sequence[float],
         args: argparse.Namespace,
 ) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
-    """What is found of a model, and a row for each image."""
+    """Measure a model; return what is found, and a row for each image."""
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
@@ -222,7 +222,7 @@ def _measure(
 
 
 def _settings(loaded: Loaded, data: str, images: str, percents: Sequence[float]) -> Dict[str, Any]:
-    """What a result goes by."""
+    """What a result depends on."""
     return dict(
         model=loaded.name, weights=digest(loaded.model.state_dict()), data=data, images=images,
         settings=json.loads(json.dumps(dict(loaded.data_config, erase=list(percents)), default=str)))
@@ -240,7 +240,7 @@ def _row(record: Dict[str, Any]) -> Dict[str, Any]:
 # files
 
 def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
-    """A folder holds the results of one command, which may be repeated."""
+    """Check that a folder holds no results of another command; the same one may be repeated."""
     path = os.path.join(folder, SUMMARY)
     if os.path.exists(path):
         before: List[Optional[Dict[str, Any]]]

@@ -118,7 +118,7 @@ class SceneDataset(ImageDataset):
         return image, target if self.target_transform is None else self.target_transform(target)
 
     def check_bad(self, bad: torch.Tensor) -> None:
-        """See that no more images are bad than may be.
+        """Check that no more images are bad than may be.
 
         Args:
             bad: Flags of the images that could not be read, by any process, `[N]`.

@@ -1,4 +1,4 @@
-"""What can be focus-trained, and which settings make sense: one sentence for each that does not."""
+"""Refuses models that cannot be focus-trained and settings that make no sense, with one sentence each."""
 import numbers
 from typing import Any
 
@@ -13,7 +13,7 @@ BATCH_NORMS = ('shared', 'clean')
 
 
 def check_backbone(backbone: Any) -> None:
-    """See that a model can be focus-trained.
+    """Check that a model can be focus-trained.
 
     Raises:
         TypeError: It is no timm model.
@@ -44,7 +44,7 @@ def check_settings(
         fraction: Any,
         size: Any,
 ) -> None:
-    """See that the settings of a `FocusNet`, without their prefix, make sense.
+    """Check that the settings of a `FocusNet`, without their prefix, make sense.
 
     Raises:
         ValueError: What does not, and what is allowed.

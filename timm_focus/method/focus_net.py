@@ -37,7 +37,7 @@ from .tokens import check_tokens, forward_tokens, keep_tokens, token_grid
 __all__ = ['FocusNet', 'FocusOutput']
 
 SCORERS = ('erased_head', 'main')
-SHARE = 0.5  # of a grid's cells and of tokens, of which gamma does not say how many to erase
+SHARE = 0.5  # default share of a grid's cells and of tokens: gamma does not say how many to erase
 
 
 _THREE = (
@@ -57,7 +57,7 @@ class FocusOutput(NamedTuple):
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Say what takes this output, where it is given to a loss or function of one tensor."""
+        """Refuse a loss or function of one tensor, and say what takes this output."""
         raise TypeError(f'{getattr(function, "__name__", function)} takes one tensor. {_THREE}')
 
     def __getattr__(self, name: str) -> Any:
@@ -232,7 +232,7 @@ class FocusNet(TimmInterface):
         self._focus_training = bool(enable)
 
     def erase_in_this_step(self, enable: bool = True) -> None:
-        """Choose whether the next steps erase, where images are erased at all: some may do without."""
+        """Choose whether the next steps erase images, if images are erased at all."""
         self.erases_now = bool(enable)
 
     def _check_trainable(self, main: Tensor) -> None:
@@ -290,13 +290,13 @@ class FocusNet(TimmInterface):
         return keep
 
     def erased_size(self, size: Sequence[int]) -> Sequence[int]:
-        """Height and width of the erased image, of those of the original: whole patches of a model that has them."""
+        """Height and width of the erased image, from those of the original; whole patches where a model has them."""
         if self.size == 1:
             return size
         return [max(1, round(self.size * side / p)) * p for side, p in zip(size, patches(self.backbone))]
 
     def _idle_in_second_pass(self) -> List[nn.Module]:
-        """What the first pass trains and the second does not see."""
+        """Modules that the first pass trains and the second does not use."""
         return [self.cam_head, *(classifiers(self.backbone) if self.scored_by == 'erased_head' else [])]
 
     def _main_and_tap(self, x: Tensor) -> Tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ def copy_classifier(backbone: nn.Module, head: nn.Linear) -> None:
 
 
 def nothing(modules: List[Any], like: Tensor) -> Tensor:
-    """0, of modules that have no part in a pass: DDP waits for the gradients of all parameters that ask for one."""
+    """0, of modules without a part in a pass: DDP waits for a gradient of every parameter that asks for one."""
     zero = like.new_zeros(())
     for p in (p for module in modules for p in module.parameters() if p.requires_grad):
         zero = zero + 0 * p.sum().to(like.dtype)

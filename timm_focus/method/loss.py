@@ -144,8 +144,8 @@ class FocusLoss(nn.Module):
         return 'main' if self.consistency == 'attention_mining' else self.scored_by
 
     @property
-    def parts(self) -> bool:
-        """Whether its terms on the erased image train nothing by the first pass: the two can be trained in turn."""
+    def separable(self) -> bool:
+        """Whether the terms on the erased image train nothing through the first pass: the two may go in turn."""
         return self.consistency == 'attention_mining' or self.beta == 0 or self.kl_detach == 'main'
 
     def forward(self, output: FocusOutput, target: Tensor, erasing: bool = True) -> Dict[str, Tensor]:

@@ -7,7 +7,7 @@ __all__ = ['check_other_sizes', 'patches']
 
 
 def check_other_sizes(backbone: Any) -> None:
-    """See that a model takes images of other sizes.
+    """Check that a model takes images of other sizes.
 
     Raises:
         ValueError: Its size is fixed, by a position embedding or windows.

@@ -17,7 +17,7 @@ FAMILIES = (VisionTransformer, Eva, NaFlexVit, Hiera)
 
 
 def check_tokens(backbone: nn.Module) -> None:
-    """See that tokens of a model can be left out.
+    """Check that tokens of a model can be left out.
 
     Raises:
         ValueError: It is of none of the families that timm gives patch drop.
@@ -63,7 +63,7 @@ def forward_tokens(backbone: Any, x: Tensor, kept: Tensor) -> Tensor:
 
 
 class _Kept(nn.Module):
-    """In the place of timm's patch drop: the tokens that are to stay, behind those that are no patches."""
+    """Takes the place of timm's patch drop: keeps the tokens that are to stay, after those that are no patches."""
 
     def __init__(self, kept: Tensor, n_prefix: int, tells: bool):
         super().__init__()

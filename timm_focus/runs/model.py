@@ -227,7 +227,7 @@ def load_heads(model: FocusNet, heads: Mapping[str, State]) -> None:
 
 
 def check_plain(loaded: Loaded) -> None:
-    """See that a model is one that timm alone can load.
+    """Check that a model is one that timm alone can load.
 
     Raises:
         ValueError: It is ACoL's.

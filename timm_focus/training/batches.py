@@ -1,4 +1,4 @@
-"""Whether the batches fit the data and the model: said before training, not after it."""
+"""Checks, before training, that batches fit the data and the model."""
 import argparse
 from typing import List, Sequence
 
@@ -15,7 +15,7 @@ __all__ = ['advice_on_batches', 'check_erased_size', 'check_smallest_batch']
 
 
 def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: int, window: int = 1) -> str:
-    """What is wrong with batches that are large for the data: a sentence with the remedy, '' if nothing is.
+    """Say that batches are too large for the data: a sentence with the remedy, '' if they are not.
 
     Args:
         n_images: Training images.
@@ -35,10 +35,10 @@ def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: in
 
 
 def check_erased_size(model: nn.Module, input_size: Sequence[int]) -> None:
-    """See that a model takes its erased images, where they are smaller than the others; nothing is computed.
+    """Check that a model takes its erased images where these are smaller; nothing is computed.
 
     Raises:
-        SettingsError: It does not.
+        SettingsError: It does not take them.
     """
     if not isinstance(model, FocusNet) or model.size == 1:
         return
@@ -50,7 +50,7 @@ def check_erased_size(model: nn.Module, input_size: Sequence[int]) -> None:
 
 
 def check_smallest_batch(model: nn.Module, args: argparse.Namespace, input_size: Sequence[int]) -> None:
-    """See that the model can be trained on the smallest batch, where that is one image; nothing is computed.
+    """Check that a model trains on the smallest batch, if that is one image; nothing is computed.
 
     Raises:
         SettingsError: BatchNorm would have a single value of each channel to normalise.

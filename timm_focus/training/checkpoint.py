@@ -48,7 +48,7 @@ class Progress(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A checkpoint in the folder of a run, by what it says of itself.
+    """What a checkpoint in the folder of a run says of itself.
 
     Attributes:
         path: Its file.
@@ -127,9 +127,9 @@ def read_kept(path: str, state: Optional[Dict[str, Any]] = None) -> Kept:
 
 
 def find_kept(folder: str) -> Tuple[List[Kept], List[str]]:
-    """The checkpoints in a folder under the names that a run gives them, from the furthest on, and those that are none.
+    """Find the checkpoints in a folder, the furthest first, and the files under such names that are damaged.
 
-    Of several that are as far, `last` comes first.
+    Of checkpoints that are equally far, `last` comes first.
     """
     kept, damaged = [], []
     for name in sorted(os.listdir(folder), key=lambda n: n != 'last.pth.tar'):
@@ -164,7 +164,7 @@ def _tensors(state: Any) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def is_finite(state: Any) -> bool:
-    """Whether the tensors of a state are numbers, but for scalars that may be infinite: models keep bounds in them."""
+    """Whether the tensors of a state are finite. Scalars may be infinite, as models keep bounds in them."""
     wrong: Dict[torch.device, List[Tensor]] = {}
     for tensor in _tensors(state):
         if tensor.is_floating_point() or tensor.is_complex():
@@ -174,7 +174,7 @@ def is_finite(state: Any) -> bool:
 
 
 def check_finite(task: TrainingTask, optimizer: torch.optim.Optimizer, totals: Dict[str, float], epoch: int) -> None:
-    """See that a run has not diverged, before it keeps its state.
+    """Check that a run has not diverged, before its state is kept.
 
     Args:
         task: What is trained.
@@ -196,10 +196,10 @@ def check_finite(task: TrainingTask, optimizer: torch.optim.Optimizer, totals: D
 # what each of several processes has of its own
 
 def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, Tensor]]]:
-    """What each of several processes has of its own, by rank, on the first of them; else None. All must call it.
+    """Gather the buffers of all processes, by rank, on the first of them; None on the others. All must call it.
 
-    The weights are everywhere the same. The statistics of BatchNorm are not, until `--dist-bn` averages them after an
-    epoch, nor is their running average: without these a run that was interrupted in mid-epoch would go on as another.
+    Weights are the same in every process. BatchNorm's statistics and their running average are not, until `--dist-bn`
+    averages them after an epoch. Without them a run that was interrupted in mid-epoch would go on differently.
     """
     if not dist.is_initialized():
         return None
@@ -209,7 +209,7 @@ def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, Tensor]]]:
 
 
 def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, Tensor]]]) -> None:
-    """Give a process back what `gather_buffers` gathered of it, after `prepare_distributed`, which evens it out."""
+    """Restore this process's buffers from `gather_buffers`, after `prepare_distributed`, which makes them all alike."""
     if buffers and dist.is_initialized() and len(buffers) == dist.get_world_size():
         own = buffers[dist.get_rank()]
         for name, buffer in _buffers(task).items():
@@ -217,7 +217,7 @@ def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, Tensor]
 
 
 def _buffers(task: TrainingTask) -> Dict[str, Tensor]:
-    """Buffers of numbers of the model and of its running average, if there is one."""
+    """Floating-point buffers of the model, and of its running average if there is one."""
     return {
         f'{"ema." if ema else ""}{name}': buffer
         for ema in (False, True) if task.get_trainable_module(ema=ema) is not None
@@ -228,19 +228,19 @@ def _buffers(task: TrainingTask) -> Dict[str, Tensor]:
 # writing
 
 def ranking(metrics: Dict[int, Optional[float]], decreasing: bool = False) -> List[int]:
-    """Epochs from the best on: of equal ones the first; those without a metric come last, from the newest on."""
+    """Rank epochs, the best first and of equal ones the earlier; those without a metric come last, the newest first."""
     ranked = {epoch: metric for epoch, metric in metrics.items() if metric is not None}
     return [*sorted(ranked, key=lambda e: (ranked[e] if decreasing else -ranked[e], e)),
             *sorted(set(metrics) - set(ranked), reverse=True)]
 
 
 class FocusCheckpointSaver(CheckpointSaver):
-    """timm's saver, which says of each checkpoint which run wrote it, and leaves none of them half done.
+    """timm's saver, with the id of the run in each checkpoint, and no checkpoint half written.
 
-    A save is a row of steps on the disk, each of which is whole or absent: `last` is written, gets the name of its
-    epoch if it is among the best, replaces `model_best` if it is the best, and those that it overtakes go. Doing them
-    again does no harm, and `take_up` does: so wherever a process was killed, every epoch is ranked, and `model_best` is
-    the best of them.
+    A save takes several steps, each of which is done whole or not at all: `last` is written, copied under the name of
+    its epoch if it is among the best, and as `model_best` if it is the best; what it overtakes is removed. Repeating a
+    step does no harm, and `take_up` repeats them. So every epoch is ranked, and `model_best` is the best of them,
+    wherever a process was killed.
 
     Attributes:
         progress: Where the run stands; set it before each save.
@@ -284,7 +284,7 @@ class FocusCheckpointSaver(CheckpointSaver):
             _remove(self.recoveries.pop(0))
 
     def take_up(self, kept: Iterable[Kept]) -> None:
-        """Go on with what a run has kept up to here, and finish the save that its last process was killed in."""
+        """Continue with the checkpoints of a run, and finish the save in which its last process was killed."""
         kept = sorted(kept, key=lambda k: k.stands)
         self.recoveries = [k.path for k in kept if k.is_recovery]
         named = {os.path.basename(k.path).removesuffix(self.extension): k for k in kept}
@@ -298,7 +298,7 @@ class FocusCheckpointSaver(CheckpointSaver):
             self._settle(k.path, k.epoch, k.metric)
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        """Go on with what is in the folder of the run that a checkpoint is of; names of files are not taken from it."""
+        """Continue with the run's checkpoints in the folder; file names that a checkpoint lists are not believed."""
         self.take_up(k for k in find_kept(self.checkpoint_dir)[0] if k.run == state_dict.get('run'))
 
     def doubt(self) -> str:
@@ -340,7 +340,7 @@ class FocusCheckpointSaver(CheckpointSaver):
         copy_whole(src, dst)
 
     def _settle(self, source: str, epoch: int, metric: Optional[float]) -> None:
-        """Give an epoch's checkpoint the names that it earns, and take those away that it overtakes."""
+        """Copy an epoch's checkpoint under the names that it earns, and remove those that it overtakes."""
         milestone, path = self._path(f'milestone-{epoch + 1}'), self._checkpoint_path(epoch)
         if epoch + 1 in self.milestones and not os.path.exists(milestone):
             self._duplicate(source, milestone)

@@ -1,4 +1,4 @@
-"""What settings of train_focus.py make sense: one sentence for each that do not."""
+"""Refuses settings of train_focus.py that make no sense, with one sentence each."""
 import argparse
 import math
 from typing import Any, Dict, Optional, Tuple
@@ -14,7 +14,7 @@ from .refused import check_refused
 
 __all__ = ['METHOD_FLAGS', 'check', 'choose_method']
 
-# flags that begin with the name of a method go with that method alone: its name in messages, and how to ask for it
+# what messages call a method, and how to ask for it: flags that begin with its name go with it alone
 FOCUS_TRAINING = ('focus training', '--model focus_{model} or --method focus')
 FORMER_DEFAULTS = {'focus_bn': 'shared'}  # of older args.yaml, which name every setting
 METHOD_FLAGS = {
@@ -23,7 +23,7 @@ METHOD_FLAGS = {
     'masksub': ('MaskSub', '--model {model} --method masksub'),
 }
 
-# the least of each number, and of each of several
+# the least value of each number, and of each number in a list
 LEAST = {
     **dict.fromkeys((
         'weight_decay', 'workers', 'recovery_interval', 'warmup_epochs', 'lr', 'lr_base', 'smoothing',
@@ -84,7 +84,7 @@ def flag(name: str) -> str:
 
 
 def _check_data(args: argparse.Namespace) -> None:
-    """Where the data is, and the run that is to go on."""
+    """Check where the data is, and which run is to go on."""
     if args.dataset == SYNTHETIC and args.data_dir is not None:
         raise SettingsError(f'--dataset {SYNTHETIC} draws its own images: leave out the folder {args.data_dir}.')
     if args.data_dir is None and not args.dataset:
@@ -97,7 +97,7 @@ def _check_data(args: argparse.Namespace) -> None:
 
 
 def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict[str, Any]) -> None:
-    """What goes with the model and the method."""
+    """Check what goes with the model and the method."""
     plain = args.model.removeprefix('focus_')
     if plain != args.model and args.method != 'focus':
         what = 'a plain model' if args.method == 'none' else 'a plain model in its own way'
@@ -115,7 +115,7 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, giv
         refused = [
             ('kd_model_name', args.kd_model_name, 'a model has a loss of its own and is not distilled'),
             ('jsd_loss', args.loss == 'jsd', 'the losses of the branches are of single images'),
-            ('split_bn', args.split_bn, 'what is erased is not of the augmentation splits')]
+            ('split_bn', args.split_bn, 'erased images belong to no augmentation split')]
     if args.method == 'acol':
         mixing = next((k for k in ('mixup', 'cutmix', 'cutmix_minmax') if getattr(args, k)), 'mixup')
         refused += [
@@ -132,7 +132,7 @@ def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, giv
 
 
 def _check_numbers(args: argparse.Namespace, given: Dict[str, Any]) -> None:
-    """Each number in its range, and epochs within the run."""
+    """Check the range of each number, and that epochs lie within the run."""
     def numbers(name: str) -> list:
         value = getattr(args, name)
         values = value if isinstance(value, (list, tuple)) else [value]
@@ -193,7 +193,7 @@ def _check_loss(args: argparse.Namespace) -> None:
 
 
 def _check_batches(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """What batches are made of: augmentation splits, mixing, scheduled resolutions."""
+    """Check what batches are made of: augmentation splits, mixing, scheduled resolutions."""
     if args.aug_splits == 1:
         raise SettingsError('--aug-splits is 1: give 0, or 2 and more.')
     if args.aug_splits and mixes(args):

@@ -1,4 +1,4 @@
-"""How a run goes on from a checkpoint, and what may have changed in between."""
+"""Resumes a run from a checkpoint, and says what has changed in between."""
 import argparse
 import inspect
 import os
@@ -65,10 +65,10 @@ def resume(
 
 
 def _check_state(optimizer: torch.optim.Optimizer) -> None:
-    """See that an optimizer, whose state was loaded, has of each parameter what its first step would make.
+    """Check that the state loaded into an optimizer has, for each parameter, what a first step would make.
 
     Raises:
-        ValueError: Something is missing, on which it would fail in the middle of a step.
+        ValueError: Something is missing, so that a step would fail.
     """
     arguments = set(inspect.signature(type(optimizer)).parameters) - {'params'}
     for group in optimizer.param_groups:
@@ -89,7 +89,7 @@ def _check_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def changed_settings(kept: Kept, args: argparse.Namespace, images: int, names: Iterable[str]) -> List[str]:
-    """What is not as it was when a checkpoint was written, each as 'name before -> now'.
+    """What has changed since a checkpoint was written, each as 'name before -> now'.
 
     Args:
         kept: The checkpoint.
@@ -111,7 +111,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_order(kept: Kept, args: argparse.Namespace, images: int) -> None:
-    """See that the rest of an epoch is of the images that have not been seen in it.
+    """Check that the rest of a begun epoch has the images that have not been seen in it.
 
     Raises:
         ValueError: The checkpoint stands in the middle of an epoch, and the settings or the data would give others.

@@ -1,4 +1,4 @@
-"""What a run is trained and validated on: this project's data sets and timm's, in timm's loaders, reproducible."""
+"""Makes what a run is trained and validated on: data sets of this project and timm's, in reproducible timm loaders."""
 import argparse
 import contextlib
 import datetime
@@ -83,7 +83,7 @@ def create_datasets(args: Settings) -> Tuple[Settings, Images, Optional[Images]]
 
 @contextlib.contextmanager
 def _first_here(args: argparse.Namespace) -> Iterator[None]:
-    """The first process of each machine goes before the others."""
+    """Let the first process of each machine go before the others."""
     if not args.distributed:
         yield
         return
@@ -97,7 +97,7 @@ def _first_here(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _find_source(args: argparse.Namespace) -> str:
-    """The data set's name: this project's places365, folder or, '', whichever is found; or a library's."""
+    """Name of the data set: 'places365', 'folder', '' for whichever of them is found, or a library's."""
     name = args.dataset.lower()
     if name == SYNTHETIC or name in ('imagefolder', 'image_folder'):  # timm's other names of a folder
         name = FOLDER
@@ -109,7 +109,7 @@ def _find_source(args: argparse.Namespace) -> str:
 
 
 def _numbered(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Images]]:
-    """Data sets whose images have numbers."""
+    """Make data sets whose images have numbers."""
     common = dict(
         version=args.places_version, size=args.places_size, class_map=args.class_map or None, input_key=args.input_key,
         target_key=args.target_key, download=args.dataset_download, trust_remote_code=args.dataset_trust_remote_code)
@@ -139,7 +139,7 @@ def _be_patient(args: argparse.Namespace, dataset: SceneDataset) -> None:
 
 
 class _Stream(IterableImageDataset):
-    """timm's data set of a stream, for which Pillow starts no program in the workers that open the images."""
+    """timm's data set of a stream, in whose workers Pillow starts no program to open an image."""
 
     def __iter__(self) -> Iterator[Any]:
         forbid_programs()
@@ -147,7 +147,7 @@ class _Stream(IterableImageDataset):
 
 
 def _streams(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Images]]:
-    """Data sets that timm reads one image after the other."""
+    """Make data sets that timm reads one image after the other."""
     for flag in ('places_version', 'places_size', 'train_list', 'images_per_class'):
         if getattr(args, flag) is not None:
             raise SettingsError(f'--{flag.replace("_", "-")} is of images with numbers, and {args.dataset or name} is '
@@ -190,7 +190,7 @@ def fit_images(
         dataset_train: Images,
         dataset_eval: Optional[Images],
 ) -> None:
-    """Have images read with the channels that the model takes, and normalised by as many numbers; in place.
+    """Have data sets read images with the model's channels, and `data_config` normalise as many; in place.
 
     Raises:
         SettingsError: Images cannot have these channels.
@@ -220,7 +220,7 @@ def keep_lists(args: argparse.Namespace, dataset: Images, folder: str) -> None:
 
 
 def check_readable(datasets: Iterable[Optional[Images]], device: torch.device) -> None:
-    """See how many images could not be read so far, by all processes together; each looks at its own as it goes.
+    """Check how many images all processes together could not read so far; each counts its own as it goes.
 
     Raises:
         BadImages: More than `--max-bad-images` of a data set.
@@ -239,7 +239,7 @@ def create_loaders(
         data_config: Dict[str, Any],
         device: torch.device,
 ) -> Tuple[Any, Any, Optional[Callable]]:
-    """Loaders of both data sets, and what mixes batches where the training loader does not.
+    """Make the loaders of both data sets, and what mixes batches where the training loader does not.
 
     Raises:
         SettingsError: Batches that cannot be made.

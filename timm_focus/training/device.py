@@ -1,4 +1,4 @@
-"""Where a run computes, and in which types."""
+"""Chooses where a run computes, and in which types."""
 import argparse
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed for the next step, where it is glibc's.
+    """Have glibc keep freed memory for the next step; another C library is left as it is.
 
     By default it gives the memory of large tensors back, and the system clears every page of it anew in the next step:
     with the activations of two passes that took a tenth of a plain step (benchmarks/README.md).
@@ -39,7 +39,7 @@ def keep_freed_memory() -> None:
 
 
 def _lists_no_checkpoints(record: logging.LogRecord) -> bool:
-    """False of the list of all checkpoints, which timm logs after each epoch."""
+    """Filter out the list of all checkpoints, which timm logs after each epoch."""
     return not str(record.msg).startswith('Current checkpoints:')
 
 
@@ -95,9 +95,9 @@ def set_up_device(args: Settings) -> Tuple[Settings, torch.device, Autocast, Any
     args = args.completed(
         device=place.device, distributed=place.distributed, rank=place.rank, local_rank=place.local_rank,
         world_size=place.world_size, prefetcher=not args.no_prefetcher,
-        # more than the cores would wait for each other
+        # more workers than cores would wait for each other
         workers=args.workers if 'workers' in args.given else min(args.workers, cores()),
-        # the statistics that --sync-bn shares are everywhere the same
+        # --sync-bn leaves nothing to average
         dist_bn='' if place.distributed and args.sync_bn else args.dist_bn)
     if device.type == 'cpu':
         keep_freed_memory()

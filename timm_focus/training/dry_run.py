@@ -1,4 +1,4 @@
-"""What training would cost, from two of its steps."""
+"""Measures what training would cost, by two of its steps."""
 import argparse
 import logging
 import sys
@@ -47,10 +47,10 @@ class TwoSteps:
 
 
 def training_multiply_adds(model: nn.Module, images: torch.Tensor) -> Optional[int]:
-    """Multiply-adds of a training step, forward and backward, on images of this shape; nothing is computed.
+    """Count the multiply-adds of a training step, forward and backward, on images of this shape; nothing is computed.
 
     Three times those of the forward pass, with whatever the model does in it in training: a second pass, more heads. A
-    recomputation is not counted, nor is a teacher. None of the few models that do not run without numbers.
+    recomputation is not counted, nor is a teacher. None for the few models that cannot run without numbers.
     """
     twin = meta_twin(model).train()
     dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
@@ -141,5 +141,5 @@ def describe_training(
 
 
 def differing(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str]) -> Dict[str, Any]:
-    """Those of the named settings that are not the defaults of a parser."""
+    """The named settings that differ from the defaults of a parser."""
     return {name: getattr(args, name) for name in names if getattr(args, name) != parser.get_default(name)}

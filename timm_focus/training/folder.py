@@ -1,8 +1,7 @@
 """The folder of a run: one run at a time writes it, none overwrites another, and its last checkpoint is found.
 
-A run has an id, which is kept in its folder (run.json) and in its checkpoints. It says which files are of the run,
-whatever became of their times, and wherever the folder was copied. A folder that an older version wrote has none, and
-its run goes on without.
+A run has an id, which is kept in its folder (run.json) and in its checkpoints. It tells which files belong to the run,
+even after the folder was copied. A run that an older version began has none, and goes on without.
 """
 import argparse
 import contextlib
@@ -61,7 +60,7 @@ def decide(args: argparse.Namespace, decision: Callable[[], T]) -> T:
 
 
 class RunFolder:
-    """The folder of a run, which its first process looks at by `plan` and makes or takes over by `begin`.
+    """The folder of a run. The first process looks at it by `plan`, and makes it or takes it over by `begin`.
 
     Args:
         args: Settings of the run.
@@ -86,13 +85,13 @@ class RunFolder:
         self._lock: Any = None
 
     def plan(self) -> Tuple[str, bool]:
-        """The checkpoint to go on from, '' if the run begins, and whether it is the folder's own run that goes on.
+        """Find the checkpoint to go on from, '' for a new run, and tell whether the folder's own run goes on.
 
-        Nothing is changed yet, but the folder is held.
+        Nothing is changed yet, but the folder is locked.
 
         Raises:
-            SettingsError: There is no such checkpoint, another run is at work in the folder, or something there would
-                be lost that the settings do not give up.
+            SettingsError: There is no such checkpoint, another run is at work in the folder, or something in it would
+                be lost without `--overwrite`.
         """
         resumed = self.args.resume
         if self.args.experiment and os.path.isdir(self.path):
@@ -110,7 +109,7 @@ class RunFolder:
         return resumed, False
 
     def begin(self, start: Progress, ranked_by: str) -> None:
-        """Make the folder, or take over what is in it; what the settings give up is removed.
+        """Make the folder, or take over what is in it; with `--overwrite` the rest is removed.
 
         Args:
             start: Where the run goes on.
@@ -146,7 +145,7 @@ class RunFolder:
         self.kept = own
 
     def note(self, images: Optional[int]) -> None:
-        """Note how long the run has taken so far, all its parts together, and of how many images its epochs are."""
+        """Note how long the run has taken so far, in all its parts, and how many images an epoch has."""
         if self.run is not None:
             seconds = round(self._seconds + time.perf_counter() - self._began, 1)
             note = dict(run=self.run, seconds=seconds, images=images)
@@ -155,7 +154,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def advice(self, saver: Optional[FocusCheckpointSaver]) -> Iterator[None]:
-        """Add how to go on to what ends a run, and note how long it took, in the process that has its saver."""
+        """Add advice on how to go on to an error that ends a run, and note how long it took; by the saver's process."""
         try:
             yield
         except (DataError, FileError, FloatingPointError) as e:
@@ -243,7 +242,7 @@ class RunFolder:
         return path
 
     def _check_free(self) -> None:
-        """See that a run may begin in the folder."""
+        """Check that a run may begin in the folder."""
         if self.args.overwrite:
             return
         rows = len(read_summary(os.path.join(self.path, SUMMARY)))
@@ -274,7 +273,7 @@ class RunFolder:
                 self.path = os.path.join(self._root, self.name)
 
     def _hold(self) -> None:
-        """Keep other processes out for as long as this one lives: the lock goes with it, and workers have no part."""
+        """Lock the folder for as long as this process lives, whatever becomes of its workers."""
         try:
             import fcntl
         except ImportError:  # not a system that has them
@@ -303,7 +302,7 @@ class RunFolder:
 
 
 def _check_numbers(path: str) -> None:
-    """See that a run can go on from a checkpoint.
+    """Check that a run can go on from a checkpoint.
 
     Raises:
         SettingsError: It is missing, damaged, or has numbers that are not finite.

@@ -1,4 +1,4 @@
-"""What a terminal or a scheduler signals ends a run after the step under way, on all processes at the same step."""
+"""Ends a run that a terminal or a scheduler signals, after the step under way, the same on all processes."""
 import signal
 import threading
 from types import FrameType
@@ -25,10 +25,10 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Takes note of SIGINT, SIGTERM, SIGHUP and SIGUSR1; after any of them, SIGINT (Ctrl-C) has its usual effect.
+    """Notes SIGINT, SIGTERM, SIGHUP and SIGUSR1; after the first of them, SIGINT (Ctrl-C) has its usual effect.
 
-    The others may come more than once and are noted again: under Slurm a process hears them from the scheduler and from
-    torchrun. One that the process was started to ignore, as by nohup, stays ignored.
+    The others are noted as often as they come: under Slurm both the scheduler and torchrun send them. A signal that the
+    process was started to ignore, as by nohup, stays ignored.
 
     Use it as a context; the loaders' workers end with it. Processes that train together are not signalled at the same
     step, and one that left alone would leave the others waiting. So each call of `noted` starts an all-reduce of what

@@ -33,7 +33,7 @@ _logger = logging.getLogger('train')
 
 
 class Waited:
-    """A loader, and the time that was spent on waiting for its batches, but for the first, before which it starts.
+    """Times the waits for the batches of a loader, without the first.
 
     Attributes:
         seconds: Waited since it was last set to 0.
@@ -89,7 +89,7 @@ class Averages:
         self.count += n
 
     def copy(self) -> 'Averages':
-        """The same as of now: sums are never changed in place."""
+        """A copy as of now, which shares the sums: they are never changed in place."""
         copied = Averages(self.device)
         copied.sums, copied.count = dict(self.sums), self.count
         return copied
@@ -108,7 +108,7 @@ def _means(totals: Dict[str, float]) -> Dict[str, float]:
 
 
 def _describe(means: Dict[str, float]) -> str:
-    """The loss with its terms, what is known of the images, and how much of them is erased."""
+    """The loss with its terms, the share of the images that are known, and the share of the pixels that are erased."""
     terms = ', '.join(f'{name.removesuffix("_loss")} {value:.4f}' for name, value in means.items()
                       if name not in ('loss', 'erased_fraction', 'top1'))
     text = f'loss {means["loss"]:.4f}' + (f' ({terms})' if terms else '')
@@ -129,7 +129,7 @@ def _bar(total: int, initial: int, name: str, show: bool) -> tqdm:
 
 @contextlib.contextmanager
 def _when_data_ends(keep: Callable[[], None]) -> Iterator[None]:
-    """Keep what is done where the data cannot be gone on with."""
+    """Keep what is done if the data ends the run."""
     try:
         yield
     except DataError:
@@ -138,13 +138,13 @@ def _when_data_ends(keep: Callable[[], None]) -> Iterator[None]:
 
 
 def _loss_scale(args: argparse.Namespace, input: Tensor) -> float:
-    """Weight of a batch whose size the schedule of resolutions chose."""
+    """Weight of the loss of a batch whose size the schedule of resolutions chose."""
     scale = input.shape[0] / args.batch_size
     return {'none': 1., 'sqrt': scale ** 0.5, 'linear': scale}[args.variable_batch_loss_scale]
 
 
 def _backward(loss: Tensor, scale: float, scaler: Any = None) -> None:
-    """Go backward from a part of the loss while a step is still in its forward, whose autocast is left for that."""
+    """Go backward from a part of the loss in the middle of a forward, outside its autocast."""
     with torch.autocast(loss.device.type, enabled=False):
         if scaler is not None:
             scaler(loss * scale, None, need_update=False)
@@ -180,10 +180,10 @@ def train_one_epoch(
         autocast: Context of the forward pass.
         loss_scaler: timm's, for float16.
         lr_scheduler: timm's, stepped by update here.
-        saver: Writes recovery checkpoints; left with the progress made.
+        saver: Writes recovery checkpoints; its `progress` is kept up to date.
         augment: Changes images on the device, such as Hide-and-Seek.
         mixup_fn: Mixes batches, where the loader does not.
-        interruption: Has it end after an update.
+        interruption: Ends the epoch after an update.
 
     Returns:
         Means of the task's scalars over the epoch's images, of all processes.
@@ -267,7 +267,7 @@ def train_one_epoch(
                 computed = time.perf_counter()
                 means = _means(recent.totals())
                 now = time.perf_counter()
-                # a device that is still busy now was not short of images, however long its host waited for them
+                # a device that is still busy was not short of images, however long its host waited for them
                 idle = max(waited.seconds - (now - computed), 0.)
                 starved += idle
                 rate = recent.count * args.world_size / (now - began)

@@ -1,4 +1,4 @@
-"""What a run says of itself: the start and end of its log, its numbers, its pictures."""
+"""Reports a run: the start and the end of its log, its numbers, its pictures."""
 import argparse
 import logging
 import os
@@ -76,7 +76,7 @@ class Journal:
             lr: float,
             **more: Any,
     ) -> None:
-        """Write down an epoch; what comes by another name is for summary.csv alone, under it."""
+        """Write down an epoch; `more` goes into summary.csv alone."""
         columns: Mapping[str, Any] = eval_metrics or dict.fromkeys(self.eval_names, '')
         self.summary.add(dict(
             epoch=epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
@@ -106,7 +106,7 @@ class Journal:
 
 
 def _headline(args: argparse.Namespace) -> str:
-    """Which model is trained by what, and that nobody named it."""
+    """Say which model is trained by which method, and whether it is the default."""
     how = {'focus': 'by focus training', 'none': 'by its classifier alone', 'adl': 'by ADL', 'acol': 'by ACoL',
            'masksub': 'by MaskSub'}
     text = f'Training {args.model} {how[args.method]}'
@@ -251,7 +251,7 @@ def draw_sheet(
         data_config: Dict[str, Any],
         path: str,
 ) -> None:
-    """Draw what a focus model erases of some images, spread over the data set; a run does not end where that fails."""
+    """Draw what a focus model erases of some images, spread over the data set; a failure is only warned about."""
     model, n = unwrap_model(task.get_trainable_module()), args.sheet_images
     if not n or args.method != 'focus' or dataset is None or isinstance(dataset, IterableDataset) \
             or data_config['input_size'][0] not in (1, 3):

@@ -94,14 +94,14 @@ def _defaults(parser: argparse.ArgumentParser) -> Dict[str, Any]:
 
 
 def _layer(recipe: str, scheme: Optional[str]) -> Dict[str, Any]:
-    """Settings of a recipe and of a scheme, or of the recipe's own scheme, over which the recipe has the last word."""
+    """Settings of a recipe with a scheme over it; without a scheme, of the recipe over its own."""
     if scheme is None:
         return {**SCHEMES[RECIPE_SETTINGS[recipe].get('scheme', 'simple')], **RECIPE_SETTINGS[recipe]}
     return {**RECIPE_SETTINGS[recipe], **SCHEMES[scheme]}
 
 
 def _first_names(given: Dict[str, Any]) -> Dict[str, Any]:
-    """Settings with the second names among them replaced by the first.
+    """Replace second names of settings by the first.
 
     Raises:
         SettingsError: Two names of one thing contradict each other.
@@ -121,14 +121,14 @@ def _first_names(given: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _override(weaker: Dict[str, Any], stronger: Dict[str, Any]) -> Dict[str, Any]:
-    """Settings of two layers: a folder takes the place of drawn scenes, too."""
+    """Lay settings over weaker ones; a folder also takes the place of drawn scenes."""
     if stronger.get('data_dir') is not None and weaker.get('dataset') == SYNTHETIC:
         weaker = {name: value for name, value in weaker.items() if name != 'dataset'}
     return {**weaker, **stronger}
 
 
 def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str, Any]:
-    """What the command line itself sets."""
+    """Settings that the command line gives."""
     unset = object()
     blank = argparse.Namespace(**{name: unset for name in _defaults(parser) if name != 'config'})
     try:
@@ -144,10 +144,10 @@ def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str,
 
 
 def load_config(parser: argparse.ArgumentParser, path: str, above: Tuple[str, ...] = ()) -> Dict[str, Any]:
-    """What a YAML file or a recipe gives, checked against the parser. Unknown keys are warned about and left out.
+    """Read the settings of a YAML file or a recipe, checked against the parser; unknown keys are warned about.
 
-    Its `base` names a file or recipe that it overrides. Of an args.yaml that is what was given to its run, but for its
-    identity; what followed from that follows anew.
+    Its `base` names a file or recipe that it overrides. From the args.yaml of a run come the settings that were given
+    to it, without those that name this one run; what followed from them follows anew.
 
     Raises:
         SettingsError: A file that cannot be read, or a value of the wrong type.
@@ -183,7 +183,7 @@ def _read(path: str) -> Dict[str, Any]:
 
 
 def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any]) -> Dict[str, Any]:
-    """Settings of a file, by the names and in the types of the parser."""
+    """Convert the settings of a file to the names and types of the parser."""
     if config.pop('config', None):
         raise SettingsError(
             f'config in --config {path} names another file: give --config for each, the stronger one last.')
@@ -216,7 +216,7 @@ def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any])
 
 
 def _guess_given(parser: argparse.ArgumentParser, settings: Dict[str, Any]) -> Dict[str, Any]:
-    """Guess what was given, for an args.yaml that does not list it: what differs from its recipe and scheme."""
+    """Guess which settings of an args.yaml were given if it does not list them: those unlike its recipe and scheme."""
     recipe = settings.get('recipe', parser.get_default('recipe'))
     scheme = settings.get('scheme')
     own = scheme == _layer(recipe, None).get('scheme', 'simple')
@@ -227,7 +227,7 @@ def _guess_given(parser: argparse.ArgumentParser, settings: Dict[str, Any]) -> D
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:
-    """A YAML value as the action's type, converting like the command line would; ValueError says what is wanted."""
+    """Convert a YAML value as the command line would; ValueError says what is wanted."""
     if value is None:
         if action.default is not None and all(r.get(action.dest, '') is not None for r in RECIPE_SETTINGS.values()):
             raise ValueError('a value, or leave the line out')

@@ -1,4 +1,4 @@
-"""The numbers of a run, epoch by epoch: summary.csv."""
+"""Writes the numbers of a run, epoch by epoch: summary.csv."""
 import csv
 import io
 import logging

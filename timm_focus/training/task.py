@@ -24,9 +24,9 @@ __all__ = ['AcolTask', 'FocusTask', 'create_task']
 
 
 class TaskWithHeads(TrainingTask):
-    """A model of a network, which is evaluated and checkpointed under 'state_dict', and of heads for training alone.
+    """Trains a network, which is evaluated and checkpointed under 'state_dict', with heads that only training has.
 
-    The heads are the task's own state.
+    Network and heads are one model; the heads are the task's own state.
 
     Attributes:
         trainable_module: The model, bare, compiled, or in DistributedDataParallel.
@@ -128,7 +128,7 @@ class FocusTask(TaskWithHeads):
         dtype: Type of the task's tensors.
         verbose: Log what is trained.
         counts_known: Whether a step tells what share of its images the main classifier knows, as 'top1'.
-        every: Erase in every so many steps of an epoch.
+        every: Erase in every Nth step of an epoch.
     """
 
     model_type: Type[nn.Module] = FocusNet
@@ -168,18 +168,18 @@ class FocusTask(TaskWithHeads):
         Args:
             input: Images.
             target: Targets.
-            backward: Goes backward from a part of the loss, with the scale that the step has. Without it there is
-                nothing in turn.
+            backward: Goes backward from a part of the loss, scaled as the step's. Without it, one backward pass does
+                all.
 
         Returns:
-            The terms of `FocusLoss`, with 'loss'; 'to_go', the part of it that is still to go backward from, if that
-            is not all of it; 'erased_fraction', the mean share of the pixels
-            erased; 'top1', the percentage of images whose label (of mixed ones: the larger) the main classifier gives,
-            if it is to be counted; and the main logits as 'output' `[B, K]`.
+            The terms of `FocusLoss`, with 'loss'; 'to_go', the part of the loss that is still to go backward from, if
+            that is not all of it; 'erased_fraction', the mean share of the pixels erased; 'top1', if it is counted, the
+            percentage of images whose label (of mixed images: the larger one) the main classifier gives; and the main
+            logits as 'output' `[B, K]`.
         """
         model = unwrap_model(self.trainable_module)
         erases = self.erasing and model.erases_now
-        if erases and model.recompute and self.loss.parts and backward is not None:
+        if erases and model.recompute and self.loss.separable and backward is not None:
             main, terms = self._in_turn(input, target, backward)
         else:
             output = self.trainable_module(input)
@@ -197,7 +197,7 @@ class FocusTask(TaskWithHeads):
             target: Tensor,
             backward: Callable[[Tensor], None],
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Main logits and terms of a step whose first pass went backward, and whose second is to."""
+        """Do both passes, and the first one's backward; return main logits and terms, with 'to_go' of the second."""
         with self.no_sync():  # gradients of both passes go over the wire once
             main, side, keep = self.trainable_module(input, in_turn=True)
             terms = self.loss(FocusOutput(main, side, None), target, False)
@@ -216,7 +216,7 @@ class FocusTask(TaskWithHeads):
             batch: int,
             backward: Callable[[Tensor], None],
     ) -> Dict[str, Tensor]:
-        """What `forward` gives of a batch of an epoch, by its number: in every so many of them images are erased."""
+        """One step: `forward` of a batch, by its number in the epoch; images are erased in every Nth."""
         unwrap_model(self.trainable_module).erase_in_this_step(batch % self.every == 0)
         return self(input, target, backward)
 
@@ -230,14 +230,14 @@ class FocusTask(TaskWithHeads):
         copy_classifier(model.backbone, model.erased_head)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
-        """As any task's; while images are not erased yet, the backbone's alone, as in plain training."""
+        """As any task's; until images are erased the backbone's alone, as in plain training."""
         heads = {id(p) for h in self.head_names for p in getattr(unwrap_model(self.trainable_module), h).parameters()}
         clipped = super().get_clip_parameters(exclude_head)
         return (p for p in clipped if not (self.waits and id(p) in heads))
 
     @property
     def waits(self) -> bool:
-        """Whether images will be erased, but are not yet: a step is that of plain training."""
+        """Whether images will be erased later: until then a step is that of plain training."""
         return self.loss.uses_erased and not self.erasing
 
     def set_erasing(self, enable: bool = True) -> None:
@@ -310,7 +310,7 @@ def create_task(
 
     Args:
         model: `FocusNet` for `args.method` 'focus', `MaskSub` for 'masksub', `ACoL` for 'acol', any timm model for
-            'none', a convolutional one for 'adl', which comes to be in it.
+            'none', a convolutional one for 'adl', which is inserted into it.
         args: Settings of train_focus.py.
         device: Device of the task's tensors.
     """
