@@ -367,7 +367,8 @@ class Manifest:
         self._file.write(json.dumps(settings, indent=2)[:-2] + ',\n  "images": [')
 
     def add(self, entry: Dict[str, Any]) -> None:
-        assert self._file is not None, 'begin comes first'
+        if self._file is None:
+            raise RuntimeError('A manifest is begun before images are added.')
         self._file.write((',' if self.n else '') + '\n    ' + json.dumps(entry))
         self.n += 1
 

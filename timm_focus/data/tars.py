@@ -57,9 +57,7 @@ def _members(file: IO[bytes], path: str, base: int = 0, above: str = '') -> Iter
                     place = None
                 if place is None:
                     yield Member(name, 0, None)
-                elif name.lower().endswith('.tar'):
-                    inner = tar.extractfile(member)
-                    assert inner is not None  # of a regular file
+                elif name.lower().endswith('.tar') and (inner := tar.extractfile(member)):
                     with inner:
                         yield from _members(inner, f'{path}/{member.name}', place[0], name[:-len('.tar')])
                 else:
