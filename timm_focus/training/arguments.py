@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('Data')
     g.add_argument('data', nargs='?', metavar='DIR', help='folder with train and val (or validation)')
-    g.add_argument('--data-dir', metavar='DIR', help='the same, as a flag')
+    g.add_argument('--data-dir', metavar='DIR', help='the same as DIR')
     g.add_argument('--dataset', default='', help="timm data set type and name; 'places365' or 'folder' force one, "
                    f"'{SYNTHETIC}' is the built-in drawn scenes (default: what the folder holds)")
     g.add_argument('--train-split', default='train', help='split to train on')
@@ -76,13 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
                    "(default: the names of the folders, in timm's order)")
     g.add_argument('--places-version', choices=VERSIONS, help='Places365-Standard or -Challenge, where both are there '
                    '(default: whichever is there)')
-    g.add_argument('--places-size', choices=SIZES, help='its 256 px or its large images, where both are there '
+    g.add_argument('--places-size', choices=SIZES, help='256 px or large images of Places365, where both are there '
                    '(default: whichever is there)')
     g.add_argument('--train-list', metavar='FILE', help="train on these images alone: lines '<path> <label>', "
                    "paths from the training folder (default: all)")
     g.add_argument('--images-per-class', type=int, metavar='N', help='train on N random images of each class '
                    '(default: all)')
-    g.add_argument('--subset-seed', type=int, default=0, help='seed of that choice')
+    g.add_argument('--subset-seed', type=int, default=0, help='seed of the choice of --images-per-class')
     g.add_argument('--max-bad-images', type=float, default=0.001, metavar='SHARE', help='end the run if more than this '
                    'share of the images cannot be read')
     g.add_argument('--data-timeout', type=float, default=300., metavar='SECONDS', help='wait so long for data that is '
@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
                    "it)")
     g.add_argument('--drop', type=float, default=0., help='dropout rate')
     g.add_argument('--drop-path', type=float, help="stochastic depth rate (default: the model's)")
-    g.add_argument('--drop-connect', type=float, help='the same, by its old name')
+    g.add_argument('--drop-connect', type=float, help='old name of --drop-path')
     g.add_argument('--drop-block', type=float, help="drop block rate (default: the model's)")
     g.add_argument('--bn-momentum', type=float, help="momentum of BatchNorm (default: the model's)")
     g.add_argument('--bn-eps', type=float, help="epsilon of BatchNorm (default: the model's)")
@@ -140,7 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
                    '(default: the last before the last down-sampling)')
     g.add_argument('--focus-threshold', type=float, default=0.7, help='gamma: erase where the map reaches it')
     g.add_argument('--focus-width', type=int, help="width of the CAM head (default: the feature's)")
-    g.add_argument('--focus-interpolation', default='bilinear', choices=INTERPOLATIONS, help='enlarging the map')
+    g.add_argument('--focus-interpolation', default='bilinear', choices=INTERPOLATIONS,
+                   help='how the map is enlarged to the image')
     g.add_argument('--focus-bn', choices=BATCH_NORMS, help='BatchNorm in the erased pass (default: shared, or clean '
                    'with a smaller --focus-size)')
     g.add_argument('--focus-map', default='cam', choices=MAPS, help='what erases')
@@ -174,7 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--has', action='store_true', help='Hide-and-Seek on the images, with any model')
     g.add_argument('--adl-gamma', type=float, default=0.9, help='drop where the attention reaches this share of its '
                    'maximum')
-    g.add_argument('--adl-drop-rate', type=float, default=0.75, help='chance of that, against weighing')
+    g.add_argument('--adl-drop-rate', type=float, default=0.75, help='chance that ADL drops, else it weighs')
     g.add_argument('--adl-modules', nargs='+', metavar='NAME', help='modules after which ADL comes (default: the first '
                    'block of each of the last two stages, and the last block)')
     g.add_argument('--acol-threshold', type=float, default=0.6, help="erase where the true class's map reaches it")
@@ -195,7 +196,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('Optimizer')
     g.add_argument('-b', '--batch-size', type=int, default=256, help='images a step and process')
-    g.add_argument('-vb', '--validation-batch-size', type=int, help='the same in validation (default: as in training)')
+    g.add_argument('-vb', '--validation-batch-size', type=int,
+                   help='images a step and process in validation (default: as in training)')
     g.add_argument('--grad-accum-steps', type=int, default=1, help='batches whose gradients make one update')
     g.add_argument('--opt', default='momentum', help="timm optimizer; timm's sgd is Nesterov")
     g.add_argument('--opt-eps', type=float, help="epsilon of the optimizer (default: the optimizer's)")
@@ -206,22 +208,23 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--clip-grad', type=float, help='clip gradients at this')
     g.add_argument('--clip-mode', default='norm', choices=('norm', 'value', 'agc'), help='how to clip')
     g.add_argument('--layer-decay', type=float, help='learning rate decay from layer to layer')
-    g.add_argument('--layer-decay-min-scale', type=float, default=0., help='lowest scale of that')
+    g.add_argument('--layer-decay-min-scale', type=float, default=0.,
+                   help='lowest scale that --layer-decay gives a layer')
     g.add_argument('--layer-decay-no-opt-scale', type=float, help='freeze layers below this scale')
     g.add_argument('--opt-kwargs', nargs='*', default={}, action=ParseKwargs,
                    help='more optimizer arguments as key=value')
 
     g = parser.add_argument_group('Schedule')
     g.add_argument('--sched', default='cosine', help="timm scheduler, 'none' for none")
-    g.add_argument('--sched-on-updates', action='store_true', help='step it by update, not by epoch')
-    g.add_argument('--lr', type=float, help='learning rate (default: of --lr-base)')
+    g.add_argument('--sched-on-updates', action='store_true', help='step the schedule by update, not by epoch')
+    g.add_argument('--lr', type=float, help='learning rate (default: by --lr-base)')
     g.add_argument('--lr-base', type=float, default=0.1, help='learning rate = lr base * (global batch / base size)')
-    g.add_argument('--lr-base-size', type=int, default=256, help='base size')
+    g.add_argument('--lr-base-size', type=int, default=256, help='global batch that --lr-base is for')
     g.add_argument('--lr-base-scale', default='', choices=('', 'linear', 'sqrt'), help='how the rate grows with the '
                    'batch (default: sqrt for adaptive optimizers, else linear)')
-    g.add_argument('--lr-noise', type=float, nargs='+', help='epochs between which to add noise')
-    g.add_argument('--lr-noise-pct', type=float, default=0.67, help='its limit')
-    g.add_argument('--lr-noise-std', type=float, default=1., help='its deviation')
+    g.add_argument('--lr-noise', type=float, nargs='+', help='epochs between which to add noise to the rate')
+    g.add_argument('--lr-noise-pct', type=float, default=0.67, help='limit of the noise, as a share of the rate')
+    g.add_argument('--lr-noise-std', type=float, default=1., help='standard deviation of the noise')
     g.add_argument('--lr-cycle-mul', type=float, default=1., help='length of a cycle over that of the one before')
     g.add_argument('--lr-cycle-decay', type=float, default=0.5, help='height of a cycle over that of the one before')
     g.add_argument('--lr-cycle-limit', type=int, default=1, help='number of cycles')
@@ -255,7 +258,7 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--hflip', type=float, default=0.5, help='probability of a horizontal flip')
     g.add_argument('--vflip', type=float, default=0., help='probability of a vertical flip')
     g.add_argument('--color-jitter', type=float, default=0., help='colour jitter (default: by the scheme)')
-    g.add_argument('--color-jitter-prob', type=float, help='its probability')
+    g.add_argument('--color-jitter-prob', type=float, help='probability of colour jitter')
     g.add_argument('--grayscale-prob', type=float, help='probability of grey')
     g.add_argument('--gaussian-blur-prob', type=float, help='probability of blur')
     g.add_argument('--aa', help="AutoAugment policy: 'rand-...', 'augmix-...', 'v0', 'original'")
@@ -263,16 +266,19 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--aug-splits', type=int, default=0, help='copies of each batch, the first of them not augmented '
                    '(0, or 2 and more)')
     g.add_argument('--reprob', type=float, default=0., help='probability of random erasing')
-    g.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what it fills with')
-    g.add_argument('--recount', type=int, default=1, help='how many areas it erases')
+    g.add_argument('--remode', default='pixel', choices=('const', 'rand', 'pixel'),
+                   help='what random erasing fills with')
+    g.add_argument('--recount', type=int, default=1, help='how many areas random erasing erases')
     g.add_argument('--resplit', action='store_true', help='no random erasing in the first augmentation split')
     g.add_argument('--mixup', type=float, default=0., help='alpha of mixup')
     g.add_argument('--cutmix', type=float, default=0., help='alpha of cutmix')
     g.add_argument('--cutmix-minmax', type=float, nargs='+', help='least and largest share of cutmix')
-    g.add_argument('--mixup-prob', type=float, default=1., help='probability of either')
-    g.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix, with both')
-    g.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='what they are drawn for')
-    g.add_argument('--mixup-off-epoch', type=int, default=0, help='epoch from which they are off (0: never)')
+    g.add_argument('--mixup-prob', type=float, default=1., help='probability of mixup or cutmix')
+    g.add_argument('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix where both are on')
+    g.add_argument('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'),
+                   help='what mixup and cutmix are drawn for')
+    g.add_argument('--mixup-off-epoch', type=int, default=0,
+                   help='epoch from which mixup and cutmix are off (0: never)')
     g.add_argument('--train-interpolation', default='bilinear', help='resizing in training')
 
     g = parser.add_argument_group('Loss')
@@ -308,15 +314,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('Running average of the weights')
     g.add_argument('--model-ema', action='store_true', help='keep an exponential moving average and validate it')
-    g.add_argument('--model-ema-force-cpu', action='store_true', help='keep it in main memory, unvalidated')
-    g.add_argument('--model-ema-decay', type=float, default=0.9998, help='its decay')
-    g.add_argument('--model-ema-warmup', action='store_true', help='let the decay rise')
+    g.add_argument('--model-ema-force-cpu', action='store_true',
+                   help='keep the average in main memory, and do not validate it')
+    g.add_argument('--model-ema-decay', type=float, default=0.9998, help='decay of the running average')
+    g.add_argument('--model-ema-warmup', action='store_true', help='let the decay rise to --model-ema-decay')
 
     g = parser.add_argument_group('Device')
     g.add_argument('--device', help='device (default: cuda if there is one, else cpu)')
     g.add_argument('--amp', action='store_true', help='automatic mixed precision')
     g.add_argument('--amp-dtype', choices=('float16', 'bfloat16'),
-                   help='its type (default: float16 on cuda, bfloat16 on cpu)')
+                   help='type of --amp (default: float16 on cuda, bfloat16 on cpu)')
     g.add_argument('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='type of weights and images, '
                    'without --amp (default: float32)')
     g.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the training step '
@@ -359,9 +366,10 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--eval-metric', default='top1', choices=METRICS, help='metric that ranks checkpoints')
     g.add_argument('--tensorboard', action='store_true', help='log to TensorBoard, in the folder of the run')
     g.add_argument('--log-wandb', action='store_true', help='log to Weights & Biases')
-    g.add_argument('--wandb-project', metavar='NAME', help="its project (default: W&B's own)")
-    g.add_argument('--wandb-tags', nargs='+', default=[], metavar='TAG', help="the run's tags there")
-    g.add_argument('--wandb-resume-id', default='', metavar='ID', help='run there that goes on, with --resume')
+    g.add_argument('--wandb-project', metavar='NAME', help="project at Weights & Biases (default: W&B's own)")
+    g.add_argument('--wandb-tags', nargs='+', default=[], metavar='TAG', help="the run's tags at Weights & Biases")
+    g.add_argument('--wandb-resume-id', default='', metavar='ID',
+                   help='run at Weights & Biases to go on with, with --resume')
     g.add_argument('--save-images', action='store_true', help='keep a batch as it is trained on, every log interval')
     g.add_argument('--focus-save-images', action='store_true',
                    help='draw original, map, kept area and erased image of some at every validation')
