@@ -91,7 +91,7 @@ class RunFolder:
 
         Raises:
             SettingsError: There is no such checkpoint, another run is at work in the folder, or something in it would
-                be lost without `--overwrite`.
+                be lost and `--overwrite` is not given.
         """
         resumed = self.args.resume
         if self.args.experiment and os.path.isdir(self.path):
@@ -109,7 +109,7 @@ class RunFolder:
         return resumed, False
 
     def begin(self, start: Progress, ranked_by: str) -> None:
-        """Make the folder, or take over what is in it; with `--overwrite` the rest is removed.
+        """Make the folder, or take over what is in it; what the run does not go on with is removed.
 
         Args:
             start: Where the run goes on.
