@@ -1,10 +1,13 @@
 """Nobody writes on the settings of a run: they are read, and completed by what a run finds out."""
 import argparse
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
+import train_focus
+from timm_focus.runs.kinds import IDENTITY, ORDER, PLACES, PRIVATE
 from timm_focus.training import build_parser, parse_args
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +51,11 @@ def test_settings_are_only_read():
     more = args.completed(rank=0, lr=0.25)
     assert (more.lr, more.rank, args.lr) == (0.25, 0, 0.5) and not hasattr(args, 'rank')
     assert type(more) is type(args) and {**vars(more), 'lr': 0.5} == {**vars(args), 'rank': 0}
+
+
+def test_kinds_are_of_settings_that_there_are():
+    flags = set(vars(parse_args(train_focus.parser, ['folder'])[0]))
+    assert not {*IDENTITY, *PLACES, *ORDER} - flags
+    found = {'label_names', 'rank', 'world_size', 'distributed'}
+    for pattern in PRIVATE:
+        assert '(' in pattern or any(re.fullmatch(pattern, name) for name in flags | found), pattern
