@@ -94,10 +94,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _keep_settings(path: str, results: str, settings: Dict[str, Any]) -> None:
-    """Keep the settings of a measurement in its folder, which is gone on with by the same settings alone.
+    """Keep the settings of a measurement in its folder, where those of the same models and images must not change.
 
     Raises:
-        ValueError: What it holds goes by something else.
+        ValueError: They have changed.
     """
     from timm_focus.utils import write_whole
 
