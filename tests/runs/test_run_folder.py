@@ -59,7 +59,7 @@ def test_the_settings_of_a_run_begin_one_of_its_own(train, tmp_path, monkeypatch
     monkeypatch.setattr(sys, 'argv', ['train_focus.py', '--config', f'{run.folder}/args.yaml', '--experiment', 'new'])
     train_focus.main()
     err = capsys.readouterr().err
-    assert re.search(r'--config .*run/args\.yaml is of a run, and begins one of its own: --experiment run, '
+    assert re.search(r'--config .*run/args\.yaml is of another run, whose --experiment run, '
                      r'--resume auto, --wandb-resume-id x do not carry over\.', err)
     assert 'Resuming' not in err and content(run.folder) == before
     new = Run(folder=tmp_path / 'out/new')

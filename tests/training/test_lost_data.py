@@ -47,7 +47,7 @@ def test_a_run_waits_for_its_data_and_ends_with_a_checkpoint(train, goes_away, i
     whole = train(FLAGS, experiment='whole')
     goes_away(seconds=2)
     waited = train(f'{FLAGS} --data-timeout 60', experiment='waited')
-    assert waited.err.count('which is waited for, for 60 s at most (--data-timeout): ') == 1
+    assert waited.err.count('the run waits for it, 60 s at most (--data-timeout): ') == 1
     assert 'can be read again, after ' in waited.err and 'Skipped' not in waited.err
 
     away = goes_away()

@@ -148,7 +148,7 @@ class SceneDataset(ImageDataset):
                     raise DataLost(f'Nothing in {root} can be read any more{after}: {sentence(e)}.') from e
                 if not self._waiting[0]:
                     self._waiting[0] = 1
-                    _logger.warning(f'Nothing in {root} can be read any more, which is waited for, for '
+                    _logger.warning(f'Nothing in {root} can be read any more: the run waits for it, '
                                     f'{self.patience:g} s at most (--data-timeout): {sentence(e)}')
                 waited = True
                 time.sleep(min(1., self.patience - seconds))

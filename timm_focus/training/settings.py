@@ -210,7 +210,7 @@ def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any])
     # so that the new run neither resumes nor overwrites the old one
     left = {name: settings.pop(name) for name in IDENTITY if name in settings}
     if left and os.environ.get('RANK', '0') == '0':
-        _logger.info(f'--config {path} is of a run, and begins one of its own: '
+        _logger.info(f'--config {path} is of another run, whose '
                      f'{", ".join(f"{flag(name)} {value}" for name, value in left.items())} do not carry over.')
     return settings
 
