@@ -347,7 +347,7 @@ def test_the_page_of_options_is_that_of_the_parser():
     page = options_page()
     assert (ROOT / 'docs/options.md').read_text() == page, 'python -m timm_focus.commands.options > docs/options.md'
     for name, default in (('`-b`, `--batch-size`', '256'), ('`--amp`', 'off'), ('`--focus-width`', "the feature's"),
-                          ('`--channels-last`, `--no-channels-last`', 'on'), ('`--lr`', 'of --lr-base')):
+                          ('`--channels-last`, `--no-channels-last`', 'on'), ('`--lr`', 'by --lr-base')):
         assert f'| {name} | {default} | ' in page
     assert '- `--fuser`: it chooses how TorchScript' in page
     shown = {a.option_strings[-1] for a in train_focus.parser._actions if a.option_strings and a.dest != 'help'}
