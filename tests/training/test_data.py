@@ -14,6 +14,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 
 import train_focus
 from conftest import TINY, TRAIN, equal, evaluate
+from timm_focus import export_backbone
 from timm_focus.data import create_dataset, read_list
 from timm_focus.data.places365 import CATEGORIES
 from timm_focus.training import build_parser, parse_args
@@ -288,7 +289,7 @@ def test_the_model_carries_labels_and_evaluation(image_folder, settings):
     train_focus.note_data(model, args, config)
     cfg = model.backbone.pretrained_cfg
     assert cfg['label_names'] == ['left', 'right'] and cfg['crop_pct'] == 0.9 and cfg['input_size'] == (3, 32, 32)
-    plain = train_focus.timm_focus.export_backbone(model)
+    plain = export_backbone(model)
     assert plain.pretrained_cfg['label_names'] == ['left', 'right']
     assert plain.pretrained_cfg['interpolation'] == 'bilinear'
 
@@ -302,7 +303,7 @@ def test_there_is_one_evaluation_transform(image_folder, settings, photo):
     config = timm.data.resolve_data_config(vars(args), model=model)
     train_focus.note_data(model, args, config)
     loader = train_focus.create_loaders(args, *datasets, config, torch.device('cpu'))[1]
-    theirs = timm.data.resolve_model_data_config(train_focus.timm_focus.export_backbone(model))
+    theirs = timm.data.resolve_model_data_config(export_backbone(model))
     x = loader.dataset.transform(photo)
     assert torch.equal(x, timm.data.create_transform(**theirs)(photo))
     papers = timm.data.create_transform(

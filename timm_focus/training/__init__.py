@@ -12,6 +12,7 @@ from .focus_start import FocusStart
 from .folder import RunFolder, decide
 from .interrupt import Interrupted, Interruption
 from .loop import train_one_epoch, validate
+from .model import build_model, default_lr, note_data
 from .report import Journal, conclude, describe, describe_cost, draw_sheet
 from .reproducible import ReproducibleLoader, seed_all
 from .settings import Settings, parse_args
