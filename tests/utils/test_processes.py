@@ -1,9 +1,11 @@
 """Workers of loaders live as long as their run, and no longer."""
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -162,3 +164,18 @@ def test_no_worker_outlives_its_run_whatever_ends_it(_results, name):
     assert found['code'] == code and found['workers'] >= 2 and not found['left'], found
     assert found['seconds'] < 20, found
     assert words in found['err'] and bool(words) == bool(found['err']), found['err']
+
+
+def test_a_loader_that_is_dropped_ends_its_workers_at_once():
+    """Without the garbage collector, which would let torch wait five seconds for each worker, twice."""
+    from torch.utils.data import DataLoader
+    loader = processes.shield_workers(DataLoader(list(range(8)), num_workers=2, persistent_workers=True))
+    assert len(list(loader)) == len(list(loader)) == 8
+    workers = loader._iterator._workers
+    start = time.monotonic()
+    gc.disable()
+    try:
+        del loader
+    finally:
+        gc.enable()
+    assert not any(worker.is_alive() for worker in workers) and time.monotonic() - start < 5

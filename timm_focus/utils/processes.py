@@ -38,14 +38,17 @@ def shield_workers(loader: 'DataLoader') -> 'DataLoader':
     if not loader.num_workers:
         return loader
     loader.worker_init_fn = functools.partial(_prepare, loader.worker_init_fn)
-    loader._get_iterator = functools.partial(_begin, loader._get_iterator)  # type: ignore[method-assign]  # on purpose
+    # by a weak reference: a loader that held itself would be freed by the garbage collector, which ends the queues of
+    # an iterator before the iterator has told its workers to end, and then waits for them for seconds
+    loader._get_iterator = functools.partial(_begin, weakref.ref(loader))  # type: ignore[method-assign]  # on purpose
     atexit.unregister(end_workers)  # what is registered last is called first
     atexit.register(end_workers)
     return loader
 
 
-def _begin(make: Callable[[], Any]) -> Any:
-    iterator = make()
+def _begin(reference: Callable[[], Any]) -> Any:
+    loader = reference()  # which is there, as it asks
+    iterator = type(loader)._get_iterator(loader)
     _begun.add(iterator)
     return iterator
 
