@@ -29,9 +29,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_addoption(parser):
-    parser.addoption('--all-models', action='store_true', help='check every model class of timm, not small ones alone')
-    parser.addoption('--slow', action='store_true', help='run the checks that take seconds to minutes, too')
-    parser.addoption('--long', action='store_true', help='run the checks that take many minutes each, too')
+    parser.addoption('--slow', action='store_true', help='run the checks that take seconds to minutes, too; of the '
+                     'model classes of timm, a list of small ones')
+    parser.addoption('--long', action='store_true', help='run the checks that take many minutes each, too, and that CI '
+                     'leaves out; of the model classes of timm, all that have a model of at most 5 M parameters')
+    parser.addoption('--all-models', action='store_true', help='with --slow and --long: of the models of timm, those '
+                     'that are larger, too')
     parser.addoption('--rehearse', action='store_true', help='run the tests of a GPU on the CPU, as far as they go')
 
 
