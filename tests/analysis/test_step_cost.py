@@ -10,14 +10,15 @@ from timm_focus import FocusTask
 from timm_focus.analysis import peak_bytes, saved_bytes, step_cost, training_flops
 
 PAPER = ('shufflenetv2_x1_5', 'resnet18', 'resnet34', 'resnet50', 'densenet121')
-MODELS = (*PAPER, 'vit_small_patch16_224', 'convnext_tiny')
-QUICK = ('resnet18', 'resnet50')
+SHORT = {  # a network of each kind
+    'resnet18': {}, 'densenet121': dict(block_config=(2, 4, 8, 6)), 'vit_small_patch16_224': dict(depth=4),
+    'convnext_tiny': dict(depths=(1, 1, 4, 1)), 'shufflenetv2_x1_5': dict(stages_repeats=(2, 5, 2))}
 
 
-def count(name, prefix='', **focus):
+def count(name, prefix='', size=224, n=8, **kwargs):
     """Counts at 224 px and a batch of 8, with tensors that have shapes and no values."""
     with torch.device('meta'):
-        model = timm.create_model(prefix + name, num_classes=365, **focus).train()
+        model = timm.create_model(prefix + name, num_classes=365, **kwargs).train()
     with FakeTensorMode():
         for module in model.modules():
             for name, p in module.named_parameters(recurse=False):
@@ -25,14 +26,16 @@ def count(name, prefix='', **focus):
             for name, b in module.named_buffers(recurse=False):
                 module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
         task = (FocusTask if prefix else ClassificationTask)(model, verbose=False)
-        x, y = torch.empty(8, 3, 224, 224), torch.empty(8, dtype=torch.long)
+        x, y = torch.empty(n, 3, size, size), torch.empty(n, dtype=torch.long)
         return step_cost(model, lambda: task(x, y)['loss'])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
-def test_a_focus_step_counts_two_plain_steps_and_keeps_the_activations_of_two_or_of_one(name):
-    plain, focus, recomputed = count(name), count(name, 'focus_'), count(name, 'focus_', focus_recompute=True)
+@pytest.mark.parametrize('name, kwargs', [
+    *(pytest.param(name, kwargs, marks=pytest.mark.slow) for name, kwargs in SHORT.items()),
+    *(pytest.param(name, {}, marks=pytest.mark.long) for name in (*PAPER, 'vit_small_patch16_224', 'convnext_tiny'))])
+def test_a_focus_step_counts_two_plain_steps_and_keeps_the_activations_of_two_or_of_one(name, kwargs):
+    plain, focus = count(name, **kwargs), count(name, 'focus_', **kwargs)
+    recomputed = count(name, 'focus_', focus_recompute=True, **kwargs)
     assert 1.999 < focus.flops / plain.flops <= 2.001
     assert 1.99 < focus.saved_bytes / plain.saved_bytes <= 2.01
     assert 2.1 < recomputed.flops / plain.flops < 2.36  # one more forward
@@ -59,8 +62,7 @@ def test_a_layer_by_hand():
     assert all(p.grad is None for p in layer.parameters())
 
 
-@pytest.mark.slow
 def test_counts_are_those_of_real_tensors(photos):
-    model = timm.create_model('focus_resnet18', num_classes=365).train()
-    task, x, y = FocusTask(model, verbose=False), photos(8, 224), torch.arange(8)
-    assert step_cost(model, lambda: task(x, y)['loss']) == count('resnet18', 'focus_')
+    model = timm.create_model('focus_resnet10t', num_classes=365).train()
+    task, x, y = FocusTask(model, verbose=False), photos(2, 64), torch.arange(2)
+    assert step_cost(model, lambda: task(x, y)['loss']) == count('resnet10t', 'focus_', size=64, n=2)

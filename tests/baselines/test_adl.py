@@ -303,7 +303,7 @@ def test_the_settings_reach_it(train):
 
 @pytest.mark.slow
 def test_it_goes_with_timms_own_habits(train):
-    for i, more in enumerate(('--mixup 0.2', '--has', '--torchcompile aot_eager', '--grad-checkpointing',
+    for i, more in enumerate(('--mixup 0.2', '--has', '--torchcompile eager', '--grad-checkpointing',
                               '--aug-splits 2 --split-bn --aa augmix-m3-w2 --jsd-loss')):
         assert finite(train(f'{ADL} {more}', str(i), model=TINY).weights()), more
     torch._dynamo.reset()

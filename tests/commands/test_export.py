@@ -1,4 +1,4 @@
-"""timm-focus export: files that are loaded in a process of their own, and compared on a real photograph."""
+"""timm-focus export: files that timm and another runtime load, compared on a real photograph."""
 import json
 import os
 import subprocess
@@ -8,23 +8,12 @@ import pytest
 import timm
 import torch
 from conftest import ENVIRONMENT
+from PIL import Image
 from timm.data import create_transform
 
 from timm_focus.runs import load_model
 from timm_focus.commands.main import main
 
-BY_TIMM = """
-import json, sys
-sys.modules['timm_focus'] = None  # as where it is not installed
-import timm, torch
-from PIL import Image
-model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-x = torch.stack([transform(Image.open(path).convert('RGB')) for path in sys.argv[3:]])
-with torch.no_grad():
-    logits = model(x)
-json.dump([model.pretrained_cfg['label_names'], logits.tolist()], open(sys.argv[2], 'w'))
-"""
 BY_ONNX = """
 import json, sys
 for name in ('timm_focus', 'timm', 'torch'):
@@ -35,7 +24,7 @@ session = onnxruntime.InferenceSession(sys.argv[1] + '/model.onnx', providers=['
 about = session.get_modelmeta().custom_metadata_map
 config, names = json.loads(about['data_config']), json.loads(about['label_names'])
 images = []
-for path in sys.argv[3:]:  # resize the short side, crop the middle, normalise
+for path in sys.argv[2:]:  # resize the short side, crop the middle, normalise
     size = config['input_size'][1]
     image, side = Image.open(path).convert('RGB'), int(size / config['crop_pct'])
     image = image.resize([int(side * n / min(image.size)) for n in image.size], Image.Resampling.BILINEAR)
@@ -45,7 +34,7 @@ for path in sys.argv[3:]:  # resize the short side, crop the middle, normalise
 logits = session.run(['logits'], {'images': np.stack(images)})[0]
 alone = np.concatenate([session.run(['logits'], {'images': image[None]})[0] for image in images])
 assert np.allclose(logits, alone, atol=1e-5), 'any batch size'
-json.dump([names, logits.tolist()], open(sys.argv[2], 'w'))
+json.dump([names, logits.tolist()], sys.stdout)
 """
 
 
@@ -57,11 +46,26 @@ def photographs(tmp_path, photo):
     return paths
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('kind, code, tolerance', [
-    pytest.param('safetensors', BY_TIMM, 0, marks=pytest.mark.slow),  # test_hub.py has such a process, too
-    ('onnx', BY_ONNX, 1e-4)])
-def test_a_run_elsewhere(kind, code, tolerance, train, photo, photographs, tmp_path, capsys):
+def by_timm(folder, paths):
+    """By timm alone; test_hub.py and test_all_models.py do so in processes that cannot import timm_focus."""
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    transform = create_transform(**timm.data.resolve_data_config({}, model=model))
+    with torch.no_grad():
+        logits = model(torch.stack([transform(Image.open(path).convert('RGB')) for path in paths]))
+    return model.pretrained_cfg['label_names'], logits.tolist()
+
+
+def by_onnx(folder, paths):
+    """By a process without torch."""
+    done = subprocess.run(
+        [sys.executable, '-c', BY_ONNX, folder, *paths], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow('onnx')
+@pytest.mark.parametrize('kind, load, tolerance', [('safetensors', by_timm, 0), ('onnx', by_onnx, 1e-4)])
+def test_a_run_elsewhere(kind, load, tolerance, train, photographs, capsys):
     if kind == 'onnx':
         pytest.importorskip('onnxscript', reason="pip install -e '.[test]' installs it")
         pytest.importorskip('onnxruntime', reason="pip install -e '.[test]' installs it")
@@ -69,17 +73,15 @@ def test_a_run_elsewhere(kind, code, tolerance, train, photo, photographs, tmp_p
     main(['export', str(run.folder), '--format', kind])
     folder = run.folder / kind
     assert f'Exported to {folder}/model.{kind}' in capsys.readouterr().out
-    main(['export', str(run.folder), '--format', kind])  # once more, in its place
-    config = ['config.json'] if kind == 'safetensors' else []
+    config = []
+    if kind == 'safetensors':
+        main(['export', str(run.folder), '--format', kind])  # once more, in its place
+        config = ['config.json']
     assert sorted(os.listdir(folder)) == ['.timm_focus.json', *config, f'model.{kind}']
-    done = subprocess.run([sys.executable, '-c', code, folder, tmp_path / 'out.json', *photographs],
-                          env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    names, logits = json.loads((tmp_path / 'out.json').read_text())
+    names, logits = load(folder, photographs)
     assert names == ['left', 'right']
     loaded = load_model(checkpoint=str(run.folder))
     transform = create_transform(**loaded.data_config, is_training=False)
-    from PIL import Image
     with torch.no_grad():
         expected = loaded.model(torch.stack([transform(Image.open(path)) for path in photographs]))
     assert expected.std(0).min() > 1e-3, 'the photographs differ'
@@ -104,16 +106,19 @@ def test_onnx_is_an_extra(finished_run, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [
-    'test_vit', 'test_convnext', 'shufflenetv2_x0_5', 'densenet121', 'swin_tiny_patch4_window7_224'])
-def test_onnx_of_other_models(name, tmp_path, photos):
+@pytest.mark.parametrize('name, kwargs', [
+    ('test_vit', dict(img_size=64)),
+    ('test_convnext', dict(depths=(1, 1, 2, 1))),
+    ('shufflenetv2_x0_5', dict(stages_repeats=(2, 2, 2))),
+    ('densenet121', dict(block_config=(1, 2, 2, 1), growth_rate=8)),
+    ('swin_tiny_patch4_window7_224', dict(img_size=64, depths=(1, 1, 2, 1), embed_dim=24))])
+def test_onnx_of_other_models(name, kwargs, tmp_path, photos):
     import numpy as np
     onnxruntime = pytest.importorskip('onnxruntime')
     from timm_focus.release import save_onnx
-    model = timm.create_model(f'focus_{name}', num_classes=5).eval()
-    config = timm.data.resolve_data_config({}, model=model)
-    save_onnx(model, tmp_path / 'm.onnx', data_config=config)
-    x = photos(3, config['input_size'][1])
+    model = timm.create_model(f'focus_{name}', num_classes=5, **kwargs).eval()
+    save_onnx(model, tmp_path / 'm.onnx', data_config=timm.data.resolve_data_config(dict(img_size=64), model=model))
+    x = photos(3, 64)
     session = onnxruntime.InferenceSession(str(tmp_path / 'm.onnx'), providers=['CPUExecutionProvider'])
     with torch.no_grad():
         np.testing.assert_allclose(

@@ -7,15 +7,15 @@ from torch.nn import functional as F
 from timm_focus import FocusLoss
 from timm_focus.analysis import peak_bytes
 
-MODELS = {  # with dropout and stochastic depth where they have it, and a norm of each kind
-    'resnet10t': (64, dict(drop_rate=0.2, drop_path_rate=0.2)),
-    'resnetv2_18': (64, dict(drop_rate=0.2, drop_path_rate=0.2)),
-    'shufflenetv2_x0_5': (64, dict(drop_rate=0.2)),
+MODELS = {  # with dropout and stochastic depth where they have it, a norm of each kind; narrow, as bfloat16 is slow
+    'test_resnet': (64, dict(drop_rate=0.2, drop_path_rate=0.2)),
+    'resnetv2_18': (64, dict(drop_rate=0.2, drop_path_rate=0.2, channels=(16, 24, 32, 48), stem_chs=16)),
+    'shufflenetv2_x0_5': (64, dict(drop_rate=0.2, stages_repeats=(2, 2, 2))),
     'densenet121': (64, dict(drop_rate=0.2, block_config=(1, 2, 2, 1), growth_rate=8)),
-    'efficientnet_lite0': (64, dict(drop_rate=0.2, drop_path_rate=0.2)),
+    'test_efficientnet': (64, dict(drop_rate=0.2, drop_path_rate=0.2)),
     'test_efficientnet_evos': (64, dict(drop_rate=0.2)),  # EvoNorm keeps a running variance of its own
-    'convnext_atto': (64, dict(drop_rate=0.2, drop_path_rate=0.2, depths=(1, 1, 2, 1))),
-    'vit_tiny_patch16_224': (64, dict(drop_rate=0.2, drop_path_rate=0.2, depth=4, img_size=64)),
+    'test_convnext': (64, dict(drop_rate=0.2, drop_path_rate=0.2, depths=(1, 1, 2, 1))),
+    'vit_tiny_patch16_224': (64, dict(drop_rate=0.2, drop_path_rate=0.2, depth=4, embed_dim=48, img_size=64)),
 }
 
 
@@ -36,7 +36,7 @@ def train(name, photos, amp=False, steps=2, loss=None, compiled=False, **focus):
     seen = []
     for step in range(steps):
         torch.manual_seed(step)
-        x, y = photos(6, size).roll(step, 0), torch.arange(6) % 5
+        x, y = photos(4, size).roll(step, 0), torch.arange(4)
         with torch.autocast('cpu', torch.bfloat16, enabled=amp):
             terms = loss(run(x), y)
         terms['loss'].backward()
@@ -75,13 +75,13 @@ def test_recomputing_changes_no_number(name, bn, amp, photos):
     ({}, FocusLoss(alpha=0, beta=0)),
 ])
 def test_recomputing_changes_no_number_of_a_variant(focus, loss, photos):
-    assert_equal(*(train('resnet10t', photos, loss=loss, focus_recompute=r, **focus) for r in (False, True)),
+    assert_equal(*(train('test_resnet', photos, loss=loss, focus_recompute=r, **focus) for r in (False, True)),
                  rtol=0, atol=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bn', ['shared', 'clean'])
-@pytest.mark.parametrize('name', ['resnet10t', 'vit_tiny_patch16_224'])
+@pytest.mark.parametrize('name, bn', [
+    ('test_resnet', 'shared'), ('test_resnet', 'clean'), ('vit_tiny_patch16_224', 'shared')])
 def test_compiled_recomputing_equals_eager(name, bn, photos, monkeypatch):
     """Without dropout, whose draws come in another order when compiled."""
     size, kwargs = MODELS[name]

@@ -1,11 +1,9 @@
 """FSDP2: a sharded FocusNet trains as a whole one does and is exported whole, in two real processes."""
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT
+from conftest import ROOT
 
 # the loop of docs/sharding.md between these, with the model that it is compared with
 BEFORE = """
@@ -39,7 +37,6 @@ with torch.no_grad():
     logits = plain(images[0])
     torch.testing.assert_close(model.eval()(images[0]), logits)
     torch.testing.assert_close(model.forward_head(model.forward_features(images[0])), logits)
-dist.destroy_process_group()
 """
 
 
@@ -47,13 +44,15 @@ def page():
     return re.search(r'```python\n(.*?)```', (ROOT / 'docs/sharding.md').read_text(), re.S)[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', ['as the page says', 'the backbone alone', 'the model alone'])
-def test_a_sharded_model_trains_and_exports(tmp_path, kind):
+KINDS = ('as the page says', 'the backbone alone', 'the model alone')
+
+
+def code_of(kind):
+    """The page's code without the start and the end of the processes, which are for all kinds alike."""
     code = page()
-    assert code.count('dist.destroy_process_group()\n') == 1
-    code = code.replace('dist.destroy_process_group()\n', '')
-    code = code.replace('dist.init_process_group()', "dist.init_process_group('gloo')")
+    for line in ('dist.init_process_group()\n', 'dist.destroy_process_group()\n'):
+        assert code.count(line) == 1
+        code = code.replace(line, '')
     stages = re.search(r'for stage in .*?\n.*?\n', code)[0]
     if kind == 'the backbone alone':
         code = re.sub(r'fully_shard\(model\) .*\n', '', code).replace(stages, '').replace(
@@ -61,10 +60,19 @@ def test_a_sharded_model_trains_and_exports(tmp_path, kind):
             '        dist.all_reduce(p.grad, dist.ReduceOp.SUM)\n        p.grad /= 2\n    optimizer.step()')
     elif kind == 'the model alone':
         code = code.replace(stages, '').replace('fully_shard(model.backbone)\n', '')
-    (tmp_path / 'shard.py').write_text(BEFORE + code + COMPARED)
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', 'shard.py'],
-        cwd=tmp_path, env={**ENVIRONMENT, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=300)
+    return code.replace("'model.pth'", f"'{kind}.pth'")
+
+
+@pytest.mark.slow
+def test_a_sharded_model_trains_and_exports(fork, tmp_path):
+    """Of every kind in the same two processes."""
+    lines = ['import os, runpy, sys', 'import torch.distributed as dist', 'os.chdir(sys.argv[1])',
+             "dist.init_process_group('gloo')"]
+    for kind in KINDS:
+        (tmp_path / f'{kind}.py').write_text(BEFORE + code_of(kind) + COMPARED)
+        lines.append(f"runpy.run_path('{kind}.py')")
+    done = fork('\n'.join([*lines, 'dist.destroy_process_group()']), tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    plain = torch.load(tmp_path / 'model.pth', weights_only=True)
-    assert {type(value) for value in plain.values()} == {torch.Tensor}
+    for kind in KINDS:
+        plain = torch.load(tmp_path / f'{kind}.pth', weights_only=True)
+        assert {type(value) for value in plain.values()} == {torch.Tensor}, kind

@@ -39,7 +39,7 @@ def test_the_papers_growth(name):
 @pytest.mark.slow
 def test_densenet_and_torchvision():
     assert receptive_field(timm.create_model('densenet121')).size == 2071
-    for name, size in (('resnet18', 435), ('resnet50', 427), ('densenet121', 2071), ('shufflenet_v2_x1_5', 527)):
+    for name, size in (('resnet18', 435), ('resnet50', 427), ('shufflenet_v2_x1_5', 527)):
         assert receptive_field(torchvision.models.get_model(name)).size == size
 
 

@@ -296,14 +296,17 @@ def pieces(token, n=6):
     return {token[i:i + n] for i in range(len(token) - n + 1)}
 
 
-@pytest.mark.slow('break', 'CR LF', 'tabs', 'kind', 'spaces')
+@pytest.mark.slow('break', 'CR LF', 'tabs', 'kind', 'spaces')  # where a cut falls is tried for one token of each kind
 @pytest.mark.parametrize('token', TOKENS)
 def test_the_token_is_never_shown(token, hub, export, impatient, monkeypatch, caplog, capfd):
     """Not in the message, the log, the output or the traceback, of a server that answers with what it was sent."""
     monkeypatch.setenv('HF_TOKEN', TOKENS[token])
     hub.token = re.sub('[\r\n]', '', TOKENS[token]).strip()
     caplog.set_level('DEBUG')
+    cut = token in ('as it is', 'a line break within', 'of another kind, spaced')
     for name, how in ECHOES.items():
+        if name.startswith('after') and not cut:
+            continue
         hub.fail('POST', 'preupload', **how)
         with pytest.raises(HubError) as e:
             push_folder(export, 'user/name')

@@ -113,7 +113,7 @@ def test_plain_folders_of_places_can_be_asked_for(train, places, tmp_path):
     for split in ('train', 'val'):
         shutil.rmtree(copy / split / 'airfield')
     for name in ('folder', 'ImageFolder'):
-        assert '364 classes' in train(f'{RUN} --dataset {name}', name, model=TINY, data=copy).err
+        assert '364 classes' in train(f'{RUN} --dataset {name} --dry-run', name, model=TINY, data=copy).err
 
 
 def test_a_class_folder_without_images_is_one_line(refusal, image_folder):

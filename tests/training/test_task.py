@@ -1,6 +1,7 @@
 """FocusTask: what it trains, evaluates and saves, alone, wrapped in every wrapper, and in two processes."""
 import datetime
 import io
+from pathlib import Path
 
 import pytest
 import timm
@@ -582,15 +583,24 @@ def worker(rank, folder):
     dist.destroy_process_group()
 
 
+WORKER = """
+import os, sys
+sys.path.append(sys.argv[1])
+import test_task
+test_task.worker(int(os.environ['RANK']), sys.argv[2])
+"""
+
+
 @pytest.fixture(scope='module')
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, _fork_server):
     """What two processes found, one dict each."""
     folder = tmp_path_factory.mktemp('two_processes')
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    done = _fork_server(code=WORKER, argv=['', str(Path(__file__).parent), str(folder)], processes=2, cwd=str(folder),
+                        environment={}, seconds=300, log=f'{folder}/log')
+    assert done['codes'] == [0, 0], (folder / 'log2').read_text()
     return [torch.load(folder / f'{rank}.pt') for rank in range(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('row', ROWS)
 def test_two_processes_train_every_row_alike(row, two_processes):
     ranks = [found[row] for found in two_processes]

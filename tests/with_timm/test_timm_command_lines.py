@@ -3,7 +3,6 @@ import glob
 import json
 import logging
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from timm.layers.fast_norm import is_fast_norm, set_fast_norm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 
 import train_focus
-from conftest import ENVIRONMENT, TINY, equal, finite
+from conftest import TINY, TRAIN, equal, finite
 from timm_focus.training import SettingsError, build_parser, create_task, parse_args
 from timm_focus.training.data import create_loaders
 from timm_focus.training.refused import REFUSED
@@ -307,7 +306,7 @@ def test_a_smaller_batch_may_weigh_less(train):
 def teacher(tmp_path):
     """Pretrained weights, in a folder."""
     torch.manual_seed(5)
-    timm.models.save_for_hf(timm.create_model('resnet18', num_classes=2), tmp_path / 'teacher')
+    timm.models.save_for_hf(timm.create_model('test_efficientnet', num_classes=2), tmp_path / 'teacher')
     return f'local-dir:{tmp_path}/teacher'
 
 
@@ -410,12 +409,10 @@ def test_tensorboard_shows_the_summary(train):
 
 
 @pytest.mark.slow
-def test_wandb_gets_the_summary(settings, tmp_path):
+def test_wandb_gets_the_summary(fork, settings, tmp_path):
     """Really, in its offline mode, which keeps the run in a file."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'train_focus', *settings('--log-wandb --wandb-project scenes --wandb-tags a b')],
-        cwd=tmp_path, env={**ENVIRONMENT, 'WANDB_MODE': 'offline', 'WANDB_SILENT': 'true'}, capture_output=True,
-        text=True, timeout=300)
+    done = fork(TRAIN, *settings('--log-wandb --wandb-project scenes --wandb-tags a b'),
+                environment=dict(WANDB_MODE='offline', WANDB_SILENT='true'))
     assert done.returncode == 0, done.stderr
     record, = glob.glob(str(tmp_path / 'out/run/wandb/offline-run-*/run-*.wandb'))
     content = Path(record).read_bytes()
@@ -499,8 +496,9 @@ def graph_breaks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more', ['', '--focus-bn clean --smoothing 0.1', '--mixup 0.5 --focus-fraction 0.5'])
-def test_a_compiled_run_has_the_same_losses(train, more):
+def test_a_compiled_run_has_the_same_losses(train):
+    """With what changes the step; the plain one is in test_model_table.py."""
+    more = '--focus-bn clean --mixup 0.5 --smoothing 0.1 --focus-fraction 0.5'
     eager = train(f'{more} --epochs 1 --model-ema', 'eager')
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -521,6 +519,6 @@ def test_a_compiled_run_has_the_same_losses(train, more):
 def test_other_tasks_compile(train, teacher):
     torch._dynamo.reset()
     for kind in ('logit', 'feature'):
-        run = train(f'--kd-model-name {teacher} --kd-distill-type {kind} --torchcompile aot_eager', kind, model=TINY)
+        run = train(f'--kd-model-name {teacher} --kd-distill-type {kind} --torchcompile eager', kind, model=TINY)
         assert finite(run.weights()) and not [n for n in run.weights() if '_orig_mod' in n]
     torch._dynamo.reset()
