@@ -222,7 +222,11 @@ def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[st
 
     models = list(dict.fromkeys(model for model, _ in groups))
     datasets = list(dict.fromkeys(dataset for _, dataset in groups))
-    figure = Figure(figsize=(1.6 + 0.9 * len(groups), 3.6), layout='constrained')
+    names = [_cut(model, 40, front=True) for model in models]
+    longest = max(map(len, names))
+    # room for boxes and for the longest name, an inch of which has about 12 letters; and for a legend of all data sets
+    figure = Figure(figsize=(1.6 + 0.9 * len(groups) + max(longest / 12 - 1, 0), max(3.6, 1.5 + 0.18 * len(datasets))),
+                    layout='constrained')
     axes = figure.subplots()
     width = 0.7 / len(datasets)
     for j, dataset in enumerate(datasets):
@@ -234,8 +238,7 @@ def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[st
             meanprops=dict(marker='^', markerfacecolor='white', markeredgecolor='black'))
         for box in boxes['boxes']:
             box.set_facecolor(f'C{j}')
-    names = [_cut(model, 40, front=True) for model in models]
-    slanted = len(names) > 1 and max(map(len, names)) > 12
+    slanted = len(names) > 1 and longest > 12
     axes.set_xticks(range(len(names)), names, rotation=20 if slanted else 0, ha='right' if slanted else 'center')
     axes.set_ylabel('coverage ratio')
     axes.set_ylim(0, 1)
