@@ -89,6 +89,7 @@ def test_image_by_image(model, photos):
     assert not torch.equal(found.cam, found.random)
 
 
+@pytest.mark.slow
 def test_whatever_the_batches_and_the_run(model, photos):
     x, target = photos(9), torch.arange(9) % 7
 

@@ -55,6 +55,7 @@ def test_coverage_is_the_share():
     assert coverage_ratio(area).tolist() == [0.25, 0.75]
 
 
+@pytest.mark.slow('vgg11')
 @pytest.mark.parametrize('name', CONVOLUTIONAL)
 def test_the_map_of_a_convolutional_model_is_its_last_feature(name, photos):
     model, x = timm.create_model(name, num_classes=3), photos(2, 128)

@@ -42,6 +42,7 @@ def test_a_focus_step_counts_two_plain_steps_and_keeps_the_activations_of_two_or
     assert recomputed.peak_bytes <= 1.06 * plain.peak_bytes < focus.peak_bytes / 1.5
 
 
+@pytest.mark.slow
 def test_a_fraction_of_the_batch_counts_its_share():
     plain, half = count('resnet18'), count('resnet18', 'focus_', focus_fraction=0.5)
     assert half.flops / plain.flops == pytest.approx(1.5, abs=0.001)

@@ -72,6 +72,7 @@ def step_slowly(model, x, target, threshold=0.6):
     return losses, keep
 
 
+@pytest.mark.slow('mobilenetv3')
 @pytest.mark.parametrize('name', [RESNET, SHUFFLENET, CONVNEXT, MOBILENET])
 def test_a_step_is_what_the_definition_says(name, photos):
     model, slow = make(name), make(name)
@@ -179,6 +180,7 @@ def test_targets_that_are_no_classes(photos):
 ACOL = '--method acol --img-size 64 -b 24 --momentum 0'  # whose checkpoints are large enough without
 
 
+@pytest.mark.slow
 def test_a_run(train, image_folder, capsys, monkeypatch, tmp_path):
     run = train(f'{ACOL} --acol-threshold 0.4 --model-ema --model-ema-decay 0.5 --epochs 2', model=TINY)
     assert list(run.rows[0])[1:5] == ['train_loss', 'train_a_loss', 'train_b_loss', 'train_erased_fraction']

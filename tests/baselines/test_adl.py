@@ -127,6 +127,7 @@ def run_slowly(model, x, draws):
     return model.forward_head(x)
 
 
+@pytest.mark.slow('resnet18')
 @pytest.mark.parametrize('name', [RESNET, SHUFFLENET, CONVNEXT])
 def test_a_network_with_adl_is_what_the_definition_says(name, photos):
     model, plain = small_model(name), small_model(name)
@@ -280,6 +281,7 @@ def test_no_maps(x):
 ADL = '--method adl --img-size 64'
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_draws(train):
     more = f'{ADL} --adl-gamma 0.8 --adl-drop-rate 0.5 --model-ema --recovery-interval 1 --epochs 2'
     whole = train(more, 'whole', model=TINY)
@@ -292,6 +294,7 @@ def test_a_run_goes_on_with_the_same_draws(train):
     assert equal(loaded.state_dict(), whole.checkpoint('model_best')['state_dict_ema'])
 
 
+@pytest.mark.slow
 def test_the_settings_reach_it(train):
     runs = {more: train(f'{ADL} {more}', str(i), model=TINY).weights() for i, more in enumerate((
         '', '--adl-gamma 0.5', '--adl-drop-rate 0', '--adl-modules layer2', '--adl-modules layer3.0 layer4.0'))}

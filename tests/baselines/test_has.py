@@ -50,6 +50,7 @@ def test_draws_and_scaling_match_the_definition(height, width):
     assert torch.equal(got, hide_slowly(x, sizes, hidden))
 
 
+@pytest.mark.slow
 def test_patch_sizes_are_drawn_evenly_and_cells_by_probability(monkeypatch):
     drawn = {}
     monkeypatch.setattr(has, 'apply_hiding', lambda x, sizes, hidden: drawn.update(sizes=sizes, hidden=hidden))

@@ -256,6 +256,7 @@ def test_what_is_kept_goes_with_its_weights_images_and_settings(command, refusal
     assert 'with unknown settings' in refusal(*argv, '--output', out), 'a table of somebody else'
 
 
+@pytest.mark.slow
 def test_another_model_and_folder_join_a_measurement(command, image_folder, tmp_path):
     torch.manual_seed(0)
     files = []
@@ -329,7 +330,7 @@ def test_the_command_is_installed(launch):
 
 # weights of every kind, in every command
 
-@pytest.mark.slow('size1')
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [dict(input_size=(3, 48, 96)), dict(img_size=64)])
 def test_a_transformers_run_can_be_used_at_its_size(command, image_folder, tmp_path, size):
     settings = argparse.Namespace(num_classes=2, label_names=['left', 'right'], **size)

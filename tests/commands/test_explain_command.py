@@ -73,6 +73,7 @@ def files(folder):
 
 # what is written
 
+@pytest.mark.slow
 def test_a_run_is_explained_as_it_was_trained(command, run_folder, image_folder, tmp_path):
     out, err, manifest = command(image_folder, '--checkpoint', run_folder, '-j', '0', '-b', '4')
     folder = tmp_path / 'here/explained'
@@ -177,6 +178,7 @@ def test_batches_change_nothing(command, image_folder):
     assert heights[0] > 2 * heights[1]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_kept_when_it_is_interrupted(command, image_folder, tmp_path, monkeypatch):
     from timm_focus.analysis import plots
     draw, drawn = plots.explanation_plot, []
@@ -289,6 +291,7 @@ def test_names_mirror_the_paths_and_never_meet(command, photo, tmp_path):
     assert len(set(pictures)) == 6 and {p.split('/')[0] for p in pictures} == {'same', 'same-2', 'same.png'}
 
 
+@pytest.mark.slow
 def test_all_stays_in_the_output_folder(command, refusal, photo, tmp_path):
     (tmp_path / 'here/sub').mkdir()
     photo.resize((40, 40)).save(tmp_path / 'here/sub/a.png')

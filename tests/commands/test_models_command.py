@@ -65,6 +65,7 @@ def test_a_table_is_as_wide_as_it_has_to_be(capsys):
 
 # models
 
+@pytest.mark.slow('cait', 'tnt')
 @pytest.mark.parametrize('name, parameters, tap, through', [
     ('cait_xxs24_224', 12e6, (192, 14, 14), 'blocks.0.attn'),
     ('pit_ti_224', 5e6, (128, 14, 14), 'transformers.0.blocks.0.attn'),
@@ -88,6 +89,7 @@ def test_processes_list_the_same(command):
     assert [r['model'] for r in rows] == [n for n in timm.list_models('test_vit*') if timm.is_model(f'focus_{n}')]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_described_is_named_and_the_others_are_listed(command):
     out, err = command('models', '*g*11', '--img-size', '16', '--format', 'json', '-j', '0')
     listed = [r['model'] for r in json.loads(out)]

@@ -86,6 +86,7 @@ def test_a_run_is_published_as_it_was_evaluated(hub, train, push, image_folder, 
     assert push(run.folder / 'hub', 'user/name').endswith('Published: ' + hub.url + '/user/name\n'), 'sent already'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags, weights, heads', [
     ('--model-ema --model-ema-decay 0.5', 'state_dict_ema', 'task_state_ema'),
     ('--model-ema --model-ema-decay 0.5 --model-ema-force-cpu', 'state_dict', 'task_state'),  # kept, but not evaluated
@@ -230,6 +231,7 @@ def test_it_asks_on_a_terminal(hub, finished_run, push, monkeypatch):
 HUB = '--push-to-hub user/name --hub-license cc-by-4.0 --hub-dataset MyScenes'
 
 
+@pytest.mark.slow
 def test_training_ends_on_the_hub(hub, train, push):
     run = train(HUB + ' --hub-private --hub-tag mine --hub-dataset-terms none')
     config = json.loads((run.folder / 'hub/config.json').read_text())
@@ -264,6 +266,7 @@ def test_the_script_needs_a_token_first(hub, refusal, monkeypatch, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_after_training(hub, settings, monkeypatch, capsys, tmp_path):
     hub.fail('POST', 'commit', 502)
     monkeypatch.setattr(sys, 'argv', ['train_focus.py', *settings(HUB)])
@@ -317,6 +320,7 @@ def scenes(finished_run, folder):
     finished_run.rename(folder / 'output/train/scenes')
 
 
+@pytest.mark.slow
 def test_commands_of_the_page(hub, finished_run, image_folder, tmp_path, monkeypatch):
     """One after the other, in this process, and the Python."""
     scenes(finished_run, tmp_path)
@@ -360,6 +364,7 @@ def test_the_page_as_printed(hub, finished_run, image_folder, tmp_path):
     published(hub)
 
 
+@pytest.mark.slow
 def test_a_push_carries_a_page(hub, finished_run, push, refused, image_folder, tmp_path):
     """That of timm-focus report, and no other file; with --no-gallery none that shows images."""
     for name, more in (('seen', ['--data', str(image_folder)]), ('unseen', ['--no-data'])):

@@ -74,6 +74,7 @@ def test_the_images_that_a_run_was_trained_on_here(report, finished_run, plain_r
     assert 'of its validation images' in text and 'id="curves"' in text and 'id="classes"' not in text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_timms_own(report, finished_run, image_folder, tmp_path):
     """A bare state dict, and one of timm's script, which has no names of classes."""
     state = torch.load(finished_run / 'model_best.pth.tar', weights_only=False)

@@ -172,6 +172,7 @@ def test_what_a_description_of_shards_says_of_classes(info, names, n):
     assert class_info(info) == (names, n)
 
 
+@pytest.mark.slow
 def test_data_sets_of_hugging_face(saved, image_folder):
     for name in ('parquet', 'disk', 'one'):
         dataset = open_images(saved['root'], f'hfds/{saved[name]}', 'train')

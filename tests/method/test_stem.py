@@ -23,6 +23,7 @@ def test_erased_places_do_not_blow_up_a_new_convnext(photos):
     assert largest[1] < 50
 
 
+@pytest.mark.slow('vgg11')
 @pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'vgg11'])
 def test_others_begin_as_they_are(name):
     model = timm.create_model(name)

@@ -24,6 +24,7 @@ FAMILIES = [
 LINEAR = ('norm', 'relu', 'silu', 'gelu', 'swish', 'mish', 'drop')
 
 
+@pytest.mark.slow('shufflenet')
 @pytest.mark.parametrize('name', PAPER)
 def test_the_papers_growth(name):
     model = timm.create_model(name, num_classes=2)
@@ -100,7 +101,8 @@ def linearised(model):
 
 
 @pytest.mark.slow(
-    'vgg11', 'resnext50', 'densenet121', 'darknet53', 'xception41', 'inception_v4', 'resnetv2_50', 'dla34')
+    'vgg11', 'resnext50', 'densenet121', 'darknet53', 'xception41', 'inception_v4', 'resnetv2_50', 'dla34',
+    'cspresnet50')
 @pytest.mark.parametrize('name', FAMILIES)
 def test_it_is_the_support_of_the_gradient(name):
     torch.set_num_threads(1)

@@ -58,7 +58,7 @@ NEEDING_MORE = ('torchrun', '--pretrained', '--initial-checkpoint', '--train-lis
                 '--push-to-hub', '--dataset hfds/')
 
 
-@pytest.mark.slow('--torchcompile')  # inductor takes minutes
+@pytest.mark.slow('--torchcompile', 'acol')  # inductor takes minutes
 @pytest.mark.parametrize('command', [c for c in TRAINING if not any(word in c for word in NEEDING_MORE)])
 def test_command_trains(command, image_folder, tmp_path, monkeypatch):
     if '--torchcompile' in command and not shutil.which('g++'):

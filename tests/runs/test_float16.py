@@ -31,6 +31,7 @@ def test_the_scale_backs_off_where_gradients_overflow_and_the_run_learns(train, 
     assert losses[-1] < 0.8 * losses[0] and finite(run.weights()), losses
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_its_scale_back(train):
     """After updates that overflow, with a running average, accumulation and clipping."""
     more = (f'{FLOAT16} --lr 0.01 -b 4 --grad-accum-steps 2 --clip-grad 1 --model-ema --model-ema-decay 0.5 --epochs 2 '
@@ -45,6 +46,7 @@ def test_a_resumed_run_has_its_scale_back(train):
         assert equal(saved[state], expected[state]) and finite(saved[state])
 
 
+@pytest.mark.slow('norm')
 @pytest.mark.parametrize('mode', ['norm', pytest.param('agc', marks=pytest.mark.slow)])
 def test_gradients_are_clipped_after_the_scale_is_taken_out(train, mode):
     """By a descent without momentum: clipped before, they would be a 65536th of what they are clipped to."""

@@ -68,6 +68,7 @@ def test_what_does_not_fit_is_left_out_with_a_sentence(tmp_path, capsys):
     assert (tmp_path / 'gpu/report.md').read_text() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_limit_ends_a_process_and_keeps_the_report(tmp_path, monkeypatch, capsys):
     """An item that takes too long, and one that fails: the next one is run all the same."""
     def slow(bench, seconds):

@@ -129,6 +129,7 @@ def seen_weights():
     return {}
 
 
+@pytest.mark.slow('acol')
 @pytest.mark.parametrize('name', METHODS)
 def test_every_method_trains_resumes_and_exports(train, image_folder, seen_weights, name):
     model, more = METHODS[name]
@@ -273,6 +274,7 @@ def test_a_running_average_is_kept_and_validated(train, image_folder):
     assert equal(warm['state_dict'], saved['state_dict']) and not equal(warm['state_dict_ema'], saved['state_dict_ema'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', [NO_BATCH_NORM, f'focus_{NO_BATCH_NORM}'])
 def test_accumulated_gradients_are_those_of_the_whole_batch(train, model):
     whole = train('--no-aug --lr 0.01', 'whole', model=model)
@@ -314,6 +316,7 @@ def test_gradients_are_clipped(train, mode):
         assert moved['fc.weight'].norm() > 10 * limit * start['fc.weight'].norm()  # the classifiers are spared
 
 
+@pytest.mark.slow
 def test_schedules(train):
     def rates(more, epochs=3, name='s'):
         return train(f'--epochs {epochs} {more}', name, model=TINY).column('lr')
@@ -326,6 +329,7 @@ def test_schedules(train):
     assert rates('--warmup-epochs 1 --warmup-lr 0.01', 2, 'warm')[0] == pytest.approx(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:.*Plateau.*:FutureWarning')
 def test_plateau_watches_the_validation_or_else_the_loss(train):
     still = '--epochs 3 --sched plateau --patience-epochs 0 --lr 1e-6'

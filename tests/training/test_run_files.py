@@ -162,6 +162,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder_and_a_dead_one_does_not_hold_it(tmp_path):
     path = tmp_path / 'x'
     holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -203,6 +203,7 @@ def test_erased_images_count_in_batch_norm():
 
 # what is evaluated
 
+@pytest.mark.slow('compile')
 @pytest.mark.parametrize('how', WRAPPINGS)
 def test_eval_model_is_the_backbone(how, process_group):
     model = make_model()
@@ -412,6 +413,7 @@ def test_compiled_training_equals_eager(row, backend):
         torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('focus', [
     {}, pytest.param(dict(recompute=True), marks=pytest.mark.slow), pytest.param(MINING, marks=pytest.mark.slow)],
     ids=['focus', 'recompute', 'mining'])

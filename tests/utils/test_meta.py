@@ -25,6 +25,7 @@ class Comparison(TorchDispatchMode):
         return expected
 
 
+@pytest.mark.slow('dtype1')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_shapes_are_those_that_torch_tells(dtype):
     met = set()

@@ -354,6 +354,7 @@ def test_token_distillation_needs_a_token(refusal, teacher):
 
 # types, devices, loaders
 
+@pytest.mark.slow('focus_')
 @pytest.mark.parametrize('model', [TINY, f'focus_{TINY}'])
 @pytest.mark.parametrize('more', ['', '--no-prefetcher'])
 def test_the_models_own_type(train, model, more):
@@ -426,6 +427,7 @@ def test_dashboards_that_are_not_installed_are_one_line(refusal, monkeypatch):
         assert f"error: --{flag} cannot be had, pip install 'timm_focus" in refusal(f'--{flag}')
 
 
+@pytest.mark.slow
 def test_pictures_at_every_validation(train):
     run = train('--focus-save-images --sheet-images 2 --epochs 4 --val-interval 2 --save-images --log-interval 2 -b 4')
     assert sorted(p.name for p in run.folder.glob('*.png')) == ['focus-1.png', 'focus-3.png', 'focus.png']
@@ -472,7 +474,7 @@ def test_a_dry_run_says_what_it_would_do(settings, tmp_path, monkeypatch, capsys
     assert len(re.findall(r'Train: 0 \[ +2/2\]  loss \d', err)) == 1 and 'Validate' not in err
 
 
-@pytest.mark.slow('cait')
+@pytest.mark.slow('acol', 'adl', 'cait')
 @pytest.mark.parametrize('model, more', [
     (TINY, '--method acol --img-size 64'), (TINY, '--method adl'), (TINY, '--has'),
     ('cait_xxs24_224', '--img-size 224 -b 2')])
