@@ -179,3 +179,24 @@ def test_a_loader_that_is_dropped_ends_its_workers_at_once():
     finally:
         gc.enable()
     assert not any(worker.is_alive() for worker in workers) and time.monotonic() - start < 5
+
+
+class _Hooks:
+    """A data set whose images are the names of errors that a thread of a worker, which sends tensors, would print."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        import contextlib
+        import io
+        error = (ConnectionResetError(104, 'reset'), EOFError(), ValueError('lost'))[i]
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            sys.excepthook(type(error), error, None)
+        return said.getvalue()
+
+
+def test_a_worker_whose_parent_goes_in_the_middle_of_a_tensor_says_nothing():
+    from torch.utils.data import DataLoader
+    loader = processes.shield_workers(DataLoader(_Hooks(), batch_size=None, num_workers=1))
+    assert list(loader) == ['', '', 'ValueError: lost\n']

@@ -6,9 +6,11 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Callable, Optional, Type
 
 if TYPE_CHECKING:  # torch takes seconds
     from torch.utils.data import DataLoader
@@ -58,12 +60,19 @@ def _prepare(prepare: Optional[Callable[[int], None]], worker_id: int) -> None:
         _let_go(iterator)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _tell
     end_with_parent(signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # it went before
         os._exit(1)
     if prepare is not None:
         prepare(worker_id)
+
+
+def _tell(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+    """Python's excepthook, but silent about cut connections: the parent may end while a thread hands it a tensor."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def end_with_parent(number: int) -> None:
