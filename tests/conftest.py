@@ -217,12 +217,12 @@ def finished_run(_finished_run, tmp_path):
 @pytest.fixture
 def launch(tmp_path):
     """`launch(*argv)` runs a process of its own, python with these arguments, elsewhere than in the sources."""
-    def run(*argv, alone=False, seconds=300):  # alone in its process group, which signals can be sent to
+    def run(*argv, environment=(), seconds=300):
         elsewhere = tmp_path / 'elsewhere'
         elsewhere.mkdir(exist_ok=True)
         return subprocess.run(
-            [sys.executable, *argv], cwd=elsewhere, env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds,
-            start_new_session=alone)
+            [sys.executable, *argv], cwd=elsewhere, env={**ENVIRONMENT, **dict(environment)}, capture_output=True,
+            text=True, timeout=seconds)
     return run
 
 

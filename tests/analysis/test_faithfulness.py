@@ -1,9 +1,12 @@
 """Accuracy under erasing against the definition, written out slowly."""
+import os
+
 import pytest
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 import timm_focus
 from timm_focus.analysis import erase_highest, faithfulness, pixel_rank, random_maps
@@ -133,3 +136,20 @@ def test_what_cannot_be_ranked_is_told(model, photos):
     assert faithfulness(model, [batch], ()).prediction.shape == (2,)
     with pytest.raises(ValueError, match='no images'):
         faithfulness(model, [])
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/fd'), reason='reads /proc, which Linux has')
+def test_no_descriptor_of_a_batch_is_kept():
+    """Each tensor that a worker shares has one."""
+    images = [(torch.randn(3, 32, 32), 0) for _ in range(150)]
+    loader = DataLoader(images, batch_size=1, num_workers=1)
+    most = 0
+
+    def batches():
+        nonlocal most
+        for batch in loader:
+            most = max(most, len(os.listdir('/proc/self/fd')))
+            yield batch
+    before = len(os.listdir('/proc/self/fd'))
+    found = faithfulness(timm.create_model('test_resnet', num_classes=2), batches(), shares=())
+    assert len(found.target) == 150 and most < before + 40

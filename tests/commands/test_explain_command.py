@@ -522,6 +522,7 @@ def test_none_is_left(refusal, image_folder, tmp_path):
 @pytest.mark.parametrize('argv, words', [
     (['--model', 'resnet81'], 'timm knows no model resnet81. Did you mean resnet'),
     ([], 'No model is named'),
+    (['--model', TINY], f'{TINY} would have random weights'),
     (['--model', TINY, '--model', 'resnet18'], 'explain takes one model'),
     (['--model', TINY, '--threshold', '0'], '--threshold is 0.0: give a number above 0 and at most 1'),
     (['--model', TINY, '--threshold', 'nan'], '--threshold is nan'),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 from timm.data import create_transform
 
@@ -131,3 +132,9 @@ def test_a_mistake_is_told(refusal, argv, words, image_folder, tmp_path, monkeyp
     named = dict(IMAGE=image_folder / 'val/left/0.jpg', BAD='bad.jpg')
     assert words in refusal(*(named.get(a, a) for a in argv)).splitlines()[-1]
     assert not (tmp_path / 'x.csv').exists()
+
+
+def test_random_weights_are_refused(image_folder, capsys):
+    with pytest.raises(SystemExit):
+        main(['predict', str(image_folder / 'val/left/0.jpg'), '--model', TINY])
+    assert f'{TINY} would have random weights' in capsys.readouterr().err

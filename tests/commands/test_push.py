@@ -280,6 +280,15 @@ def test_a_push_that_fails_after_training(hub, settings, monkeypatch, capsys, tm
     assert hub.content('user/name') == content(tmp_path / 'out/run/hub')
 
 
+@pytest.mark.slow
+def test_a_push_that_fails_while_workers_live_says_nothing_else(hub, launch, settings):
+    hub.fail('POST', 'commit', 502)
+    done = launch('-m', 'train_focus', *settings(f'{HUB} -j 2'), environment=hub.environment)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and 'has a fault (502)' in lines[-1], done.stderr
+    assert not [line for line in lines if 'Traceback' in line or 'child process' in line or 'Exception' in line]
+
+
 def test_an_export_that_fails_after_training(hub, settings, monkeypatch, capsys, tmp_path):
     (tmp_path / 'out/run').mkdir(parents=True)
     (tmp_path / 'out/run/hub').write_text('in the way')

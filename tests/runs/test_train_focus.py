@@ -16,6 +16,7 @@ import train_focus
 from conftest import TINY, TRAIN, Run, equal, evaluate, finite
 from timm_focus import export_backbone
 from timm_focus.baselines import create_acol
+from timm_focus.commands.main import main
 from timm_focus.training import FocusCheckpointSaver, Progress, parse_args
 
 pytestmark = pytest.mark.usefixtures('quietly')
@@ -293,6 +294,14 @@ def test_the_last_update_of_an_epoch_may_be_of_fewer_batches(train, monkeypatch)
     assert Progress(**run.checkpoint()['saver']['progress']) == Progress(1, 0, 2)
     progress, = recoveries
     assert progress[:3] == (0, 4, 1) and progress.totals['count'] == 16
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_run_in_channels_last_runs_without(train, image_folder, caplog, capsys):
+    run = train('--img-size 64', model='lambda_resnet26t')
+    assert 'cannot be trained with channels last, so it is trained without' in run.err and finite(run.weights())
+    main(['validate', str(image_folder), '--checkpoint', str(run.folder), '--no-erase', '-j', '0', '--device', 'cpu'])
+    assert 'cannot be run with channels last, so it is run without' in caplog.text + capsys.readouterr().err
 
 
 @pytest.mark.parametrize('mode', ['norm', 'value', 'agc'])

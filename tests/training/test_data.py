@@ -192,6 +192,11 @@ def test_shards_are_found_by_their_info(train, image_folder, tmp_path, refusal):
     assert len(run.weights()['fc.bias']) == 1000
 
 
+def test_a_data_set_of_torchvision_knows_its_classes(train):
+    run = train('--dataset torch/image_folder', model=TINY)
+    assert '2 classes' in run.err and len(run.weights()['fc.bias']) == 2
+
+
 def test_a_pick_is_balanced():
     targets = [i % 3 for i in range(60)]
     picked = pick(targets, 4, 0)
