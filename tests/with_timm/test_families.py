@@ -1,4 +1,4 @@
-"""One small model of each family of timm goes through every command that looks: a few with --slow, one of each family
+"""One small model of each family of timm goes through training and every command: a few with --slow, one of each family
 with --long --all-models."""
 import contextlib
 import gc
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from test_all_models import smallest_of_each_class
 
+import train_focus
 from timm_focus.commands.main import main
 from timm_focus.commands.models import describe_model
 
@@ -63,10 +64,40 @@ def look(name, data, folder, size=None):
             assert all(0 <= e['erased'] < 1 and e['true'] is not None for e in found['images'])
         else:
             assert found[0]['n'] == 2 and found[0]['erasing']['25']['cam'] >= 0
+    (folder / 'names.txt').write_text('class 0\nclass 1\n')
+    out, refused = typed('predict', *argv, '--class-map', folder / 'names.txt', '--format', 'jsonl')
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert len(answers) == 2 and all(0 < a['probability_1'] <= 1 for a in answers), (answers, refused)
+    publish(train(name, data, folder, size))
     out, refused = typed('rf', name, '--format', 'json')
     assert refused.count('\n') == 1 if refused else json.loads(out)[0]['receptive_field'], refused
     row = describe_model(name, 2)
     assert row['multiply_adds'] > 1e7 and row['height'] > 1
+
+
+def train(name, data, folder, size):
+    """Folder of a run of two images, by focus training where the family has it."""
+    focus = f'focus_{name}' if timm.list_models(f'focus_{name}') else name
+    argv = sys.argv
+    sys.argv = ['train_focus.py', *map(str, (
+        data, '--model', focus, '--train-split', 'val', '--val-split', '', '--img-size', size, '-b', '2', '-j', '0',
+        '--epochs', '1', '--lr', '1e-4', '--sheet-images', '0', '--device', 'cpu', '--output', folder / 'runs',
+        '--experiment', name))]
+    try:
+        train_focus.main()
+    finally:
+        sys.argv = argv
+    return folder / 'runs' / name
+
+
+def publish(run):
+    """What a run is published as can be made, and loaded by timm."""
+    _, refused = typed('export', run, '--format', 'safetensors', '--output', run / 'out')
+    assert not refused, f'export: {refused}'
+    timm.create_model(f'local-dir:{run}/out', pretrained=True)
+    said, refused = typed('push', run, 'user/name', '--license', 'mit', '--dataset', 'Two Photographs', '--dry-run')
+    assert 'would go' in said and not refused, f'push: {refused}'
+    assert 'Two Photographs' in (run / 'hub/README.md').read_text()
 
 
 def check(names, data, folder, size=None):
