@@ -1,11 +1,12 @@
-"""Maps of where a classifier finds a class in images, made by its own classifier at its last feature map.
+"""Maps of where a classifier finds a class in images, at its last feature map.
 
-Where the logits are W mean(feature) + b, the map is M = sum_k W[class, k] feature_k, the class activation map: its mean
-over the positions is the logit but for the bias. Whether they are shows in the numbers, not in the model's name.
+Where the logits are W mean(feature) + b, the map is the class activation map M = sum_k W[class, k] feature_k. Its mean
+over the positions is the logit without its bias. Whether the logits are linear is tested on the numbers, not told by
+the model's name.
 
-Where they are not, as in a ViT, a ConvNeXt or a MobileNetV3, it is Grad-CAM: in place of W[class, k] stands the mean
-over the positions of the logit's gradient with respect to feature_k. Of linear ones that is the same map, divided by
-the number of positions.
+Other models, such as ViT, ConvNeXt and MobileNetV3, get Grad-CAM: W[class, k] is replaced by the mean over the
+positions of the logit's gradient with respect to feature_k. For linear logits that is the same map, divided by the
+number of positions.
 """
 import contextlib
 from collections import Counter
@@ -27,8 +28,8 @@ class ClassMap(NamedTuple):
 
     Attributes:
         map: Maps, float32 `[B, h, w]`, neither normalised nor cut off at 0.
-        logits: Of the model, `[B, K]`.
-        kind: 'classifier', of the classifier's own weights, or 'gradient', of Grad-CAM.
+        logits: Logits of the model, `[B, K]`.
+        kind: 'classifier' if the classifier's own weights made the map, 'gradient' if Grad-CAM did.
     """
     map: Tensor
     logits: Tensor
@@ -36,20 +37,20 @@ class ClassMap(NamedTuple):
 
 
 def classifier_map(model: nn.Module, x: Tensor, target: Optional[Tensor] = None) -> ClassMap:
-    """Maps of a class by a model's own classifier, at its last feature that has positions.
+    """Map where a model's own classifier finds a class, at the last feature that has positions.
 
-    The same for models with and without focus training: of a focus model its backbone is looked at. The model is used
-    in evaluation and left as it was: modes, gradients and what asks for them.
+    It works alike with and without focus training: of a focus model, the backbone is mapped. The model runs in
+    evaluation and is left as it was: modes, gradients and `requires_grad`.
 
     Args:
         model: Any timm model that classifies, or any whose last feature map is pooled over its positions, such as
             torchvision's convolutional ones.
         x: Normalised images `[B, C, H, W]`, on the model's device.
-        target: Class of each image, `[B]`; that with the highest logit by default.
+        target: Class of each image, `[B]`; by default the class with the highest logit.
 
     Raises:
-        ValueError: The model has no classifier or no such feature, or a class is none of its.
-        ImportError: The map takes Grad-CAM, and that is not installed.
+        ValueError: The model has no classifier or no such feature, or does not have a class.
+        ImportError: The map takes Grad-CAM, which is not installed.
     """
     model = plain_model(model)
     with evaluating(model), _frozen(model):
@@ -71,10 +72,10 @@ def classifier_map(model: nn.Module, x: Tensor, target: Optional[Tensor] = None)
 
 
 def check_target(target: Optional[Tensor], logits: Tensor) -> Tensor:
-    """Class of each image, `[B]`: those given, or with the highest logit.
+    """Check the class of each image, `[B]`; without any, take the class with the highest logit.
 
     Raises:
-        ValueError: They are no classes of the model.
+        ValueError: A class is not one of the model's, or the shape or type is wrong.
     """
     n, classes = logits.shape
     if target is None:
@@ -89,7 +90,7 @@ def check_target(target: Optional[Tensor], logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Switch off all gradients of parameters for a while; afterwards each has its old one, which Grad-CAM clears."""
+    """Switch off the gradients of all parameters, and restore them afterwards, since Grad-CAM clears them."""
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     model.requires_grad_(False)
     try:
@@ -101,13 +102,13 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _eagerly() -> ContextManager[None]:
-    """Run modules that were compiled in place as plain Python for a while, so that hooks on them are called."""
+    """Run compiled modules as plain Python for a while, so that their hooks are called."""
     set_stance = getattr(torch.compiler, 'set_stance', None)  # from torch 2.6 on
     return contextlib.nullcontext() if set_stance is None else set_stance('force_eager')
 
 
 def _forward(model: nn.Module, x: Tensor) -> Tuple[Tensor, List[Tensor], Optional[Tensor]]:
-    """Logits, what they may be the pool of as `[B, C, h, w]`, and a map of the last feature's shape, None without."""
+    """Logits, features `[B, C, h, w]` that they may be a pool of, and a map with the last feature's shape, or None."""
     if not hasattr(model, 'forward_intermediates'):
         with _PooledMap() as pooled:
             logits = model(x)
@@ -115,7 +116,7 @@ def _forward(model: nn.Module, x: Tensor) -> Tuple[Tensor, List[Tensor], Optiona
         return logits, maps[-1:], maps[-1] if maps else None
     final, (last,) = model.forward_intermediates(x, indices=1, norm=False, stop_early=False, output_fmt='NCHW')
     logits = model.forward_head(final)
-    if not torch.is_tensor(final):  # of several branches
+    if not torch.is_tensor(final):  # several branches
         return logits, [], last
     if final.ndim == 4:
         channels = getattr(model, 'num_features', None)
@@ -144,9 +145,9 @@ def _linear_weight(model: nn.Module, feature: Tensor, logits: Tensor) -> Optiona
 
 
 def _positions(feature: Tensor, like: Tensor, model: nn.Module) -> Optional[Tensor]:
-    """A layer's output as a map `[B, C, h, w]` of the shape of another, None if it is no such map.
+    """A layer's output as a map with the shape of `like`, `[B, C, h, w]`; None if it is no such map.
 
-    It may have its channels last, or be a sequence of tokens; those before the ones of positions are dropped.
+    The output may have its channels last, or be a sequence of tokens, whose prefix tokens are dropped.
     """
     if feature.shape == like.shape:
         return feature
@@ -162,7 +163,7 @@ def _positions(feature: Tensor, like: Tensor, model: nn.Module) -> Optional[Tens
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _gradient_map(model: nn.Module, x: Tensor, target: Tensor, like: Tensor) -> Tensor:
-    """Grad-CAM `[B, h, w]` before its ReLU, at the last layer of which positions move the logits."""
+    """Grad-CAM `[B, h, w]` before its ReLU, at the last layer whose positions move the logits."""
     try:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -171,12 +172,12 @@ def _gradient_map(model: nn.Module, x: Tensor, target: Tensor, like: Tensor) -> 
                           "pip install 'timm_focus[explain]'") from e
     x, target = x.detach().clone(), target.clone()
     layer = _last_layer(model, x[:1].clone().requires_grad_(), target[:1], like[:1])
-    # numpy, in which it computes, has no bfloat16
+    # Grad-CAM computes in numpy, which has no bfloat16
     cam = GradCAM(model, [layer], lambda output: at_least_float32(cast(Tensor, _positions(output, like, model))))
     found = cam.activations_and_grads
     try:
         targets = [ClassifierOutputTarget(k) for k in target.tolist()]
-        cam(x.requires_grad_(), targets)  # enlarged and scaled, which is not wanted here
+        cam(x.requires_grad_(), targets)  # its result is enlarged and scaled: the plain map is computed below
         activation, gradient = found.activations[0].numpy(), found.gradients[0].numpy()
         return torch.from_numpy(cam.get_cam_image(x, layer, targets, activation, gradient)).float().to(x.device)
     finally:
@@ -184,9 +185,9 @@ def _gradient_map(model: nn.Module, x: Tensor, target: Tensor, like: Tensor) -> 
 
 
 def _last_layer(model: nn.Module, x: Tensor, target: Tensor, like: Tensor) -> nn.Module:
-    """The last layer with an output of the positions of a map that moves the logit of an image.
+    """The last layer whose output has a map's positions and moves the logit of an image.
 
-    Behind the last attention of a ViT only its class token does: there it is the norm before that attention.
+    After the last attention of a ViT, only the class token moves the logit, so it is the norm before that attention.
     """
     outputs: Dict[nn.Module, Tensor] = {}
     calls: Counter[nn.Module] = Counter()

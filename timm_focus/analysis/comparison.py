@@ -1,7 +1,7 @@
-"""Differences of accuracy between methods, with their intervals over seeds and over images.
+"""Differences in accuracy between methods, with 95 % intervals over seeds and over images.
 
-A cell is one trained model: a row of means, and for each validation image what the model says of it. All cells that are
-compared saw the same images in the same order.
+A cell is one trained model: it has a row of means, and values for each validation image. All cells in a comparison saw
+the same images in the same order.
 """
 import functools
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ['Difference', 'Images', 'Interval', 'contrast']
 
-# half of a 95 % interval over the standard error, by degrees of freedom from 1: Student's t at 0.975
+# Student's t at 0.975 by degrees of freedom, from 1: half a 95 % interval in standard errors
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A contrast of means, with 95 % intervals over seeds and over images, None where they cannot be had."""
+    """A contrast of means, with 95 % intervals over seeds and over images; None where there is too little data."""
     value: float
     seeds: Optional[Interval]
     images: Optional[Interval]
@@ -41,21 +41,21 @@ class Difference(NamedTuple):
         return 'no' if max(self.seeds.high, self.images.high) < margin else 'undecided'
 
 
-Images = Dict[Tuple[str, int], Dict[str, np.ndarray]]  # by method and seed: columns, a value an image, in percent
+Images = Dict[Tuple[str, int], Dict[str, np.ndarray]]  # (method, seed) -> column -> percent for each image
 
 
 def contrast(rows: Sequence[Dict[str, Any]], images: Images, weights: Dict[str, float], column: str) -> Difference:
-    """Sum of the methods' means by weight, of the cells of one model on one data set.
+    """Weighted sum of the methods' means, for the cells of one model on one data set.
 
-    The interval over seeds is Student's t, with the variance within methods pooled over all methods of `rows` (as in an
-    analysis of variance with one factor), so that a method with a single seed has an interval, too. The interval over
-    images is a bootstrap: paired, as all cells see the same images, each averaged over its method's seeds.
+    The interval over seeds is Student's t. It pools the variance within all methods of `rows`, as a one-way analysis of
+    variance does, so a method with a single seed has an interval, too. The interval over images is a paired bootstrap:
+    all cells see the same images, and each image is averaged over its method's seeds.
 
     Args:
-        rows: A row for each cell, with its 'method' and the mean of `column` over the images.
-        images: Values of each cell's images by method and seed.
+        rows: One row for each cell, with its 'method' and the mean of `column` over the images.
+        images: Values for each image, by method and seed.
         weights: Weight of each method's mean in the sum, such as {'focus': 1, 'plain': -1}.
-        column: What is compared, such as 'top1', in percent.
+        column: The quantity to compare, such as 'top1', in percent.
     """
     values: Dict[str, List[float]] = {}
     for row in rows:

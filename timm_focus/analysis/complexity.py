@@ -12,9 +12,10 @@ __all__ = ['multiply_adds']
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, input_size: Sequence[int]) -> int:
-    """Multiply-adds of one image through a model in evaluation: those of convolutions, linear layers and attention.
+    """Count a model's multiply-adds for one image in evaluation: convolutions, linear layers and attention.
 
-    Half of the floating-point operations that torch counts. Nothing is computed: a copy on the meta device is run.
+    The count is half of the floating-point operations that torch counts. A copy on the meta device is run, which
+    computes nothing.
 
     Args:
         model: Any model, on any device; it is left alone.

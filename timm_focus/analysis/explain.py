@@ -1,7 +1,7 @@
-"""What a network relies on in images, and what it says of them without: the picture of "See More for Scene", figure 2.
+"""What a network relies on in images, and what it answers without that ("See More for Scene", figure 2).
 
-A map of the class, the area that is kept where the map is below gamma, the image erased elsewhere, and the classifier's
-answers to both; beside them the focus area, which asks for no class.
+An explanation has a map of the class, the mask that keeps what is below gamma, the erased image, and the classifier's
+answers to the image and to the erased image. The focus area comes with them; it needs no class.
 """
 from typing import NamedTuple, Optional, Tuple, Union
 
@@ -24,17 +24,17 @@ class Explanation(NamedTuple):
     """What a network relies on in images.
 
     Attributes:
-        map: Map of the class, as it comes, float32 `[B, h, w]`.
-        kind: Of what it is: 'cam_head', the head of a focus model; 'mean', the channel mean of a focus model that
-            erases by it; 'classifier' and 'gradient', see `classifier_map`.
+        map: Map of the class, not normalised, float32 `[B, h, w]`.
+        kind: What made the map: 'cam_head', the CAM head of a focus model; 'mean', the channel mean of a focus model
+            that erases by it; 'classifier' or 'gradient', see `classifier_map`.
         heat: The map from 0 to 1 at the size of the images, `[B, H, W]`.
-        keep: What is kept, bool `[B, 1, H, W]`.
-        erased: The images without the rest, `[B, C, H, W]`.
+        keep: Mask of the pixels that are kept, bool `[B, 1, H, W]`.
+        erased: The images with all other pixels erased, `[B, C, H, W]`.
         area: The focus area, see `focus_area`.
         target: Class of each map, `[B]`.
-        logits: The classifier on the images, `[B, K]`.
-        erased_logits: The same classifier on the erased images, `[B, K]`.
-        threshold: gamma.
+        logits: Logits of the images, `[B, K]`.
+        erased_logits: Logits of the erased images by the same classifier, `[B, K]`.
+        threshold: gamma of Eq. 2.
     """
     map: Tensor
     kind: str
@@ -56,21 +56,21 @@ def explain(
 ) -> Explanation:
     """Explain a model's answers to images, in evaluation; its mode is left as it was.
 
-    A focus model is shown as it trains: the map and the mask are those of its CAM head ('random' and 'grid' draw a
-    mask each time). Of any other model the map is `classifier_map`.
+    A focus model is explained by the map and the mask of its training ('random' and 'grid' draw a new mask each time),
+    any other model by `classifier_map`.
 
     Args:
         model: A focus model, or any with a `classifier_map`.
         x: Normalised images `[B, C, H, W]`, on the model's device.
-        threshold: gamma of Eq. 2, in (0, 1]. By default that of a focus model, 0.7 of others.
-        target: Class to explain, one or `[B]`; the predicted ones by default.
+        threshold: gamma of Eq. 2.of Eq. 2, in (0, 1]. By default that of a focus model, 0.7 of others.
+        target: Class to explain, one for all images or `[B]`; by default the predicted classes.
 
     Raises:
-        ValueError: The threshold or a class is none, or the model has no such map.
-        ImportError: The map takes Grad-CAM, and that is not installed.
+        ValueError: The threshold is out of range, the model lacks a class, or it has no such map.
+        ImportError: The map takes Grad-CAM, which is not installed.
     """
     model = unwrap_model(model)
-    gamma = threshold  # of a focus model that is shown as it trains, None: it may erase a share in its place
+    gamma = threshold  # None lets a focus model erase as it trains, which may be by a share
     if threshold is None:
         threshold = model.threshold if isinstance(model, FocusNet) else 0.7
     if not 0 < threshold <= 1:

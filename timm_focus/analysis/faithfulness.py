@@ -1,9 +1,9 @@
-"""Accuracy under erasing: how much a classifier needs of what its class activation map says it looks at.
+"""Accuracy under erasing: how much a classifier needs the regions that its class activation map ranks highest.
 
-Of each image the highest part of the map of the predicted class is erased, and for comparison smooth random regions of
-exactly the same share. The more a classifier loses by the first than by the second, the more it relies on few regions;
-one that looks at more of the picture loses less ("See More for Scene", section 4, erases in training what relies on
-such regions).
+Each image is tested with the highest part of the map of its predicted class erased, and, for comparison, with smooth
+random regions of exactly the same share erased. The more a classifier loses by the map compared with the random
+regions, the more it relies on few regions. One that looks at more of the picture loses less ("See More for Scene",
+section 4, erases such regions in training).
 """
 from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -19,16 +19,16 @@ __all__ = ['Faithfulness', 'erase_highest', 'faithfulness', 'pixel_rank', 'rando
 
 
 class Faithfulness(NamedTuple):
-    """What a classifier says of N images, whole and under S shares of erasing, on the CPU.
+    """A classifier's answers to N images, whole and with each of S shares erased, on the CPU.
 
     Attributes:
         target: True classes, `[N]`.
         prediction: Classes with the highest logit, `[N]`.
-        in_top5: Whether the true class is among the five highest logits, or all if they are fewer, bool `[N]`.
-        cam: Whether the prediction is right with the highest of the class activation map erased, bool `[S, N]`.
-        random: Whether it is with random regions erased, bool `[S, N]`.
-        map_size: Height and width of the maps, None without erasing.
-        map_kind: See `ClassMap`, None without erasing.
+        in_top5: Whether the true class is among the five highest logits (among all, if there are fewer), bool `[N]`.
+        cam: Whether the prediction is right with the highest part of the map erased, bool `[S, N]`.
+        random: Whether the prediction is right with random regions erased, bool `[S, N]`.
+        map_size: Height and width of the maps; None without erasing.
+        map_kind: `ClassMap.kind`; None without erasing.
     """
     target: Tensor
     prediction: Tensor
@@ -40,22 +40,22 @@ class Faithfulness(NamedTuple):
 
 
 def pixel_rank(score: Tensor) -> Tensor:
-    """Place of each pixel in its image's order from the highest score, from 0, `[B, H, W]`; equal ones by position."""
+    """Rank of each pixel in its image, 0 for the highest score, `[B, H, W]`; equal scores are ranked by position."""
     order = score.flatten(1).sort(dim=1, descending=True, stable=True).indices
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).view_as(score)
 
 
 def erase_highest(x: Tensor, rank: Tensor, share: float) -> Tensor:
-    """Erase a share of the pixels of each image, exactly: those that come first.
+    """Erase exactly a share of the pixels of each image: those that rank highest.
 
     Args:
-        x: Normalised images `[B, C, H, W]`; what is erased becomes 0, the mean colour.
-        rank: Place of each pixel, `[B, H, W]`, of `pixel_rank`.
-        share: Above 0 and at most 1, of which the nearest whole number of pixels is taken.
+        x: Normalised images `[B, C, H, W]`; erased pixels become 0, the mean colour.
+        rank: Rank of each pixel by `pixel_rank`, `[B, H, W]`.
+        share: Above 0 and at most 1; rounded to a whole number of pixels.
 
     Raises:
-        ValueError: The share is none.
+        ValueError: The share is out of range.
     """
     if not 0 < share <= 1:
         raise ValueError(f'The share to erase is {share}: give one above 0 and at most 1.')
@@ -63,7 +63,7 @@ def erase_highest(x: Tensor, rank: Tensor, share: float) -> Tensor:
 
 
 def random_maps(images: Iterable[int], size: Tuple[int, int]) -> Tensor:
-    """Gaussian noise for each image, `[B, h, w]`, by the image's number alone: enlarged, it makes smooth regions."""
+    """Gaussian noise `[B, h, w]`, seeded by each image's number alone; enlarged, it makes smooth regions."""
     return torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(i)) for i in images])
 
 
@@ -73,21 +73,21 @@ def faithfulness(
         batches: Iterable[Tuple[Tensor, Tensor]],
         shares: Sequence[float] = (0.1, 0.25, 0.5),
 ) -> Faithfulness:
-    """Accuracy of a classifier, whole and under erasing, image by image.
+    """Measure a classifier's accuracy, image by image, on whole and on erased images.
 
-    A batch passes once for the map and its logits (Grad-CAM: and once back) and twice for each share. The random
-    regions go by an image's place among all, so they are the same whatever the batch size, and for all models whose
-    maps have the same size.
+    Each batch takes one forward for the map and its logits (and one backward for Grad-CAM), and two forwards for each
+    share. The random regions are seeded by an image's place among all, so they do not depend on the batch size, and
+    are the same for all models whose maps have the same size.
 
     Args:
         model: See `classifier_map`; it is used in evaluation and left as it was.
-        batches: Normalised images `[B, C, H, W]` and their classes `[B]`, in the same order whenever they are compared.
-        shares: Of the pixels to erase, above 0 and at most 1 each; none measures accuracy alone.
+        batches: Normalised images `[B, C, H, W]` and their classes `[B]`; runs to compare need the same order.
+        shares: Shares of the pixels to erase, each above 0 and at most 1; without any, accuracy alone is measured.
 
     Raises:
-        ValueError: There are no images, the model's numbers are not finite, or it has no map of a class, or one of a
+        ValueError: There are no images, the logits are not finite, or the model has no map of a class, or a map of a
             single position, which ranks nothing.
-        ImportError: The map takes Grad-CAM, and that is not installed.
+        ImportError: The map takes Grad-CAM, which is not installed.
     """
     device = next(model.parameters()).device
     found: List[Tuple[Tensor, ...]] = []
@@ -116,7 +116,7 @@ def faithfulness(
             top = logits.topk(min(5, logits.shape[1]), 1).indices
             right = torch.stack([p == target for p in erasing]) if erasing else target.new_empty(0, len(x)).bool()
             found.append(tuple(t.cpu() for t in (
-                target.clone(),  # what a worker shares holds a file open for as long as it is kept
+                target.clone(),  # a copy: a tensor shared by a worker holds a file open
                 logits.argmax(1), (top == target[:, None]).any(1), right)))
             n += len(x)
     if not n:

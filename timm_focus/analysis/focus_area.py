@@ -1,10 +1,10 @@
 """Focus area and coverage ratio: where the features of a network are strong ("See More for Scene", section 3).
 
-A heat map is the channel mean of the last feature map; the focus area is where it is above its mean over the image,
-and the coverage ratio is the share of the positions that this is. It takes no labels and no gradients.
+A heat map is the channel mean of the last feature map. The focus area is where the heat map is above its mean over the
+image, and the coverage ratio is the share of the positions in it. None of this takes labels or gradients.
 
-The ratio goes with the number of positions: a map of 2 x 2 knows five values. Compare networks at inputs whose last map
-is at least 4 x 4, and say how large it was.
+The ratio depends on the number of positions: a map of 2 x 2 has five possible values. Compare networks at inputs whose
+last map is at least 4 x 4, and report its size.
 """
 from typing import List, NamedTuple, Tuple, Union
 
@@ -28,7 +28,7 @@ class FocusArea(NamedTuple):
         heat: Heat maps, float32 `[B, h, w]`.
         area: Focus areas, bool `[B, h, w]`.
         coverage: Coverage ratios, float32 `[B]`, 0 to 1.
-        convolutional: Whether the map is one of convolutions. The paper measures these; of transformers and the like
+        convolutional: Whether convolutions made the map. The paper measures only these; for transformers and the like,
             the ratio is another quantity.
     """
     heat: Tensor
@@ -38,13 +38,13 @@ class FocusArea(NamedTuple):
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """The model that classifies: the backbone of a focus model, of either what `torch.compile` or DDP has wrapped."""
+    """The model that classifies, without `torch.compile` or DDP around it; for a focus model, its backbone."""
     model = unwrap_model(model)
     return unwrap_model(model.backbone) if isinstance(model, FocusNet) else model
 
 
 def focus_area(model: nn.Module, x: Tensor, rule: Rule = 'mean') -> FocusArea:
-    """Focus areas of images, by a model in evaluation mode.
+    """Find the focus areas of images, with a model in evaluation.
 
     Args:
         model: Any timm model, or any whose last feature map is pooled over its positions, such as torchvision's
@@ -53,7 +53,7 @@ def focus_area(model: nn.Module, x: Tensor, rule: Rule = 'mean') -> FocusArea:
         rule: See `threshold_map`.
 
     Raises:
-        ValueError: The model has no map that is pooled, its numbers are not finite, or the rule is none.
+        ValueError: The model pools no feature map, its numbers are not finite, or the rule is unknown.
     """
     features, convolutional = last_map(model, x)
     heat = features.float().mean(1)
@@ -66,17 +66,18 @@ def focus_area(model: nn.Module, x: Tensor, rule: Rule = 'mean') -> FocusArea:
 
 @torch.inference_mode()
 def last_map(model: nn.Module, x: Tensor) -> Tuple[Tensor, bool]:
-    """The last feature map of a model, `[B, C, h, w]`, and whether it is one of convolutions.
+    """The last feature map of a model, `[B, C, h, w]`, and whether convolutions made it.
 
-    Of a convolutional timm model that is what `forward_features` gives; of others their last intermediate feature
-    before its norm, since a LayerNorm takes the channel mean away; of other libraries' what the network pools last.
+    For a convolutional timm model that is the output of `forward_features`; for other timm models, the last
+    intermediate feature before its norm, since a LayerNorm takes the channel mean away; for other libraries, the map
+    that the network pools last.
 
     Args:
-        model: See `focus_area`; of a focus model its backbone is looked at.
+        model: See `focus_area`; of a focus model, the backbone is used.
         x: Normalised images `[B, C, H, W]`.
 
     Raises:
-        ValueError: The model has no map that is pooled.
+        ValueError: The model pools no feature map.
     """
     model = plain_model(model)
     attends = any(word in type(m).__name__.lower() for m in model.modules() for word in ('attention', 'attn'))
@@ -92,15 +93,15 @@ def last_map(model: nn.Module, x: Tensor) -> Tuple[Tensor, bool]:
 
 
 def threshold_map(heat: Tensor, rule: Rule = 'mean') -> Tensor:
-    """Where maps `[B, h, w]` are above a threshold of their own, bool `[B, h, w]`; nowhere if a map is flat.
+    """Mask where each map is above its own threshold, bool `[B, h, w]`; empty for a flat map.
 
     Args:
-        heat: The maps.
-        rule: 'mean' as in the paper; 'otsu', the threshold between two groups of values with the least variance within
-            them; or a number, the percentile of the values that is not above.
+        heat: Maps `[B, h, w]`.
+        rule: 'mean' as in the paper; 'otsu', the threshold that makes two groups of values with the least variance
+            within them; or a percentile of the values, 0 to 100.
 
     Raises:
-        ValueError: Another rule.
+        ValueError: The rule is none of these.
     """
     values = heat.flatten(1).float()
     if rule == 'mean':
@@ -115,7 +116,7 @@ def threshold_map(heat: Tensor, rule: Rule = 'mean') -> Tensor:
 
 
 def _otsu(values: Tensor) -> Tensor:
-    """Otsu's threshold of each row `[B, N]`: of all cuts between neighbouring values, the one that parts them best."""
+    """Otsu's threshold of each row of `[B, N]`: the cut with the most variance between the two groups."""
     ordered = values.sort(1).values.double()
     n = ordered.shape[1]
     below = torch.arange(1, n, device=values.device, dtype=torch.float64)
@@ -123,7 +124,7 @@ def _otsu(values: Tensor) -> Tensor:
     low = sums[:, :-1] / below
     high = (sums[:, -1:] - sums[:, :-1]) / (n - below)
     between = below * (n - below) * (high - low) ** 2
-    between = between.masked_fill(ordered[:, 1:] == ordered[:, :-1], -1)  # equal values are not parted
+    between = between.masked_fill(ordered[:, 1:] == ordered[:, :-1], -1)  # no cut between equal values
     cut = between.argmax(1, keepdim=True) if n > 1 else torch.zeros_like(ordered[:, :1], dtype=torch.long)
     return ordered.gather(1, cut).squeeze(1).to(values.dtype)
 
@@ -134,7 +135,7 @@ def coverage_ratio(area: Tensor) -> Tensor:
 
 
 class _PooledMap(TorchDispatchMode):
-    """Takes the map that a network pools over its positions: the last one."""
+    """Records the maps that a network pools over their positions."""
 
     POOLS = (torch.ops.aten._adaptive_avg_pool2d.default, torch.ops.aten.adaptive_avg_pool2d.default)
     MEANS = (torch.ops.aten.mean.dim,)

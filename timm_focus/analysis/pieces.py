@@ -7,10 +7,10 @@ __all__ = ['Piece', 'connected_pieces']
 
 
 class Piece(NamedTuple):
-    """A connected piece of a mask: the box around it, of which y1 and x1 are the first outside, and its size.
+    """A connected piece of a mask: its bounding box, where y1 and x1 are exclusive, and its size.
 
     Attributes:
-        n: Number of its pixels.
+        n: Number of pixels.
     """
     y0: int
     x0: int
@@ -20,9 +20,9 @@ class Piece(NamedTuple):
 
 
 def connected_pieces(mask: np.ndarray) -> List[Piece]:
-    """The pieces of a mask, bool `[H, W]`, the largest first; pixels that touch at a corner are of one piece.
+    """The pieces of a mask, bool `[H, W]`, the largest first; pixels that touch at a corner are connected.
 
-    Rows are cut into runs, and runs that touch those of the row above are joined.
+    Each row is cut into runs of pixels, and a run is joined to the runs that it touches in the row above.
     """
     runs: List[List[int]] = []  # row, first, last + 1
     parents: List[int] = []

@@ -1,6 +1,6 @@
 """Pictures of what networks look at.
 
-Every word in them is drawn as it is: none is a formula, whatever a class or a file is called.
+All text is drawn as it is, never as a formula, whatever the names of classes and files.
 """
 import os
 import warnings
@@ -28,25 +28,25 @@ GREY = '0.35'
 
 
 class Picture(NamedTuple):
-    """What is drawn of the explanation of an image.
+    """The parts of a drawn explanation of one image.
 
     Attributes:
-        name: Of its file.
+        name: Name of its file.
         size: Width and height of the whole image.
-        whole: It, maybe smaller, uint8 `[H', W', C]`.
-        crop: What the network sees of it, x0, y0, x1, y1 in its pixels; it may reach beyond it.
-        boxes: Those around the connected pieces of what is erased, the largest first.
-        image: What the network sees, uint8 `[H, W, C]`.
+        whole: The whole image, maybe scaled down, uint8 `[H', W', C]`.
+        crop: The part that the network sees, x0, y0, x1, y1 in pixels of the whole image; it may reach beyond it.
+        boxes: Boxes around the connected pieces of the erased area, the largest piece first.
+        image: The network's input, uint8 `[H, W, C]`.
         heat: Map of the class in 0 to 1, `[H, W]`.
-        keep: What is kept, bool `[H, W]`.
-        erased: The rest of it at the mean colour, as the network sees it, uint8 `[H, W, C]`.
+        keep: Mask of the pixels that are kept, bool `[H, W]`.
+        erased: The input with all other pixels at the mean colour, uint8 `[H, W, C]`.
         area: Focus area, bool `[h, w]`.
         label: The class that is explained.
-        before: Names and probabilities of classes of the image, the most probable first.
-        after: Those of the erased image.
-        threshold: gamma, from which on the map is erased.
-        by: What made it, in words.
-        truth: Name of the true class, None if it is not known.
+        before: Names and probabilities of classes for the image, the most probable first.
+        after: The same for the erased image.
+        threshold: gamma: pixels are erased where the map reaches it.
+        by: The model that made the explanation, in words.
+        truth: Name of the true class; None if it is not known.
     """
     name: str
     size: Tuple[int, int]
@@ -75,16 +75,16 @@ def focus_sheet(
         titles: Optional[Sequence[str]] = None,
         names: Optional[Sequence[str]] = None,
 ) -> None:
-    """Draw what focus training does to images: image, map, what is erased and what is kept, a row each.
+    """Draw what focus training does to images: one row for each, with image, map, erased part and kept part.
 
     Args:
         model: A `FocusNet`; its mode is left as it was.
         x: Normalised images `[B, C, H, W]`, with one or three channels.
         path: Where the picture goes; its ending, one of FORMATS, says what it is.
-        mean: Mean of the normalisation, a number a channel.
-        std: Its standard deviation.
+        mean: Mean of the normalisation, one number for each channel.
+        std: Standard deviation of the normalisation, likewise.
         titles: A word for each image, such as its class.
-        names: Of the model's classes; then the answers before and after stand beside each row.
+        names: Names of the model's classes; if given, each row shows the answers before and after erasing.
     """
     from matplotlib.figure import Figure  # the one import here that takes a second
 
@@ -125,17 +125,17 @@ def focus_sheet(
 
 
 def to_pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised images `[B, C, H, W]` as they were before, uint8 `[B, H, W, C]`."""
+    """Undo the normalisation of images: `[B, C, H, W]` to uint8 `[B, H, W, C]`."""
     scale, shift = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (std, mean))
     return ((x.float().cpu() * scale + shift) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def explanation_plot(picture: Picture, path: Union[str, Path]) -> None:
-    """Draw an explanation: image with boxes around what is erased, map, what is erased, what is kept, focus area, and
+    """Draw an explanation: image with boxes around the erased pieces, map, erased part, kept part, focus area, and
     the classifier's answers before and after.
 
     Args:
-        picture: What is drawn.
+        picture: The parts to draw.
         path: Where the picture goes; its ending, one of FORMATS, says what it is.
     """
     from matplotlib.figure import Figure
@@ -171,10 +171,10 @@ def explanation_plot(picture: Picture, path: Union[str, Path]) -> None:
 
 
 def explanation_sheet(pictures: Sequence[Picture], path: Union[str, Path]) -> None:
-    """Draw explanations as a page, a row each.
+    """Draw explanations on one page, one row for each.
 
     Args:
-        pictures: What is drawn; about 200 fit.
+        pictures: The explanations; about 200 fit.
         path: Where the picture goes; its ending, one of FORMATS, says what it is.
     """
     from matplotlib.figure import Figure
@@ -208,9 +208,9 @@ def explanation_sheet(pictures: Sequence[Picture], path: Union[str, Path]) -> No
 
 
 def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[str, Path]) -> None:
-    """Draw coverage ratios as the paper does (figures 1, 3 and 4): boxes side by side, those of one model together.
+    """Draw coverage ratios as the paper does (figures 1, 3 and 4): box plots side by side, grouped by model.
 
-    A box is from the 25th to the 75th percentile, its line the median, the triangle the mean; the whiskers end at the
+    A box spans the 25th to the 75th percentile; its line is the median, its triangle the mean. The whiskers end at the
     last value within 1.5 box heights.
 
     Args:
@@ -224,7 +224,7 @@ def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[st
     datasets = list(dict.fromkeys(dataset for _, dataset in groups))
     names = [_cut(model, 40, front=True) for model in models]
     longest = max(map(len, names))
-    # room for boxes and for the longest name, an inch of which has about 12 letters; and for a legend of all data sets
+    # room for the boxes, the longest name (about 12 letters an inch) and a legend of all data sets
     figure = Figure(figsize=(1.6 + 0.9 * len(groups) + max(longest / 12 - 1, 0), max(3.6, 1.5 + 0.18 * len(datasets))),
                     layout='constrained')
     axes = figure.subplots()
@@ -253,7 +253,7 @@ def coverage_plot(groups: Dict[Tuple[str, str], Sequence[float]], path: Union[st
 # parts of pictures
 
 def _show(ax: Any, image: np.ndarray, **kwargs: Any) -> None:
-    """An image `[H, W]`, `[H, W, 1]` or `[H, W, 3]` without ticks."""
+    """Show an image `[H, W]`, `[H, W, 1]` or `[H, W, 3]` without ticks."""
     high = 1 if image.dtype == bool else 255
     ax.imshow(image, **{**dict(cmap='gray', vmin=0, vmax=high), **kwargs})
     ax.set_xticks([])
@@ -269,7 +269,7 @@ def _show_erasing(
         keep: np.ndarray,
         erased: np.ndarray,
 ) -> None:
-    """Activation map, what is erased alone, and what is kept as the network sees it."""
+    """Show the activation map, the erased part alone, and the kept part as the network sees it."""
     _show(axes[0], image)
     axes[0].imshow(heat, cmap=MAP_COLORS, alpha=MAP_ALPHA, vmin=0, vmax=1)
     _show(axes[1], np.where(keep[..., None], np.uint8(255), image))
@@ -280,7 +280,7 @@ def _show_erasing(
 
 
 def _panels(axes: Sequence[Any], picture: Picture, thin: bool = False) -> None:
-    """The five pictures of an explanation."""
+    """Draw the five pictures of an explanation."""
     from matplotlib.patches import Rectangle
 
     width, height = picture.size
@@ -290,7 +290,7 @@ def _panels(axes: Sequence[Any], picture: Picture, thin: bool = False) -> None:
     if _is_cropped(picture):
         boxes.append((picture.crop, CROP, (0, (4, 3)), 0.8 if thin else 1.1))
     for (x0, y0, x1, y1), color, style, line in boxes:
-        for color_, line_ in (('black', line + 1.1), (color, line)):  # seen on light and on dark
+        for color_, line_ in (('black', line + 1.1), (color, line)):  # a dark rim, to be seen on light and on dark
             original.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color_, linestyle=style,
                                          linewidth=line_))
     original.set_xlim(0, width)
@@ -302,12 +302,12 @@ def _panels(axes: Sequence[Any], picture: Picture, thin: bool = False) -> None:
 
 
 def _is_cropped(picture: Picture) -> bool:
-    """Whether the network sees another part of the image than all of it."""
+    """Whether the network sees a crop, not the whole image."""
     return max(abs(a - b) for a, b in zip(picture.crop, (0, 0, *picture.size))) > 0.5
 
 
 def _answers(ax: Any, picture: Picture) -> None:
-    """The classifier's answers before and after as bars with names on them."""
+    """Draw the classifier's answers before and after erasing as bars with names."""
     rows = 2 * max(len(picture.before), len(picture.after)) + 2
     ax.set_xlim(0, 1)
     ax.set_ylim(max(rows, 12), 0)
@@ -326,7 +326,7 @@ def _answers(ax: Any, picture: Picture) -> None:
 
 
 def _answer_style(name: str, truth: Optional[str]) -> Dict[str, Any]:
-    """Green if an answer is right, red if it is wrong, black if that is not known."""
+    """Colour of an answer: green if right, red if wrong, black if the true class is not known."""
     return {} if truth is None else dict(color='#1a7a1a' if name == truth else '#b3261e')
 
 
@@ -335,7 +335,7 @@ def _mark(name: str, truth: Optional[str]) -> str:
 
 
 def _map_bar(figure: Any, box: Tuple[float, float, float, float], threshold: float) -> None:
-    """The colours of the map, with a mark where erasing begins; the box in inches."""
+    """Draw the map's colour bar, with a mark where erasing begins; `box` is in inches."""
     width, height = figure.get_size_inches()
     ax = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
     ramp = np.linspace(0, 1, 256)[None]
@@ -349,7 +349,7 @@ def _map_bar(figure: Any, box: Tuple[float, float, float, float], threshold: flo
 
 
 def _legend(figure: Any, at: Tuple[float, float], pictures: Sequence[Picture]) -> None:
-    """What the lines in the pictures are, at a place in inches."""
+    """Draw the legend of the lines in the pictures, at a place in inches."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -379,7 +379,7 @@ def _text(where: Any, x: float, y: float, text: str, va: str = 'top', **kwargs: 
 
 
 def _cut(text: str, n: int, front: bool = False) -> str:
-    """A text of at most n characters that can be drawn: what is too long loses its later names, or one end."""
+    """Shorten a text to n printable characters: drop its later names first, then cut one end."""
     text = shown(text)
     while len(text) > n and ', ' in text and not front:  # ImageNet's names of one class
         text = text.rpartition(', ')[0]
@@ -389,15 +389,15 @@ def _cut(text: str, n: int, front: bool = False) -> str:
 
 
 def save_figure(figure: Any, path: Union[str, Path], dpi: int = 150) -> None:
-    """Save a figure whole or not at all, with all that is written in it as text, never as a formula.
+    """Save a figure, whole or not at all, with all its text drawn literally, never as a formula.
 
     Args:
-        figure: Of matplotlib.
+        figure: A figure of matplotlib.
         path: Where it goes; its ending, one of FORMATS, says what it is.
-        dpi: Pixels an inch of a PNG; the images in the other formats have 300.
+        dpi: Pixels per inch of a PNG; images inside the other formats have 300.
 
     Raises:
-        ValueError: The ending is none of those.
+        ValueError: The ending is not one of FORMATS.
     """
     import matplotlib
     from matplotlib.text import Text
@@ -409,11 +409,11 @@ def save_figure(figure: Any, path: Union[str, Path], dpi: int = 150) -> None:
         text.set_parse_math(False)
         text.set_usetex(False)
     settings: Dict[Any, Any] = {
-        'text.parse_math': False, 'text.usetex': False,  # of labels of ticks, which are made while it is drawn
+        'text.parse_math': False, 'text.usetex': False,  # for tick labels, which are only made during drawing
         'savefig.bbox': None, 'pdf.fonttype': 42}  # text of a PDF stays text
-    # as much time goes into the default's last tenth of compression as into all of the drawing
+    # the default's last tenth of compression takes as long as all of the drawing
     kwargs = dict(dpi=dpi, pil_kwargs=dict(compress_level=2)) if kind == 'png' else dict(dpi=300)
     with open_whole(path, 'wb') as f, matplotlib.rc_context(settings), warnings.catch_warnings():
-        # a name in a script that the font lacks is drawn as boxes
+        # characters that the font lacks are drawn as boxes
         warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)
         figure.savefig(f, format=kind, **kwargs)

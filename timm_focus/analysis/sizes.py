@@ -1,4 +1,4 @@
-"""Which images a model takes, and at which its last feature map is fine enough to say something."""
+"""Finds image sizes that a model accepts, and that give a last feature map fine enough to be useful."""
 from typing import Optional, Sequence, Set, Tuple
 
 import timm
@@ -15,20 +15,20 @@ from .focus_area import last_map, plain_model
 __all__ = ['FINE', 'check_size', 'find_size']
 
 FINE = 4  # positions along a side of a map, below which a share of them says little
-# what the sides of images are multiples of: strides of convolutions, patches, windows of patches
+# models may need image sides that are multiples of these: strides of convolutions, patches, windows of patches
 STEPS = (2, 4, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 192, 224, 256)
 
 
 def check_size(model: nn.Module, input_size: Sequence[int], name: Optional[str] = None) -> Tensor:
-    """What a model says of an image of zeros, in evaluation: that it can be run on images of this size.
+    """Check that a model runs on images of this size: return its output for an image of zeros, in evaluation.
 
     Args:
         model: Any model, on any device.
         input_size: Channels, height and width of the images.
-        name: What to call it.
+        name: Name of the model in messages; by default its class.
 
     Raises:
-        ValueError: It cannot, with a size near this one on which it can.
+        ValueError: The model cannot be run; the message gives a nearby size that works, if one is found.
     """
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     x = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
@@ -46,14 +46,14 @@ def check_size(model: nn.Module, input_size: Sequence[int], name: Optional[str] 
 
 
 def find_size(model: nn.Module, input_size: Sequence[int], least: int = 1) -> Optional[Tuple[int, int]]:
-    """Height and width near those given, of which a model gives a last feature map of some size; None if none is found.
+    """Find the nearest height and width for which a model gives a last feature map of some size; None if none is found.
 
-    Nothing is computed: models without numbers are tried on likely sizes, the nearest first.
+    Likely sizes are tried, the nearest first, on models on the meta device, so nothing is computed.
 
     Args:
-        model: Any model. One of timm's is made anew for each size, as it would be if that were asked for.
+        model: Any model. A timm model is made anew for each size, as `img_size` would make it.
         input_size: Channels, height and width.
-        least: Positions that the last map should have along each side; above 1, larger images are tried alone.
+        least: Positions that the last map should have along each side; above 1, only larger images are tried.
     """
     model = plain_model(model)
     channels, *size = input_size
@@ -65,7 +65,7 @@ def find_size(model: nn.Module, input_size: Sequence[int], least: int = 1) -> Op
                 twin(x)
                 if least == 1 or min(last_map(twin, x)[0].shape[-2:]) >= least:
                     return candidate
-        except Exception:  # whatever the layers of any library say: it does not go
+        except Exception:  # layers of any library may raise anything: the size does not work
             pass
     return None
 
@@ -83,13 +83,13 @@ def _candidates(model: nn.Module, size: Sequence[int], least: int) -> Sequence[T
             found.add(((height // step + more) * step, (width // step + more) * step))
     found.discard((height, width))
     fitting = [c for c in found if min(c) > 0 and (least == 1 or min(a - b for a, b in zip(c, size)) >= 0)]
-    # of larger images those that most networks divide evenly come first
+    # among larger images, multiples of 32 come first: most networks divide them evenly
     return sorted(fitting, key=lambda c: (least > 1 and any(side % 32 for side in c),
                                         sum(abs(a - b) for a, b in zip(c, size)), c))
 
 
 def _resized(model: nn.Module, size: Tuple[int, int]) -> nn.Module:
-    """A model like one of timm's, made for another size, or a twin of another library's; without numbers."""
+    """A timm model made for another size, or a copy of another library's model, on the meta device."""
     name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
     if not name or not timm.is_model(name):
         return meta_twin(model)

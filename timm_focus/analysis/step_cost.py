@@ -1,4 +1,4 @@
-"""What a training step costs, in counts that no clock disturbs: operations, bytes kept for backward, peak of memory.
+"""Counts what a training step costs, independent of any clock: operations, bytes kept for backward, peak memory.
 
     cost = step_cost(model, lambda: task(images, labels)['loss'])
 """
@@ -28,11 +28,11 @@ class StepCost(NamedTuple):
 
 
 def step_cost(model: nn.Module, loss_fn: Callable[[], Tensor]) -> StepCost:
-    """Counts of a training step, which is made three times; gradients of the model are left at None.
+    """Count the cost of a training step. The step runs three times; the model's gradients are None afterwards.
 
     Args:
         model: The model in training.
-        loss_fn: Gives the loss to go backward from, with everything computed anew.
+        loss_fn: Computes the loss to call backward on, anew each time.
     """
     return StepCost(
         training_flops(model, loss_fn), saved_bytes(model, loss_fn), peak_bytes(model, loss_fn))
@@ -49,7 +49,7 @@ def training_flops(model: nn.Module, loss_fn: Callable[[], Tensor]) -> int:
 def saved_bytes(model: nn.Module, loss_fn: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps for backward, each storage once, without the model's parameters and buffers.
 
-    What a checkpoint keeps in place of its activations is not seen here; `peak_bytes` sees everything.
+    Tensors that activation checkpointing keeps in place of activations are not counted; `peak_bytes` counts all.
     """
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     kept = {}
@@ -62,22 +62,22 @@ def saved_bytes(model: nn.Module, loss_fn: Callable[[], Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = loss_fn()
-    total = sum(kept.values())  # before anything is freed, whose address could be given out again
+    total = sum(kept.values())  # before anything is freed, since its address could be reused
     del loss
     return total
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the storages that operations made and that are still alive, and the most there were.
+    """Tracks the bytes of storages that operations made and that are still alive, and their peak.
 
-    Gradients of parameters, and what is made of them alone, such as the sum over two passes, are left out.
+    It leaves out gradients of parameters, and tensors computed from these alone, such as the sum over two passes.
     """
 
     def __init__(self):
         super().__init__()
         self.now, self.peak, self.pending = 0, 0, 0
         self.counted: Dict[int, int] = {}
-        self.known: Dict[int, Any] = {}  # weak references by the identity of storages, which live as their memory does
+        self.known: Dict[int, Any] = {}  # weak references by id: a storage lives as long as its memory
         self.gradients: Set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -105,7 +105,7 @@ class _Live(TorchDispatchMode):
         self._change(-self.counted.pop(key, 0))
 
     def _change(self, n: int) -> None:
-        # the most before what comes next: what came last may turn out to be the gradient of a parameter until then
+        # the peak is updated one step late, since the last tensor may turn out to be the gradient of a parameter
         if n > 0:
             self.peak, self.pending = max(self.peak, self.pending, self.now), 0
         else:
@@ -122,10 +122,10 @@ class _Live(TorchDispatchMode):
 
 
 def peak_bytes(model: nn.Module, loss_fn: Callable[[], Tensor]) -> int:
-    """Most bytes of activations, and of their gradients, that a training step has alive at a time.
+    """Peak bytes of activations and their gradients that are alive at one time in a training step.
 
-    What is there before the step is not counted, nor are the gradients of parameters, which any step ends with. On CUDA
-    it is the allocator's peak over what was allocated before, gradients of parameters included.
+    Memory from before the step is not counted, nor are the gradients of parameters, which every step ends with. On CUDA
+    it is the allocator's peak above what was allocated before, with the gradients of parameters.
     """
     device = next(model.parameters()).device
     model.zero_grad()
@@ -137,7 +137,7 @@ def peak_bytes(model: nn.Module, loss_fn: Callable[[], Tensor]) -> int:
         peak = torch.cuda.max_memory_allocated(device) - before
     else:
         with _Live() as live:
-            hooks = []  # for what goes backward within loss_fn
+            hooks = []  # for backward passes within loss_fn
             for p in (p for p in model.parameters() if p.requires_grad):
                 hooks.append(p.register_hook(live.leave_out))
             loss = loss_fn()
@@ -164,7 +164,7 @@ def _nodes(loss: Tensor) -> List[Any]:
 
 
 def _leave_out_gradients(node: Any, live: _Live) -> None:
-    """Has a node's gradients of leaves left out as soon as they are made."""
+    """Leave out a node's gradients of leaves as soon as they are made."""
     leaves = [i for i, (child, _) in enumerate(node.next_functions) if type(child).__name__ == 'AccumulateGrad']
 
     def leave_out(grad_inputs: Any, grad_outputs: Any) -> None:
