@@ -1,4 +1,4 @@
-"""Data sets, for what timm's own do not read."""
+"""Data sets that timm does not read by itself."""
 from .dataset import SceneDataset, create_dataset, open_images
 from .images import read_image
 from .index import ImageIndex, cached_scan, list_images, read_list, scan_folder, subset, write_list

@@ -1,4 +1,4 @@
-"""Images as a timm data set, which timm's loaders, samplers and AugMix work with, found from a folder alone."""
+"""A timm data set of images, found from a folder alone, that works with timm's loaders, samplers and AugMix."""
 import logging
 import os
 import time
@@ -26,7 +26,7 @@ __all__ = [
     'found_name', 'open_images']
 
 PLACES365, FOLDER = 'places365', 'folder'
-LIBRARIES, STREAMS = ('hfds', 'torch', 'wds'), ('hfids', 'tfds')  # by the beginnings of timm's names
+LIBRARIES, STREAMS = ('hfds', 'torch', 'wds'), ('hfids', 'tfds')  # prefixes of timm's names
 # names of splits that mean the same, as in timm
 TRAIN, EVAL = ('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation')
 
@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 class DataError(OSError):
-    """A data set cannot be gone on with: one sentence, also where it comes from a worker, with its traceback."""
+    """A data set has failed: one sentence, without the traceback that a worker puts before it."""
 
     def __init__(self, message: str):
         super().__init__(message.strip().rpartition(f'{type(self).__name__}: ')[2])
@@ -45,25 +45,25 @@ class BadImages(DataError):
 
 
 class DataLost(DataError):
-    """No image can be read any more: a disk that went away."""
+    """No image can be read any more, as when a disk is gone."""
 
 
 class SceneDataset(ImageDataset):
-    """timm's image data set, which keeps count of the images that cannot be read.
+    """timm's image data set, which also counts the images that cannot be read.
 
-    Each is named once in the log, by whichever worker meets it first, and the next one takes its place, as in timm.
-    Where the data itself is gone, as with a network disk, no image is bad: it is waited for.
+    The worker that first meets an unreadable image names it in the log, once; the next image takes its place, as in
+    timm. If all data is gone, as with a network disk, no image counts as bad: the data set waits for it.
 
     Args:
         index: The images, or a reader of them.
-        found: What they were found as, in words.
+        found: The layout that was found, in words.
         input_img_mode: Pillow mode to convert to.
         transform: Applied to each image; timm's loaders set it.
         target_transform: Applied to each target.
 
     Attributes:
         bad: Flags of the images that could not be read, uint8 `[N]`, shared between processes.
-        most_bad: How many of them may be bad, before `BadImages` is raised; None for any but all.
+        most_bad: Number of bad images allowed; more raise `BadImages`. None allows any number except all.
         patience: Seconds to wait for data that is gone, before `DataLost` is raised.
     """
 
@@ -83,16 +83,16 @@ class SceneDataset(ImageDataset):
         self.bad = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
         self.most_bad: Optional[int] = None
         self.patience = 0.
-        self._waiting = torch.zeros(1, dtype=torch.uint8).share_memory_()  # that one process says so is enough
+        self._waiting = torch.zeros(1, dtype=torch.uint8).share_memory_()  # shared: one process logs for all
 
     def read(self, i: int, upright: bool = False) -> Tuple[Image.Image, int]:
-        """Image i as it is, in the data set's mode, and its class.
+        """Read image i without its transform, in the data set's mode, and its class.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The image cannot be read.
         """
         file, target = self.reader[i]
-        if isinstance(file, Image.Image):  # of a library that opens by itself
+        if isinstance(file, Image.Image):  # from a library that opens files itself
             image = ImageOps.exif_transpose(file) if upright else file
             return image.convert(self.input_img_mode), target
         with file:
@@ -118,13 +118,13 @@ class SceneDataset(ImageDataset):
         return image, target if self.target_transform is None else self.target_transform(target)
 
     def check_bad(self, bad: torch.Tensor) -> None:
-        """Check that no more images are bad than may be.
+        """Check that at most `most_bad` images are bad.
 
         Args:
-            bad: Flags of the images that could not be read, by any process, `[N]`.
+            bad: Flags of the images that any process could not read, `[N]`.
 
         Raises:
-            BadImages: Too many.
+            BadImages: Too many are bad.
         """
         n = int(bad.sum())
         if self.most_bad is not None and n > self.most_bad:
@@ -134,7 +134,7 @@ class SceneDataset(ImageDataset):
                 f'{self.most_bad:,} may be: repair the data, or allow for it by --max-bad-images.')
 
     def _await(self, i: int) -> Tuple[Image.Image, int]:
-        """Image i and its class; where nothing can be read, they are waited for."""
+        """Read image i and its class; wait if no data can be read at all."""
         began, waited = time.monotonic(), False
         while True:
             try:
@@ -159,7 +159,7 @@ class SceneDataset(ImageDataset):
             return found
 
     def _is_gone(self, i: int) -> bool:
-        """Whether others than image i cannot be read, either."""
+        """Whether other images cannot be read, either."""
         for k in {0, len(self) // 2, len(self) - 1} - ({i} if len(self) > 1 else set()):
             try:
                 file = self.reader[k][0]
@@ -189,28 +189,28 @@ def create_dataset(
         download: bool = False,
         trust_remote_code: bool = False,
 ) -> SceneDataset:
-    """A split of Places365, in whatever layout it lies in a folder, of any tree or archive of class folders, or of a
-    data set that a library reads.
+    """Open a split of a data set: Places365 in any layout, a tree or archive of class folders, or a data set that a
+    library reads.
 
     Args:
-        name: 'places365' or 'folder'; 'hfds/<name or folder>', 'torch/<name>' or 'wds/<name>', as timm calls them; ''
-            takes what is found.
+        name: 'places365' or 'folder'; timm's 'hfds/<name or folder>', 'torch/<name>' or 'wds/<name>'; '' finds out
+            from the folder.
         root: Folder of the data set, with the splits in it, or an archive.
-        split: Name of the split: 'train', 'validation' and their synonyms, or for a tree its folder.
-        class_names: Names of the classes by index: give those of training to the other splits.
-        version: Of Places365, 'standard' or 'challenge'.
-        size: Of its images, '256' or 'large'.
-        image_list: File of lines `<path> <label>`, paths from the split's folder: these images alone.
-        images_per_class: As many images of each class, drawn at random; see `subset`.
-        subset_seed: What they are drawn by.
+        split: Name of the split: 'train', 'validation' or a synonym; for a tree, also the folder's name.
+        class_names: Names of the classes by index. Give the training split's names to the other splits.
+        version: Version of Places365, 'standard' or 'challenge'.
+        size: Size of the images of Places365, '256' or 'large'.
+        image_list: File of lines `<path> <label>`, with paths from the split's folder; only these images are taken.
+        images_per_class: Number of images to draw at random from each class; see `subset`.
+        subset_seed: Seed of that draw.
         input_img_mode: Pillow mode to convert to.
-        class_map: File of class names, by line their indices; images of others are left out, and counted in the log.
-        input_key, target_key: Of hfds/ and wds/, where the images and their classes are.
-        download: Let torch/ download.
-        trust_remote_code: Let hfds/ run code of the data set.
+        class_map: File of class names, one a line by index; images of other classes are left out, and logged.
+        input_key, target_key: For hfds/ and wds/, the fields of the images and their classes.
+        download: Let torch/ data sets download.
+        trust_remote_code: Let hfds/ data sets run their own code.
 
     Raises:
-        ValueError: Nothing of the kind is there, or it makes no sense: one sentence with the first offenders.
+        ValueError: There is no such data set, or it is inconsistent: one sentence with the first offenders.
         OSError: Something cannot be read.
         ImportError: A library is not installed.
     """
@@ -257,15 +257,15 @@ def open_images(
         labelled: bool = False,
         **kwargs: Any,
 ) -> SceneDataset:
-    """The images that a command is to look at: the validation split of a data set, or all that are in a folder.
+    """Open the images for a command: the validation split of a data set, or all images in a folder.
 
     Args:
         path: A folder, with or without splits, or a tar archive.
-        dataset: See `create_dataset`, as `name` there.
+        dataset: `name` of `create_dataset`.
         split: Another split than validation.
-        apart: A folder in it that is passed over, where all images of a folder are taken.
-        labelled: Classes are needed: the folders of a folder without splits are classes.
-        **kwargs: As of `create_dataset`.
+        apart: A folder inside `path` to skip when all images of the folder are taken.
+        labelled: Classes are needed: in a folder without splits, each folder is a class.
+        **kwargs: More arguments of `create_dataset`.
 
     Raises:
         ValueError: There is no such folder, or there are no images in it.
@@ -293,10 +293,10 @@ def open_images(
 
 
 def found_name(root: str, name: str) -> str:
-    """What a folder is by `create_dataset`'s name where none is given: shards are told by their description.
+    """Complete an empty data set name: a folder of shards is recognised by its description file.
 
     Raises:
-        ValueError: It is of a kind that has to be named, and which.
+        ValueError: The folder holds a kind that has to be named; the message names it.
     """
     if name or not os.path.isdir(root):
         return name
@@ -327,7 +327,7 @@ def _library_reader(
         return ShardReader(root, names, target_key), f'{names[0]} of the shards in {root}'
     try:
         theirs = timm.data.create_dataset(f'torch/{rest}', root=root or None, split=names[0], download=download)
-    except Exception as e:  # of its many data sets, and timm's asserts
+    except Exception as e:  # its many data sets and timm's asserts raise anything
         raise ValueError(f'torch/{rest} cannot be read from {shown(root)}: {sentence(e)}') from e
     return TorchReader(theirs, root), f'{names[0]} of {rest} in {root}, read by torchvision'
 
@@ -350,7 +350,7 @@ def _scan_split(
         version: Optional[str],
         size: Optional[str],
 ) -> Tuple[ImageIndex, str]:
-    """A split of a folder, and what it was found as."""
+    """Index a split of a folder, and describe the layout that was found."""
     if not os.path.isdir(root):
         raise ValueError(f'There is no folder {shown(root)}: name one with train/<class>/ and val/<class>/.')
     layout = find_places365(root, version, size) if name != FOLDER else None
@@ -385,7 +385,7 @@ def _listed(image_list: Union[str, os.PathLike], index: ImageIndex) -> ImageInde
 
 
 def split_folder(root: Union[str, os.PathLike], split: str) -> str:
-    """The folder of a split, by its name or one of its synonyms.
+    """Find the folder of a split by its name or a synonym.
 
     Raises:
         ValueError: There is none.
@@ -404,7 +404,7 @@ def split_folder(root: Union[str, os.PathLike], split: str) -> str:
 
 
 def _check_class_folders(index: ImageIndex) -> None:
-    """Look for class folders without an image, which would be left out without a word."""
+    """Refuse class folders without an image, which would otherwise be left out silently."""
     filled = {folder.split('/')[0] for folder in folders(index)[0]}
     with os.scandir(index.root) as entries:
         empty = sorted(e.name for e in entries if e.is_dir() and not is_debris(e.name) and e.name not in filled)

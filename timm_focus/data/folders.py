@@ -1,8 +1,8 @@
-"""One way to walk a folder of images, for training and for every command: which files are images, and which are not.
+"""Walks a folder of images, by the same rules for training and every command: which files are images.
 
-Images are regular files with an ending of `image_endings()`. Links are followed, to files and to folders, but a link to
-a folder that it lies in is not. What editors, systems and network disks leave behind is no data, nor is anything else
-whose name begins with a dot. What is passed over is counted by kind, and each kind is named with an example.
+Images are regular files with an ending of `image_endings()`. Links to files and folders are followed, except a link to
+a folder that contains it. Files that editors, systems and network disks leave behind are skipped, and so is every name
+that begins with a dot. Skipped entries are counted by kind, and each kind is reported with an example.
 """
 import json
 import logging
@@ -20,7 +20,7 @@ __all__ = ['Folder', 'LeftOut', 'is_debris', 'walk']
 
 _logger = logging.getLogger(__name__)
 
-# what is left behind in folders, by macOS, Windows, Linux, Python, and the disks of Synology, QNAP and NetApp
+# names of files and folders left behind by macOS, Windows, Linux, Python, and the disks of Synology, QNAP and NetApp
 DEBRIS = frozenset(name.lower() for name in (
     '__MACOSX', 'Icon\r', 'Network Trash Folder', 'Temporary Items', 'TheVolumeSettingsFolder',
     'Thumbs.db', 'ehthumbs.db', 'ehthumbs_vista.db', 'desktop.ini', '$RECYCLE.BIN', 'RECYCLER',
@@ -34,12 +34,12 @@ def is_debris(name: str) -> bool:
 
 
 class LeftOut:
-    """What was passed over where images were looked for, by kind: how many, and the first by name.
+    """Counts of the entries that a walk skipped, by kind, each kind with its first path in sorted order.
 
     Args:
-        root: Where they were looked for.
+        root: The folder that was walked.
     """
-    KINDS = {  # in words, for one and for several; and whether somebody should look at it
+    KINDS = {  # words for one, words for several, and whether to warn
         'debris': ('is hidden or left behind by a program', 'are hidden or left behind by programs', False),
         'ending': ('file has no ending of an image', 'files have no ending of an image', False),
         'irregular': ('file with the ending of an image is no regular file',
@@ -57,7 +57,7 @@ class LeftOut:
         self.endings: Dict[str, int] = Counter()
 
     def note(self, kind: str, path: str, n: int = 1) -> None:
-        """Count what is passed over; of a kind, the path that sorts first stands for all."""
+        """Count n skipped entries; the path that sorts first is the kind's example."""
         self.counts[kind] = self.counts.get(kind, 0) + n
         self.examples[kind] = min(path, self.examples.get(kind, path))
         if kind == 'ending':
@@ -80,13 +80,13 @@ class LeftOut:
         return '; '.join(parts)
 
     def tell(self) -> None:
-        """Say it in the log, in one line."""
+        """Log the counts in one line."""
         if self:
             serious = any(self.KINDS[kind][2] for kind in self.counts)
             _logger.log(logging.WARNING if serious else logging.INFO, f'Left out in {shown(self.root)}: {self}.')
 
     def dumps(self) -> str:
-        """As text, which `loads` reads."""
+        """Write the counts as text, which `loads` reads."""
         return json.dumps([self.root, self.counts, self.examples, self.endings])
 
     @classmethod
@@ -101,9 +101,9 @@ class Folder(NamedTuple):
     """A folder in a tree.
 
     Attributes:
-        path: From the root, with `/`; '' for the root itself.
-        state: What is another when something was added, removed or renamed in it: see `folder_state`.
-        images: Names of the images in it, in no order.
+        path: Path from the root, with `/`; '' for the root itself.
+        state: Value that changes when an entry is added, removed or renamed; see `folder_state`.
+        images: Names of the images in it, in no particular order.
     """
     path: str
     state: Tuple[int, int, int]
@@ -111,25 +111,25 @@ class Folder(NamedTuple):
 
 
 def folder_state(path: Union[str, os.PathLike], status: Optional[os.stat_result] = None) -> Tuple[int, int, int]:
-    """Times of a folder's last change, in nanoseconds, and its number in the file system.
+    """Times of a folder's last modification and last change, in nanoseconds, and its inode.
 
-    Whoever adds a file changes the folder's time of modification, but may set that back, as tar and rsync do; the
-    system itself keeps the time of the last change of any kind, and nobody can set it.
+    Adding a file changes the folder's modification time, but tar and rsync may set that back. The system's own change
+    time (ctime) cannot be set.
     """
     status = status or os.stat(path)
     return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def walk(root: str, left_out: LeftOut, apart: Optional[str] = None) -> Iterator[Folder]:
-    """Every folder of a tree.
+    """Yield every folder of a tree.
 
     Args:
         root: The folder.
-        left_out: Takes note of what is passed over.
-        apart: A folder that is passed over where it lies in the tree, and not counted.
+        left_out: Counts the skipped entries.
+        apart: A folder to skip without counting it.
 
     Raises:
-        OSError: A folder that cannot be read.
+        OSError: A folder cannot be read.
     """
     endings = image_endings()
     apart = apart and os.path.realpath(apart)
@@ -162,12 +162,12 @@ def walk(root: str, left_out: LeftOut, apart: Optional[str] = None) -> Iterator[
 
 
 def _number(status: os.stat_result) -> Tuple[int, int]:
-    """What a folder is known by, by whatever path it is reached."""
+    """Identity of a folder (device and inode), the same by whatever path it is reached."""
     return status.st_dev, status.st_ino
 
 
 def _is(ask) -> bool:
-    """What an entry of a folder says of itself; a link that leads round in a circle is nothing."""
+    """Ask a folder entry for its kind; False for a link that leads in a circle."""
     try:
         return ask()
     except OSError:

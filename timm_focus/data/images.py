@@ -1,4 +1,4 @@
-"""Reads image files of every format and mode, and says which files are images."""
+"""Reads image files of every format and mode, and defines which files are images."""
 import errno
 import logging
 import os
@@ -16,31 +16,31 @@ __all__ = ['FORMATS', 'image_endings', 'image_formats', 'image_mode', 'open_regu
 
 _logger = logging.getLogger(__name__)
 
-# Pillow tells a format by what is in a file, whatever its ending is. These it reads by itself, where it starts
-# Ghostscript for EPS, draws WMF by Windows, and knows of HDF5, GRIB, BUFR and MPEG no more than their names. HEIF and
-# JXL are of packages that add them to Pillow.
+# Pillow recognises a format by the content, whatever the ending. It decodes these formats by itself. EPS is
+# not among them, since Pillow starts Ghostscript for it, nor WMF, which only Windows draws, nor HDF5, GRIB, BUFR and
+# MPEG, of which Pillow only knows the names. HEIF and JXL need packages that add them to Pillow.
 FORMATS = (
     'JPEG', 'PNG', 'WEBP', 'AVIF', 'GIF', 'BMP', 'TIFF', 'JPEG2000', 'HEIF', 'JXL', 'MPO', 'PPM', 'TGA', 'DIB', 'DDS',
     'ICO', 'ICNS', 'PCX', 'PSD', 'QOI', 'SGI', 'SUN', 'XBM', 'XPM')
 
 
 def image_formats() -> List[str]:
-    """Pillow's names of the formats that are read: those of `FORMATS` that this Pillow has."""
+    """Names of the formats in `FORMATS` that this Pillow can read."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def image_endings() -> FrozenSet[str]:
-    """Endings of image files, in lower case with the dot: of the formats that are read, and those added to timm's."""
+    """Endings of image files, in lower case with the dot: of readable formats, and those added to timm's list."""
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     return frozenset(endings | get_img_extensions(as_set=True))
 
 
 def image_mode(channels: int, asked: Optional[str] = None) -> str:
-    """Pillow's mode of images with this many channels: the one that is asked for, else L for 1 and RGB for 3.
+    """Pillow's mode for images with this many channels: `asked` if it is given, else L for 1 and RGB for 3.
 
     Raises:
-        ValueError: It has another number of channels, Pillow has no such mode, or none is asked for where it must be.
+        ValueError: Pillow has no such mode, it has another number of channels, or `asked` is missing where needed.
     """
     if asked:
         try:
@@ -62,10 +62,10 @@ def image_mode(channels: int, asked: Optional[str] = None) -> str:
 
 
 def open_regular(path: Union[str, os.PathLike]) -> BinaryIO:
-    """Open a regular file for reading; others, such as a pipe, which would have to be waited for, are refused.
+    """Open a regular file for reading. Anything else is refused, such as a pipe, on which reading could block.
 
     Raises:
-        OSError: It is none, or cannot be opened.
+        OSError: It is not a regular file, or cannot be opened.
     """
     def opener(path: str, flags: int) -> int:
         descriptor = os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
@@ -78,23 +78,23 @@ def open_regular(path: Union[str, os.PathLike]) -> BinaryIO:
 
 
 def read_image(file: Union[str, os.PathLike, BinaryIO], mode: str = 'RGB', upright: bool = False) -> Image.Image:
-    """Read an image: of an animation its first picture, of one with transparency its colours as if it had none.
+    """Read an image: the first frame of an animation, and the colours of a transparent image without its alpha.
 
     Args:
         file: Path, or a file open for reading.
-        mode: Pillow mode to convert to. 16 bits of grey become 8 by scaling, where Pillow cuts off what is above 255.
-        upright: Turn it as its EXIF orientation says. timm does not, in training and in evaluation.
+        mode: Pillow mode to convert to. 16-bit grey is scaled to 8 bits, where Pillow would clip at 255.
+        upright: Turn the image by its EXIF orientation. timm does not, in training or evaluation.
 
     Raises:
-        OSError: It is not there, is no image, is damaged or too large: a sentence that says which. What the system says
-            has its `errno`; what the image says has none.
+        OSError: The file is missing, is no image, is damaged or too large: a sentence says which. An error of the
+            system has its `errno`; an error of the image has none.
     """
     if isinstance(file, (str, os.PathLike)):
         with open_regular(file) as opened:
             return read_image(opened, mode, upright)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # said below, in words
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # logged below, in plain words
             image = Image.open(file, formats=image_formats())
         with image:
             width, height = image.size
@@ -109,15 +109,15 @@ def read_image(file: Union[str, os.PathLike, BinaryIO], mode: str = 'RGB', uprig
     except Image.UnidentifiedImageError as e:
         raise OSError('it is no image of a format that is read') from e
     except OSError as e:
-        if e.errno not in (None, errno.EINVAL):  # damaged files have readers look before their beginning
+        if e.errno not in (None, errno.EINVAL):  # EINVAL: a damaged file makes readers seek before its start
             raise
         raise OSError(f'it is damaged ({shown(sentence(e))})') from e
-    except Exception as e:  # whatever damaged files make Pillow's many readers say
+    except Exception as e:  # damaged files make Pillow's many readers raise anything
         raise OSError(f'it is damaged ({shown(sentence(e))})') from e
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == 'I' or image.mode.startswith('I;16'):  # of some formats, 16 bits come as 32
+    if image.mode == 'I' or image.mode.startswith('I;16'):  # some formats give 16 bits as 32
         image = image.convert('I').point(lambda value: value * (1 / 257)).convert('L')
     elif image.mode == 'P' and isinstance(image.info.get('transparency'), bytes):  # else Pillow warns
         image = image.convert('RGBA')

@@ -1,11 +1,11 @@
-"""The images of a split and their classes, from lists and folders: no Python object is kept for an image.
+"""Indexes the images of a split and their classes, from lists and folders, without a Python object per image.
 
-The workers of a loader share the memory of the process that starts them until somebody writes to it, and Python writes
-to every object it looks at, to count references. A list of 1.8 million paths thus ends up copied into each worker; the
+The workers of a loader share memory with the process that starts them until somebody writes to it. Python writes to
+every object that it touches, to count references, so a list of 1.8 million paths ends up copied into each worker. The
 bytes of an array do not.
 
-Errors that a person can cure are `ValueError`s of one sentence with the first offenders and their number; what the
-system refuses (a file that is not there, a folder that may not be read) stays the `OSError` it is.
+Errors that a user can fix are a `ValueError` of one sentence, with the first offenders and their number. Errors of the
+system (a missing file, a folder without permission) stay an `OSError`.
 """
 import hashlib
 import itertools
@@ -35,17 +35,17 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-CACHED_FROM = 10_000  # images; smaller trees are scanned in no time
+CACHED_FROM = 10_000  # images; smaller trees are scanned quickly
 
-# A folder may change twice within a tick of its file system's clock, and the second change does not show in its time:
-# a tree that changed this short a time ago is not trusted to show the next change. FAT counts in steps of 2 s.
+# A folder may change twice within one tick of the file system clock, and its time does not show the second change.
+# So a tree that changed this recently is not cached. FAT's clock has steps of 2 s.
 _SETTLED_NS = 2 * 10 ** 9
 
 _CACHE_FORMAT = 2  # part of the cache file's name: raise it whenever its content or the order of images changes
 
 _NEWLINE, _RETURN, _SPACE, _MINUS, _SLASH, _ZERO = b'\n\r -/0'
-_MAX_DIGITS = 9  # of a label: what int32 surely holds
-_BLOCK_BYTES = 8 * 2 ** 20  # of a list, read at a time
+_MAX_DIGITS = 9  # of a label: always fits int32
+_BLOCK_BYTES = 8 * 2 ** 20  # of a list, read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,9 @@ class ImageIndex:
     """The images of one split, in order.
 
     Attributes:
-        root: The folder that the paths are relative to, absolute itself.
-        paths: Relative paths with `/`, one after the other, as the bytes of the file system, uint8.
-        offsets: Where each path begins in `paths`, and after them where the last one ends, `[N + 1]`.
+        root: Absolute path of the folder that the paths are relative to.
+        paths: All relative paths with `/`, joined without separators, in the file system's bytes, uint8.
+        offsets: Start of each path in `paths`, then the end of the last one, `[N + 1]`.
         targets: Class index of each image, int32 `[N]`.
         class_names: Names of the classes by index.
     """
@@ -70,7 +70,7 @@ class ImageIndex:
 
     def relative(self, i: int) -> str:
         """Path of image i from `root`."""
-        i = range(len(self))[i]  # negative ones count from the end, those outside are an IndexError
+        i = range(len(self))[i]  # negative i count from the end; outside is an IndexError
         return os.fsdecode(self.paths[self.offsets[i]:self.offsets[i + 1]].tobytes())
 
     def path(self, i: int) -> str:
@@ -82,12 +82,12 @@ class ImageIndex:
         return int(self.targets[i])
 
     def select(self, indices: Union[Sequence[int], np.ndarray]) -> 'ImageIndex':
-        """These images alone, in this order; a mask of booleans does, too."""
+        """Take only these images, in this order; `indices` may be a boolean mask."""
         indices = np.arange(len(self))[indices]
         offsets = self.offsets.astype(np.int64)
         starts, lengths = offsets[indices], offsets[indices + 1] - offsets[indices]
         paths = [np.empty(0, np.uint8)]
-        for block in range(0, len(indices), 100_000):  # each byte's place takes eight: not all at a time
+        for block in range(0, len(indices), 100_000):  # the index of each byte takes 8 bytes: not all at once
             part = lengths[block:block + 100_000]
             shift = np.repeat(starts[block:block + 100_000] - np.cumsum(part) + part, part)
             paths.append(self.paths[np.arange(len(shift)) + shift])
@@ -107,17 +107,17 @@ def read_list(
         class_names: Optional[Sequence[str]] = None,
         n_classes: Optional[int] = None,
 ) -> ImageIndex:
-    """The images of a list of lines `<path> <label>`: the label is what follows the last space.
+    """Read a list of lines `<path> <label>`, where the label follows the last space.
 
     Args:
-        path: The list. A slash that paths begin with is left out, lines may end in CRLF, blank lines are passed over.
+        path: The list. Leading slashes of paths are dropped, lines may end in CRLF, and blank lines are skipped.
         root: The folder that the paths are relative to.
         class_names: Names of the classes by label.
-        n_classes: Number of classes where they have no names; their labels are the names then.
+        n_classes: Number of classes, if they have no names; the labels are then their names.
 
     Raises:
-        ValueError: A line that is none of these, a label that is no class, a list without images, neither names nor
-            number of classes or both and not the same.
+        ValueError: A line has another form, a label is no class, the list has no images, or `class_names` and
+            `n_classes` are both missing or disagree.
         OSError: The list cannot be read.
     """
     if class_names is None:
@@ -153,10 +153,10 @@ def read_list(
 
 
 def write_list(index: ImageIndex, path: Union[str, os.PathLike]) -> None:
-    """Write the images as lines `<path> <label>`, which `read_list` reads; the whole file or none.
+    """Write the images as lines `<path> <label>`, which `read_list` reads. The file is written whole or not at all.
 
     Raises:
-        ValueError: A path with a line break, which no line can hold.
+        ValueError: A path has a line break, which a list cannot hold.
         OSError: The file cannot be written.
     """
     broken = np.flatnonzero(index.paths == _NEWLINE)
@@ -170,15 +170,15 @@ def write_list(index: ImageIndex, path: Union[str, os.PathLike]) -> None:
 
 
 def _blocks_of_lines(path: Union[str, os.PathLike]) -> Iterator[np.ndarray]:
-    """The bytes of a file in blocks of whole lines: what is made of a block takes several times its memory."""
+    """Read a file in blocks of whole lines, since parsing a block takes several times its memory."""
     with open(path, 'rb') as f:
         while block := f.read(_BLOCK_BYTES):
             yield np.frombuffer(block + f.readline(), np.uint8)
 
 
 def _parse(block: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Of the lines of a block that are not blank: their numbers, where the path begins and ends, the label, and
-    whether they are `<path> <label>` at all; and the number of all lines."""
+    """Parse a block of lines. For each line that is not blank: its number, start and end of its path, its label, and
+    whether it has the form `<path> <label>`; then the number of all lines."""
     ends = np.flatnonzero(block == _NEWLINE)
     if block[-1] != _NEWLINE:
         ends = np.append(ends, len(block))
@@ -188,7 +188,7 @@ def _parse(block: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     starts, stops = starts[numbers], stops[numbers]
     spaces = np.flatnonzero(block == _SPACE)
     last = np.searchsorted(spaces, stops) - 1
-    cuts = np.append(spaces, -1)[last]  # where there is no space before, `last` is -1
+    cuts = np.append(spaces, -1)[last]  # `last` is -1 for a line with no space before its end
     while (slashes := (block[starts] == _SLASH) & (starts < cuts)).any():
         starts = starts + slashes
     labels, good = _integers(block, cuts + 1, stops)
@@ -196,7 +196,7 @@ def _parse(block: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 
 def _quote(path: Union[str, os.PathLike], lines: np.ndarray) -> str:
-    """The first few of these lines of a file, for a message."""
+    """Quote the first few of these lines of a file, for a message."""
     wanted = lines[:4].tolist()
     with open(path, 'rb') as f:
         found = [line for i, line in enumerate(itertools.islice(f, wanted[-1] + 1)) if i in wanted]
@@ -205,7 +205,7 @@ def _quote(path: Union[str, os.PathLike], lines: np.ndarray) -> str:
 
 
 def _integers(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """The decimal integers written between starts and stops, int32, and which of them are integers."""
+    """Parse the decimal integers between starts and stops, int32, and tell which are integers."""
     minus = (starts < stops) & (data[np.minimum(starts, len(data) - 1)] == _MINUS)
     starts = starts + minus
     lengths = stops - starts
@@ -213,7 +213,7 @@ def _integers(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Tuple[
     values = np.zeros(len(starts), np.int32)
     for k in range(_MAX_DIGITS):
         here = np.flatnonzero(good & (lengths > k))
-        digits = data[starts[here] + k] - np.uint8(_ZERO)  # what sorts before '0' wraps around to above 9
+        digits = data[starts[here] + k] - np.uint8(_ZERO)  # characters before '0' wrap around to above 9
         values[here] = 10 * values[here] + digits
         good[here] = digits <= 9
     return np.where(minus, -values, values), good
@@ -226,21 +226,21 @@ def scan_folder(
         nested: bool = False,
         class_names: Optional[Sequence[str]] = None,
 ) -> ImageIndex:
-    """The images in the class folders of a tree, with timm's classes in timm's order, images in timm's order.
+    """Index the images in the class folders of a tree, with timm's classes and timm's order of classes and images.
 
-    Names that differ in nothing that timm sorts by (`A` and `a`, `1` and `01`), which timm leaves in the order that
-    the file system gives, are in alphabetical order. What is no image (see `folders`) is counted in the log.
+    Names that timm's sorting cannot tell apart (`A` and `a`, `1` and `01`) are in alphabetical order; timm leaves them
+    in the order of the file system. Files that are no images are counted in the log.
 
     Args:
         root: The folder that holds the class folders.
-        nested: The class is the folder's whole path from `root`, such as `arena/hockey`; by default its last part
-            alone, as with timm, so that folders of one name are one class wherever they are.
-        class_names: Names of the classes by index, those of training; by default all found, in natural order.
+        nested: The class is the folder's whole path from `root`, such as `arena/hockey`. By default it is only the
+            last part, as in timm, so folders of the same name are one class wherever they are.
+        class_names: Names of the classes by index, as in training; by default all that are found, in natural order.
 
     Raises:
-        ValueError: No such folder, no images in it, images outside the class folders, a class that `class_names` does
-            not have or whose name is no text.
-        OSError: A folder that cannot be read.
+        ValueError: There is no such folder, it has no images or some outside class folders, or a class is not in
+            `class_names` or has a name that is no text.
+        OSError: A folder cannot be read.
     """
     index, _, left_out = _scan(os.path.abspath(root), nested)
     left_out.tell()
@@ -252,17 +252,17 @@ def cached_scan(
         nested: bool = False,
         class_names: Optional[Sequence[str]] = None,
 ) -> ImageIndex:
-    """`scan_folder`, that keeps what it found of a large tree in a cache file until the tree changes.
+    """`scan_folder` with a cache file for large trees, used until the tree changes.
 
-    The file lies in `timm_focus/index` in `$XDG_CACHE_HOME`, or in `~/.cache` if that is not set. It holds of every
-    folder what changes when a file or folder in it is added, removed or renamed, whatever times are set back
-    afterwards. A tree with links that lead nowhere is not kept, since no folder changes when they lead somewhere again.
+    The file is in `timm_focus/index` in `$XDG_CACHE_HOME`, or in `~/.cache` if that is not set. It records the state of
+    every folder, which changes when an entry is added, removed or renamed, even if times are set back afterwards. A
+    tree with broken links is not cached, since no folder changes when they lead somewhere again.
 
     Args:
         root, nested, class_names: As in `scan_folder`.
 
     Raises:
-        ValueError, OSError: As `scan_folder`; a cache that cannot be used is none.
+        ValueError, OSError: As `scan_folder`. A cache that cannot be used is ignored with a warning.
     """
     root = os.path.abspath(root)
     file = _cache_file(root, nested)
@@ -280,15 +280,15 @@ def cached_scan(
 
 
 def list_images(root: Union[str, os.PathLike], apart: Optional[str] = None) -> ImageIndex:
-    """All images in a folder and the folders in it, in alphabetical order, as one class.
+    """Index all images in a folder and its subfolders, in alphabetical order, as one class.
 
     Args:
         root: The folder.
-        apart: A folder in it that is passed over.
+        apart: A folder inside it to skip.
 
     Raises:
-        ValueError: No such folder, or no images in it.
-        OSError: A folder that cannot be read.
+        ValueError: There is no such folder, or it has no images.
+        OSError: A folder cannot be read.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
@@ -312,7 +312,7 @@ def _no_images(left_out: LeftOut) -> str:
 
 
 def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int, int]], LeftOut]:
-    """The images of a tree, the state of each of its folders, and what is passed over."""
+    """Index the images of a tree; also the state of each folder, and the skipped entries."""
     if not os.path.isdir(root):
         raise ValueError(f'There is no folder {shown(root)}.')
     images, states, left_out = {}, {}, LeftOut(root)
@@ -324,16 +324,16 @@ def _scan(root: str, nested: bool) -> Tuple[ImageIndex, Dict[str, Tuple[int, int
 
 
 def tree_index(root: str, images: Dict[str, List[str]], left_out: LeftOut, nested: bool = False) -> ImageIndex:
-    """An index of images by the folders that they are in, with timm's classes in timm's order.
+    """Make an index from the images of each folder, with timm's classes in timm's order.
 
     Args:
-        root: What the folders are in, for the index and for messages.
-        images: Names of the images in each folder, by its path from the root.
-        left_out: What else is there.
+        root: The folder or archive that contains the folders.
+        images: Names of the images in each folder, by the folder's path from the root.
+        left_out: The skipped entries, for messages.
         nested: See `scan_folder`.
 
     Raises:
-        ValueError: There are no images, some in no class folder, or a class whose name is no text.
+        ValueError: There are no images, some are in no class folder, or a class has a name that is no text.
     """
     if '' in images:
         raise ValueError(
@@ -368,11 +368,11 @@ def tree_index(root: str, images: Dict[str, List[str]], left_out: LeftOut, neste
 
 
 def _blocks(images: Dict[str, List[str]]) -> List[List[str]]:
-    """The folders in the order of their images, in blocks that each are sorted by themselves.
+    """Group the folders into ordered blocks, each of which can be sorted by itself.
 
-    In the natural order of whole paths, the images of two folders mingle only if one folder is in the other or their
-    names differ in nothing that this order looks at. So a block, which is a single folder mostly, can be sorted alone,
-    which spares the memory for the keys of all images.
+    In the natural order of whole paths, the images of two folders only interleave if one folder is in the other, or if
+    this order cannot tell their names apart. So a block, which is mostly a single folder, can be sorted alone. That
+    saves the memory for the sort keys of all images.
     """
     def key(folder: str) -> tuple:
         return tuple(natural_key(f'/{folder}/'))
@@ -387,7 +387,7 @@ def _blocks(images: Dict[str, List[str]]) -> List[List[str]]:
 
 
 def _with_classes(index: ImageIndex, class_names: Optional[Sequence[str]]) -> ImageIndex:
-    """The index with the given classes in place of those found."""
+    """Renumber an index to the given classes, if there are any."""
     if class_names is None:
         return index
     numbers = {name: i for i, name in enumerate(class_names)}
@@ -421,7 +421,7 @@ def _store(file: Path, index: ImageIndex, states: Dict[str, Tuple[int, int, int]
 
 
 def _load(file: Path, root: str) -> Optional[Tuple[ImageIndex, LeftOut]]:
-    """What the cache file holds, None if there is none or the tree has changed."""
+    """Load the index from the cache file; None if there is none or the tree has changed."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             kept = dict(arrays)
@@ -433,7 +433,7 @@ def _load(file: Path, root: str) -> Optional[Tuple[ImageIndex, LeftOut]]:
         return index, left_out
     except (FileNotFoundError, NotADirectoryError):  # the cache file, or a folder that was in the tree
         return None
-    except Exception as e:  # damage shows in any way; whatever the file is, the tree itself tells more
+    except Exception as e:  # damage raises anything, and the tree can be scanned again
         _logger.warning(f'The index of {root} in {file} cannot be used and is made anew: {e}')
         return None
 
@@ -452,21 +452,21 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
     return offsets.astype(np.uint32) if offsets[-1] < 2 ** 32 else offsets
 
 
-# what can be asked of an index
+# functions on an index
 
 def subset(index: ImageIndex, images_per_class: int, seed: int) -> ImageIndex:
-    """As many images of each class, drawn at random, in the order of the index.
+    """Draw the same number of images from each class at random; they stay in the order of the index.
 
-    What is drawn of a class depends on the seed, the class's name and its images' file names, and on nothing else: not
-    on machine, versions, other classes, the order of the images, or the folders they are in.
+    The draw for a class depends only on the seed, the class's name and its images' file names, not on the machine,
+    versions, other classes, the order of the images or their folders.
 
     Args:
-        index: What to draw from.
-        images_per_class: Images to draw of each class, at least 1.
+        index: The images to draw from.
+        images_per_class: Images to draw from each class, at least 1.
         seed: Any integer.
 
     Raises:
-        ValueError: A class with fewer images.
+        ValueError: A class has fewer images.
     """
     if images_per_class < 1:
         raise ValueError(f'images_per_class must be at least 1, got {images_per_class}.')
@@ -496,10 +496,10 @@ def folders(index: ImageIndex) -> Tuple[List[str], np.ndarray]:
 
 
 def missing(index: ImageIndex) -> np.ndarray:
-    """Indices of the images whose files are not there. Each folder is listed once, no file is looked at by itself.
+    """Indices of the images whose files are missing. Each folder is listed once; no single file is checked.
 
     Raises:
-        OSError: A folder that cannot be read.
+        OSError: A folder cannot be read.
     """
     names, numbers = folders(index)
     order = np.argsort(numbers, kind='stable')
@@ -518,7 +518,7 @@ def missing(index: ImageIndex) -> np.ndarray:
 
 def _relatives(index: ImageIndex) -> Iterator[bytes]:
     data, offsets = index.paths.tobytes(), index.offsets
-    for block in range(0, len(index), 100_000):  # integers of Python, but not all at a time
+    for block in range(0, len(index), 100_000):  # as Python integers, but not all at once
         bounds = offsets[block:block + 100_001].tolist()
         for start, stop in zip(bounds, bounds[1:]):
             yield data[start:stop]

@@ -1,4 +1,4 @@
-"""Images of data sets that other libraries read, by number: Hugging Face's `datasets` and torchvision's."""
+"""Readers of images by number for data sets of other libraries: Hugging Face's `datasets` and torchvision."""
 import io
 import os
 from typing import Any, List, Optional, Sequence, Tuple
@@ -14,16 +14,16 @@ from .numbered import NumberedReader
 
 __all__ = ['HfdsReader', 'TorchReader', 'forbid_programs', 'saved_as']
 
-SAVED = ('state.json', 'dataset_dict.json')  # what save_to_disk leaves of one split, and of several
+SAVED = ('state.json', 'dataset_dict.json')  # save_to_disk writes these for one split, and for several
 
 
 def forbid_programs() -> None:
-    """Have Pillow start no program where another library opens images with it: Ghostscript, for EPS."""
+    """Keep Pillow from starting a program (Ghostscript, for EPS) when another library opens images with it."""
     EpsImagePlugin.gs_binary = False
 
 
 def saved_as(folder: str) -> str:
-    """What a folder holds of Hugging Face's `datasets`, in words: saved by save_to_disk, or parquet files; else ''."""
+    """Say in words whether a folder holds a data set of save_to_disk or parquet files; '' if neither."""
     if any(os.path.isfile(os.path.join(folder, name)) for name in SAVED):
         return 'a data set that save_to_disk wrote'
     for place in (folder, os.path.join(folder, 'data')):
@@ -33,15 +33,15 @@ def saved_as(folder: str) -> str:
 
 
 class HfdsReader(NumberedReader):
-    """A split of a data set of Hugging Face: of the Hub, of a folder of parquet files, or of save_to_disk.
+    """A split of a Hugging Face data set: from the Hub, a folder of parquet files, or save_to_disk.
 
     Args:
-        name: Its name on the Hub, or its folder.
-        split: Names of the split; or a slice of one, such as 'train[80%:]'.
-        root: Where what is downloaded or converted is kept, in place of the library's own cache.
-        input_key: Column of the images; by default the only one of images.
-        target_key: Column of the classes; by default the only one of classes, or `label`.
-        trust_remote_code: Let the data set run its own code, where the library still can.
+        name: Name on the Hub, or folder.
+        split: Names of the split, or a slice such as 'train[80%:]'.
+        root: Folder for downloaded and converted files, in place of the library's own cache.
+        input_key: Column of the images; by default the only image column.
+        target_key: Column of the classes; by default the only class column, or `label`.
+        trust_remote_code: Let the data set run its own code, if the library still can.
 
     Raises:
         ValueError: There is no such data set, split or column.
@@ -69,11 +69,11 @@ class HfdsReader(NumberedReader):
         try:
             if any(os.path.isfile(os.path.join(name, file)) for file in SAVED):
                 parts = datasets.load_from_disk(name)
-                if not isinstance(parts, datasets.DatasetDict):  # one split, which may have no name: any is its own
+                if not isinstance(parts, datasets.DatasetDict):  # a single split may have no name, so any name fits
                     parts = {str(parts.split or split[0].partition('[')[0]): parts}
             else:
                 parts = datasets.load_dataset(name, cache_dir=root or None, **kwargs)
-        except Exception as e:  # of its many builders, file systems and servers
+        except Exception as e:  # its many builders, file systems and servers raise anything
             raise ValueError(f'The data set {shown(name)} cannot be loaded: {sentence(e)}') from e
         self.split, dataset = _slice(parts, split, name)
         features = dataset.features
@@ -112,14 +112,14 @@ class HfdsReader(NumberedReader):
         return os.stat(image['path']).st_size if image['bytes'] is None else len(image['bytes'])
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        """The place in the split, which is unlike that of all others, and the file's own name where it is kept."""
+        """The index in the split, which makes the name unique, and the file's own name if it is known."""
         own = os.path.basename(self.dataset[index][self.image_key]['path'] or '')
         name = f'{index:08}-{own}' if own else f'{index:08}'
         return f'{self.root}/{self.split}/{name}' if absolute else name
 
 
 def _slice(parts: Any, split: Sequence[str], name: str) -> Tuple[str, Any]:
-    """A split, or slices of splits, of the splits that are there."""
+    """Select a split, or slices of splits."""
     import datasets
 
     known = next((one for one in split if one in parts), None)
@@ -138,7 +138,7 @@ def _slice(parts: Any, split: Sequence[str], name: str) -> Tuple[str, Any]:
 
 
 def _only(features: Any, kind: type, default: str) -> str:
-    """The column of a kind where there is one of it."""
+    """The default column if it exists, else the only column of a kind."""
     if default in features:
         return default
     keys = [key for key, feature in features.items() if isinstance(feature, kind)]
@@ -149,8 +149,8 @@ class TorchReader(NumberedReader):
     """A data set of torchvision, with the names of its classes.
 
     Args:
-        dataset: It, giving Pillow images.
-        root: Its folder.
+        dataset: A torchvision data set that gives Pillow images.
+        root: Folder of the data set.
     """
 
     def __init__(self, dataset: Any, root: str):
@@ -170,7 +170,7 @@ class TorchReader(NumberedReader):
         return len(self.dataset)
 
     def size(self, i: int) -> int:
-        """Bytes of image i, -1 where it has no file of its own."""
+        """Bytes of image i; -1 if it has no file of its own."""
         path = self._filename(i, absolute=True)
         return os.stat(path).st_size if os.path.isabs(path) else -1
 
@@ -184,7 +184,7 @@ class TorchReader(NumberedReader):
 
 
 def _targets(dataset: Any) -> Optional[np.ndarray]:
-    """Classes of all images without decoding one, where a data set keeps them."""
+    """Classes of all images without decoding any, if the data set keeps them."""
     for name in ('targets', 'labels', '_labels', 'y'):
         found = getattr(dataset, name, None)
         if found is not None and len(found) == len(dataset):
@@ -197,9 +197,9 @@ def _targets(dataset: Any) -> Optional[np.ndarray]:
 
 
 def _names(dataset: Any) -> List[str]:
-    """Names of the classes by index: of several names of one, as of ImageNet's, all of them."""
+    """Names of the classes by index. Several names of one class, as in ImageNet, are joined."""
     classes = getattr(dataset, 'classes', None) or getattr(dataset, 'categories', None) or ()
     names = [', '.join(map(str, one)) if isinstance(one, (tuple, list)) else str(one) for one in classes]
-    if len(set(names)) < len(names):  # two classes may be called alike
+    if len(set(names)) < len(names):  # two classes may have the same name
         names = [f'{name} ({i})' if names.count(name) > 1 else name for i, name in enumerate(names)]
     return names

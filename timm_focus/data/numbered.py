@@ -1,4 +1,4 @@
-"""What the readers of images by number have in common."""
+"""The base class of readers that give images by number."""
 from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
@@ -8,11 +8,11 @@ __all__ = ['NumberedReader']
 
 
 class NumberedReader(Reader):
-    """A reader of timm's that gives images by number, and tells their classes without opening one.
+    """A timm reader that gives images by number, and knows their classes without opening one.
 
     Attributes:
-        root: Where the images are.
-        targets: Their classes, `[N]`; None where nothing but the images tells.
+        root: Folder or archive of the images.
+        targets: Class of each image, `[N]`; None if only the images tell.
         class_to_idx: Names and numbers of the classes.
     """
     root: str
@@ -27,5 +27,5 @@ class NumberedReader(Reader):
         raise NotImplementedError
 
     def size(self, i: int) -> int:
-        """Bytes of image i, -1 where it has no file of its own."""
+        """Bytes of image i; -1 if it has no file of its own."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
-"""Places365 in every layout that its authors and others give it, found from the folder alone.
+"""Finds and reads Places365 in every layout that its authors and others distribute, from the folder alone.
 
-The class index is always the official one, which is the place in `CATEGORIES`, whatever the folders sort to.
+The class index is always the official one, the index in `CATEGORIES`, whatever the order of the folders.
 
 | kind | training images | validation images |
 |---|---|---|
@@ -8,8 +8,8 @@ The class index is always the official one, which is the place in `CATEGORIES`, 
 | nested tree | `data_256/a/airfield/1.jpg` or `train/a/airfield/1.jpg`, no list | as one of the others |
 | easy format | `train/airfield/1.jpg`, `train/arena-hockey/1.jpg` | `val/airfield/2.jpg` |
 
-`large` may stand for 256, and `data_256_standard` or `data_256_challenge` for `data_256`. Validation images in class
-folders of either manner are read by these folders.
+`large` may replace 256, and `data_256_standard` or `data_256_challenge` may replace `data_256`. If the validation
+images lie in class folders, nested or easy, the folders give their classes.
 """
 import os
 from dataclasses import replace
@@ -36,18 +36,18 @@ _EASY = [category.replace('/', '-') for category in CATEGORIES]
 
 
 class Layout(NamedTuple):
-    """A copy of Places365: what was found, None where it was not or where nothing tells.
+    """A copy of Places365. A field is None if the part was not found or is not known.
 
     Attributes:
         kind: 'official lists', 'nested tree' or 'easy format'.
         version: 'standard' or 'challenge'.
         size: '256' or 'large'.
-        root: The folder that everything lies in.
+        root: The folder that contains everything.
         train: Folder of the training images.
         val: Folder of the validation images.
-        train_list: List of the training images, None where the class folders tell the classes.
+        train_list: List of the training images; None if class folders give the classes.
         val_list: List of the validation images, likewise.
-        also: What else there is to choose from, in words.
+        also: Other versions and sizes in the folder, in words.
     """
     kind: str
     version: Optional[str]
@@ -61,12 +61,12 @@ class Layout(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Version, size and kind in words."""
+        """Version, size and kind, in words."""
         images = {'256': '256 px', 'large': 'large images', None: 'images of unknown size'}[self.size]
         return f'{self.version or "of unknown version"}, {images}, {self.kind}'
 
     def describe(self) -> str:
-        """What was found, in one line."""
+        """Describe what was found, in one line."""
         splits = []
         for name, folder, file in (('train', self.train, self.train_list), ('val', self.val, self.val_list)):
             source = os.path.basename(folder) if folder else 'not there'
@@ -80,25 +80,25 @@ def find_places365(
         version: Optional[str] = None,
         size: Optional[str] = None,
 ) -> Optional[Layout]:
-    """The copy of Places365 in a folder, or in one of the folders in it; None if there is none.
+    """Find the copy of Places365 in a folder or its subfolders; None if there is none.
 
-    Of several, one with both splits is preferred, then standard to challenge, then 256 to large, then official lists
-    to a nested tree to the easy format.
+    Among several copies, one with both splits is preferred, then standard over challenge, then 256 over large, then
+    official lists over a nested tree over the easy format.
 
     Args:
-        root: Where to look.
-        version: 'standard' or 'challenge'; None takes what is there.
-        size: '256' or 'large'; None takes what is there.
+        root: The folder to search.
+        version: 'standard' or 'challenge'; None takes either.
+        size: '256' or 'large'; None takes either.
 
     Raises:
-        ValueError: Places365 is there, but not the version and size asked for; or neither is one of the above.
+        ValueError: Places365 is there, but not in this version and size; or the version or size is unknown.
     """
     for name, value, allowed in (('version', version, VERSIONS), ('size', size, SIZES)):
         if value not in (None, *allowed):
             raise ValueError(f'Places365 has no {name} {value!r}: ask for {" or ".join(allowed)}.')
     root = os.path.abspath(root)
     found = list(_layouts(root))
-    # a folder with a train folder is a data set itself, whatever else is kept in it
+    # a folder with a train folder is itself a data set, whatever else it contains
     if not found and os.path.isdir(root) and not os.path.isdir(os.path.join(root, 'train')):
         with os.scandir(root) as entries:
             inner = sorted(entry.path for entry in entries if not is_debris(entry.name) and entry.is_dir())
@@ -116,16 +116,16 @@ def find_places365(
 
 
 def read_split(layout: Layout, split: str) -> ImageIndex:
-    """The images of one split, with the official class indices and names.
+    """Index the images of one split, with the official class indices and names.
 
     Args:
-        layout: What `find_places365` found.
+        layout: The result of `find_places365`.
         split: 'train' or 'val'.
 
     Raises:
-        ValueError: The images or their list are not there, or do not go together; class folders that Places365 does not
-            have; a class without training images; a categories_places365.txt that is another one.
-        OSError: A list or a folder that cannot be read.
+        ValueError: The images or their list are missing or do not match; Places365 does not have a class folder; a
+            class has no training images; or categories_places365.txt differs from the official one.
+        OSError: A list or a folder cannot be read.
     """
     if split not in ('train', 'val'):
         raise ValueError(f'Places365 has no split {split!r} with classes: ask for train or val.')
@@ -143,7 +143,7 @@ def read_split(layout: Layout, split: str) -> ImageIndex:
 
 
 def _layouts(root: str) -> Iterator[Layout]:
-    """Every copy that lies in this very folder."""
+    """Yield every copy that lies directly in this folder."""
     def folder(name: str) -> Optional[str]:
         path = os.path.join(root, name)
         return path if os.path.isdir(path) else None
@@ -168,16 +168,16 @@ def _layouts(root: str) -> Iterator[Layout]:
         easy = names is _EASY
         if easy:  # the official lists name the files of a nested tree
             versions = [None]
-            if os.path.basename(root) == 'places365_standard':  # as the authors' archive names it
+            if os.path.basename(root) == 'places365_standard':  # the folder in the authors' archive
                 versions, size = ['standard'], '256'
         for version in versions:
             train_list = None if easy or version is None else lists.get(version)
-            # what only its class folders speak for must have most of the classes
+            # without a list and a size in the name, most of the class folders must be there
             if ((train_list and size) or 2 * n_classes > len(CATEGORIES)) and (version, size) not in seen:
                 seen.add((version, size))
                 kind = _KINDS[0] if train_list else _KINDS[2] if easy else _KINDS[1]
                 yield Layout(kind, version, size, root, train, val, train_list, _needed(val, val_list))
-    if not seen and (lists or val_list):  # unpacked in part
+    if not seen and (lists or val_list):  # only partly unpacked
         size = next((size for size in SIZES if folder(f'val_{size}')), None)
         val = folder(f'val_{size}' if size else 'val')
         version, train_list = next(iter(lists.items()), (None, None))
@@ -185,12 +185,12 @@ def _layouts(root: str) -> Iterator[Layout]:
 
 
 def _needed(val: Optional[str], val_list: Optional[str]) -> Optional[str]:
-    """The list of validation images, unless these lie in class folders."""
+    """The list of validation images; None if they lie in class folders."""
     return val_list if val is None or not _class_folders(val)[1] else None
 
 
 def _class_folders(folder: str) -> Tuple[List[str], int]:
-    """The manner, of the two, in which class folders lie in this folder, and how many there are."""
+    """Whether the class folders in a folder are nested or easy (their list of names), and how many there are."""
     counts = [sum(os.path.isdir(os.path.join(folder, name)) for name in names) for names in (_NESTED, _EASY)]
     return (_EASY, counts[1]) if counts[1] > counts[0] else (_NESTED, counts[0])
 
@@ -203,7 +203,7 @@ def _rank(layout: Layout) -> tuple:
 
 
 def _absent(layout: Layout, split: str) -> str:
-    """Why a split has no folder."""
+    """Say why a split has no folder."""
     stem, other, file = (
         ('data', layout.val, layout.train_list) if split == 'train' else ('val', layout.train, layout.val_list))
     if other is None:
@@ -223,7 +223,7 @@ def _read_listed(file: str, folder: str) -> ImageIndex:
         raise ValueError(
             f'{len(gone)} of the {len(index)} images that {file} lists are not in {folder}, such as '
             f'{some(index.relative(i) for i in gone[:4])}: unpack the archive again, or strike them off the list.')
-    # a list of another order of classes would train without a sign
+    # a list with another order of classes would train without any sign of it
     names, numbers = folders(index)
     labels = {name: label for label, name in enumerate(_NESTED)}
     expected = np.array([labels.get(name, -1) for name in names])[numbers]

@@ -1,4 +1,4 @@
-"""Images by number, with their classes, as timm's readers give them; and parts of them, in other classes."""
+"""timm readers of indexed images, and readers of a part of another reader's images with other class numbers."""
 import os
 import pickle
 from dataclasses import replace
@@ -20,7 +20,7 @@ __all__ = ['IndexReader', 'PartReader', 'by_names', 'draw', 'label_names', 'map_
 
 
 class IndexReader(NumberedReader):
-    """timm's reader of an index: files with their targets.
+    """A timm reader of an `ImageIndex`: open files with their classes.
 
     Args:
         index: The images.
@@ -51,12 +51,12 @@ class IndexReader(NumberedReader):
 
 
 class PartReader(NumberedReader):
-    """Some of the images of another reader, by classes numbered in another way.
+    """Some of the images of another reader, with other class numbers.
 
     Args:
-        reader: The other.
-        indices: Which images of it, in order, `[N]`.
-        targets: Their classes, `[N]`.
+        reader: The other reader.
+        indices: Its images to take, in order, `[N]`.
+        targets: Classes of these images, `[N]`.
         class_to_idx: Names and numbers of the classes.
     """
     targets: np.ndarray
@@ -81,7 +81,7 @@ class PartReader(NumberedReader):
 
 
 def label_names(reader: Any) -> List[str]:
-    """Names of the classes of a reader by index, [] if it does not tell."""
+    """Names of the classes of a reader by index; [] if they are not known."""
     numbers = getattr(reader, 'class_to_idx', None) or {}
     names = [str(i) for i in range(max(numbers.values(), default=-1) + 1)]
     for name, i in numbers.items():
@@ -116,7 +116,7 @@ def by_names(reader: NumberedReader, class_names: Sequence[str]) -> NumberedRead
     """Renumber the classes of a reader to match the order of other class names.
 
     Raises:
-        ValueError: It has images of a class that they do not have.
+        ValueError: The reader has images of a class that is not among these names.
     """
     names = {name: i for i, name in enumerate(class_names)}
     if reader.class_to_idx == names or reader.targets is None:
@@ -145,7 +145,7 @@ def draw(reader: NumberedReader, images_per_class: int, seed: int) -> NumberedRe
     """Draw the same number of images from each class at random; see `subset`.
 
     Raises:
-        ValueError: A class with fewer images, or data that does not tell the classes.
+        ValueError: A class has fewer images, or the data does not give the classes.
     """
     if isinstance(reader, IndexReader):
         return IndexReader(subset(reader.index, images_per_class, seed))
@@ -156,10 +156,10 @@ def draw(reader: NumberedReader, images_per_class: int, seed: int) -> NumberedRe
 
 
 def pick(targets: Sequence[int], images_per_class: int, seed: int) -> List[int]:
-    """Indices of as many images of each class, drawn at random, of a data set that names no files.
+    """Draw indices of the same number of images from each class, in a data set without file names.
 
     Raises:
-        ValueError: A class with fewer images.
+        ValueError: A class has fewer images.
     """
     names = [str(i).encode() for i in range(len(targets))]
     offsets = np.cumsum([0, *map(len, names)])

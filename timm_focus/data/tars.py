@@ -1,7 +1,7 @@
-"""Images in tar archives, by number, without unpacking: class folders in an archive, and shards of WebDataset.
+"""Readers of images in tar archives, by number, without unpacking: class folders, and shards of WebDataset.
 
-Of each image its archive, place and size are kept, so a worker opens, reads and closes, and holds nothing that a fork
-would share. Archives must not be compressed.
+The archive, offset and size of each image are kept. A worker opens, reads and closes the archive for each image, so no
+open file is shared after a fork. Archives must not be compressed.
 """
 import io
 import json
@@ -26,32 +26,32 @@ __all__ = ['INFO', 'ShardReader', 'TarReader', 'class_info', 'has_splits', 'scan
 INFO = ('_info.json', 'info.json')  # as WebDataset's users, and timm, name the description of shards
 
 
-Place = Tuple[int, int]  # of a file's bytes in an archive: from where on, and how many
+Place = Tuple[int, int]  # offset and size of a file's bytes in an archive
 
 
 class Member(NamedTuple):
-    """A file in an archive: its path in it, and where its bytes are; none where it is no regular file."""
+    """A file in an archive: its path, and the offset and size of its bytes; no size if it is not a regular file."""
     name: str
     offset: int
     size: Optional[int]
 
 
 def _members(file: IO[bytes], path: str, base: int = 0, above: str = '') -> Iterator[Member]:
-    """Files of an archive, and of those in it, whose names stand for folders.
+    """Yield the files of an archive and of the archives in it, whose names act as folders.
 
     Raises:
-        ValueError: It is no archive, is cut off or compressed.
+        ValueError: It is no archive, or is truncated or compressed.
     """
     known: Dict[str, Place] = {}
     try:
         with tarfile.open(fileobj=file, mode='r:') as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # which it would keep all; typeshed does not know of them
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all; not in typeshed
                 name = posixpath.normpath(posixpath.join(above, member.name.lstrip('/')))
                 if member.isdir():
                     continue
                 place: Optional[Place] = (base + member.offset_data, member.size)
-                if member.islnk():  # the same file by another name, which came before
+                if member.islnk():  # a hard link: the same bytes as an earlier member
                     place = known.get(posixpath.normpath(posixpath.join(above, member.linkname.lstrip('/'))))
                 elif not member.isreg() or member.issparse():
                     place = None
@@ -69,7 +69,7 @@ def _members(file: IO[bytes], path: str, base: int = 0, above: str = '') -> Iter
 
 
 class _Places:
-    """Where the bytes of images are: in which archive, from where on, how many."""
+    """Archive, offset and size of the bytes of each image."""
 
     def __init__(self, archives: Sequence[str], places: Sequence[Tuple[int, int, int]]):
         self.archives = list(archives)
@@ -113,15 +113,15 @@ class TarReader(NumberedReader):
 
 
 def scan_tar(path: str, split: Sequence[str] = ()) -> TarReader:
-    """The images in the class folders of an archive, as in those of a folder, with the classes in timm's order.
+    """Read the images in the class folders of an archive, with the classes in timm's order.
 
     Args:
         path: The archive.
-        split: Names of a split, which is a folder in it; none takes all that is in it.
+        split: Names of the split, a folder in the archive; without any, everything is read.
 
     Raises:
-        ValueError: It is no archive, or has no such images.
-        OSError: It cannot be read.
+        ValueError: The file is no archive, or has no such images.
+        OSError: The archive cannot be read.
     """
     path = os.path.abspath(path)
     endings, left_out, debris = image_endings(), LeftOut(path), set()
@@ -137,7 +137,7 @@ def scan_tar(path: str, split: Sequence[str] = ()) -> TarReader:
             elif size is None:
                 left_out.note('irregular', name)
             else:
-                found[name] = (offset, size)  # of two of one name, the later one holds, as in unpacking
+                found[name] = (offset, size)  # as in unpacking, a later file of the same name wins
     for name in debris:
         left_out.note('debris', name)
     if split:
@@ -163,7 +163,7 @@ def has_splits(path: str) -> bool:
 
 
 def _of_split(found: Dict[str, Place], split: Sequence[str], path: str) -> Dict[str, Place]:
-    """What lies in the folder of a split, which may lie in one that holds all."""
+    """Files in the folder of a split, which may lie inside one enclosing folder."""
     for depth in (0, 1):
         names = {steps[depth] for steps in (name.split('/') for name in found) if len(steps) > depth + 1}
         name = next((name for name in split if name in names), None)
@@ -177,14 +177,14 @@ def _of_split(found: Dict[str, Place], split: Sequence[str], path: str) -> Dict[
 # shards
 
 def shards_of(root: str, split: Sequence[str], flag: str = '') -> Tuple[List[str], Dict[str, Any], Dict[str, Any]]:
-    """Paths of the shards of a split, what the description of the shards says of the split, and all that it says.
+    """Paths of the shards of a split, the entry of the split in the shards' description, and the whole description.
 
     Args:
-        root: Their folder.
-        split: Names of the split; or one like `train-{0000..0009}.tar|1000`, as timm takes it.
+        root: Folder of the shards.
+        split: Names of the split, or timm's form `train-{0000..0009}.tar|1000`.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no such shards.
     """
     info: Dict[str, Any] = {}
     for file in (os.path.join(root, name) for name in INFO):
@@ -202,7 +202,7 @@ def shards_of(root: str, split: Sequence[str], flag: str = '') -> Tuple[List[str
         part = splits[name]
         files = list(part.get('filenames') or ())
     elif '.tar' in split[0] or '..' in split[0]:
-        from braceexpand import braceexpand  # of webdataset
+        from braceexpand import braceexpand  # installed with webdataset
 
         part, files = {}, [file for spec in split[0].split('|')[0].split('::') for file in braceexpand(spec)]
     else:
@@ -217,7 +217,7 @@ def shards_of(root: str, split: Sequence[str], flag: str = '') -> Tuple[List[str
 
 
 def class_info(info: Any) -> Tuple[List[str], Optional[int]]:
-    """Names of the classes that a description of shards gives, [] without, and their number, None without."""
+    """Names of the classes in a description of shards, or [], and their number, or None."""
     info = info if isinstance(info, dict) else {}
     features = info.get('features') if isinstance(info.get('features'), dict) else {}
     labels = [label for label in (features.get('label'), features.get('cls')) if isinstance(label, dict)]
@@ -238,15 +238,15 @@ def class_info(info: Any) -> Tuple[List[str], Optional[int]]:
 
 
 class ShardReader(NumberedReader):
-    """Images in shards of WebDataset, each with its class in a file `.cls`, or in a field of its `.json`.
+    """Images in WebDataset shards, each with its class in a `.cls` file or in a field of its `.json` file.
 
     Args:
         root: Folder of the shards.
         split: See `shards_of`.
-        target_key: Field of the JSON that has the class.
+        target_key: Field of the JSON file with the class.
 
     Raises:
-        ValueError: There are no shards, no images in them, or an image without a class.
+        ValueError: There are no shards or no images in them, or an image has no class.
         OSError: A shard cannot be read.
     """
     targets: np.ndarray
@@ -291,7 +291,7 @@ class ShardReader(NumberedReader):
 
 
 def _samples(file: BinaryIO, path: str) -> Iterator[Tuple[str, Dict[str, Place]]]:
-    """Places of files whose names differ after the first dot alone, and which follow each other, by their endings."""
+    """Yield samples: consecutive files whose names only differ after the first dot, as places by ending."""
     key = ''
     sample: Dict[str, Place] = {}
     for member in _members(file, path):

@@ -13,11 +13,11 @@ RESIZE_RATIO = 8 / 7  # 256 for 224
 
 
 def simple_crop(size: Sequence[int], interpolation: str = 'bilinear') -> Callable:
-    """Short side to 8/7 of the input size, then a random crop: 256 and 224 in the paper.
+    """Resize the short side to 8/7 of the input size, then crop at random (256 and 224 in the paper).
 
     Args:
         size: Height and width of the input.
-        interpolation: How the image is resized.
+        interpolation: Interpolation of the resizing.
     """
     height, width = size[-2:]
     resized = (round(height * RESIZE_RATIO), round(width * RESIZE_RATIO))
@@ -28,7 +28,7 @@ def simple_crop(size: Sequence[int], interpolation: str = 'bilinear') -> Callabl
 
 
 def use_simple_crop(transform: transforms.Compose, size: Sequence[int], interpolation: str = 'bilinear') -> None:
-    """Put the simple scheme's crop in the place of the random resized crop of a timm transform, in place.
+    """Replace the random resized crop of a timm transform by the simple scheme's crop, in place.
 
     Raises:
         ValueError: The transform has no random resized crop.
@@ -41,7 +41,7 @@ def use_simple_crop(transform: transforms.Compose, size: Sequence[int], interpol
 
 
 def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
-    """timm's, for which 0 bits leave a black image, as they did before Pillow 13, which refuses them."""
+    """timm's posterize that gives a black image for 0 bits, as before Pillow 13, which refuses them."""
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)
     return auto_augment.posterize(image, bits_to_keep, **kwargs)
@@ -49,7 +49,7 @@ def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Ima
 
 @contextlib.contextmanager
 def posterizing() -> Iterator[None]:
-    """Have the policies that timm makes meanwhile posterize to 0 bits, as v0 and rand-m9-mstd0.5-inc1 sometimes do."""
+    """Let policies that timm makes meanwhile posterize to 0 bits, as v0 and rand-m9-mstd0.5-inc1 sometimes do."""
     ours = {name: posterize for name, op in auto_augment.NAME_TO_OP.items() if op is auto_augment.posterize}
     auto_augment.NAME_TO_OP.update(ours)
     try:
@@ -59,9 +59,9 @@ def posterizing() -> Iterator[None]:
 
 
 def fit_channels(data_config: Dict[str, Any], channels: int) -> None:
-    """Change one of timm's data configurations to images with this many channels, in place.
+    """Change a timm data configuration to this number of channels, in place.
 
-    Mean and deviation of another number of channels become their average for each, as in timm's loaders.
+    A mean or standard deviation with another number of channels is replaced by its average, as in timm's loaders.
     """
     data_config['input_size'] = (channels, *data_config['input_size'][1:])
     for key in ('mean', 'std'):
