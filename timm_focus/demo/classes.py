@@ -1,8 +1,8 @@
 """The classes of the drawn scenes: which pieces a scene has, how often, and which of them tell its class.
 
-A ground or a piece tells the class of a picture if seeing it at least doubles the odds of that class against the other
-classes with the same backdrop: if the class has it at least twice as often as those on average. Parasols and palms tell
-a beach; so does its sand, though deserts have it too; its clouds, hills and boats do not, nor does the sky.
+A ground or a piece tells the class of a picture if the class has it at least twice as often as the other classes with
+the same backdrop have on average; seeing it then at least doubles the odds of the class. Parasols and palms tell a
+beach, and so does its sand, though deserts have it too. Its clouds, hills, boats and sky do not.
 """
 from dataclasses import dataclass
 from statistics import fmean
@@ -21,14 +21,14 @@ Piece = Callable[[Pen], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a scene is made of: grounds with weights (one is drawn), then pieces with probabilities, back to front."""
+    """Composition of a scene: grounds with weights (one is drawn), then pieces with probabilities, back to front."""
 
     backdrop: Piece
     grounds: dict[Piece, float]
     pieces: dict[Piece, float]
 
     def share(self, piece: Piece) -> float:
-        """The share of this class's pictures that have the ground or the piece."""
+        """Share of this class's pictures that have the ground or the piece."""
         if piece in self.grounds:
             return self.grounds[piece] / sum(self.grounds.values())
         return self.pieces.get(piece, 0.0)

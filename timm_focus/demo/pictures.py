@@ -1,7 +1,7 @@
-"""Draws the synthetic pictures, each with the mask of the pixels that tell its class: scenes, and objects made of them.
+"""Draws the synthetic pictures, scenes and objects, each with a mask of the pixels that tell its class.
 
-What tells a class is defined in classes.py. A pixel belongs to the mask if any part of it shows a telling
-ground or piece that nothing else covers.
+classes.py defines which pieces tell a class. A pixel belongs to the mask if any part of it shows a telling
+ground or piece that is not covered.
 """
 from random import Random
 
@@ -11,7 +11,7 @@ from PIL import Image
 from .classes import COMPOSITIONS, SCENES, TELLING, Piece
 from .pieces import Pen, blots
 
-# Drawn this many times larger and then averaged down, for smooth edges.
+# Pictures are drawn this many times larger and then averaged down, for smooth edges.
 OVERSAMPLING = 2
 
 
@@ -33,7 +33,7 @@ def draw_scene(scene: str, seed: int, size: int = 96) -> Image.Image:
 
 
 def draw_scene_with_mask(scene: str, seed: int, size: int = 96) -> tuple[Image.Image, np.ndarray]:
-    """Draws one scene, and says which of its pixels tell the class: on average half of them, all over the picture.
+    """Draws one scene, with a mask of the pixels that tell its class: on average half of them, all over the picture.
 
     Args:
         scene, seed, size: as in `draw_scene`.
@@ -51,10 +51,10 @@ def draw_scene_with_mask(scene: str, seed: int, size: int = 96) -> tuple[Image.I
 
 
 def draw_object_with_mask(scene: str, seed: int, size: int = 96) -> tuple[Image.Image, np.ndarray]:
-    """Draws the evidence of one scene in one place: what tells its class, at half the size, on a random backdrop.
+    """Draws an object: the pieces that tell a scene's class, in one place, at half the size, on a random backdrop.
 
-    The backdrop, the place and the light depend on seed and size alone, so that no pixel outside the mask depends on
-    the class. Where the scene of this seed shows nothing that tells its class, the next random numbers are taken.
+    The backdrop, the place and the light only depend on seed and size, so no pixel outside the mask depends on the
+    class. If the scene of this seed shows nothing that tells its class, the next random numbers are taken.
 
     Args:
         scene: the class, one of `SCENES`.
@@ -92,7 +92,7 @@ def _check(scene: str, size: int) -> None:
 
 
 def _paint(scene: str, rng: Random, pixels: int) -> Pen:
-    """The scene before its light, on `pixels` x `pixels` pixels, with its mask."""
+    """Paints a scene with its mask, before the light, on `pixels` x `pixels` pixels."""
     recipe = COMPOSITIONS[scene]
     pen = Pen(rng, pixels)
 
@@ -109,12 +109,12 @@ def _paint(scene: str, rng: Random, pixels: int) -> Pen:
 
 
 def _finish(pen: Pen, rng: Random) -> tuple[Image.Image, np.ndarray]:
-    """What was drawn, at its final size and under a random light, and its mask."""
+    """Scales a drawing to its final size, puts it under a random light, and returns it with its mask."""
     return _light(pen.image.reduce(OVERSAMPLING), rng), np.asarray(pen.mask.reduce(OVERSAMPLING)) > 0
 
 
 def _light(image: Image.Image, rng: Random) -> Image.Image:
-    """The picture under a random light: its colour, its strength, and a side it comes from."""
+    """Puts a picture under a light of random colour, strength and side."""
     strength, warmth, faded = rng.uniform(0.68, 1.1), rng.uniform(-0.12, 0.12), rng.uniform(0, 0.5)
     across, down = rng.uniform(-0.18, 0.18), rng.uniform(-0.18, 0.18)
     pixels = np.asarray(image, dtype=np.float64)

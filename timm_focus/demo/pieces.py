@@ -1,7 +1,7 @@
 """The pieces of the drawn scenes, each a function that draws itself with a pen: backdrops, grounds and things.
 
-A piece takes every choice (place, size, colour, number) from the pen's random numbers. Which class has which pieces is
-said in classes.py.
+A piece takes every choice (place, size, colour, number) from the pen's random numbers. classes.py defines which class
+has which pieces.
 """
 from random import Random
 from typing import Callable, Optional, Sequence
@@ -17,9 +17,9 @@ class Pen:
 
     Attributes:
         image: the RGB image drawn on.
-        mask: an image of the same size, 255 where what is seen was drawn while `telling`, else 0.
-        telling: whether the mask takes in what is drawn next, or loses what that covers. No random number and no colour
-            depends on it.
+        mask: an image of the same size, 255 where the visible shape was drawn while `telling`, else 0.
+        telling: whether the next shapes are added to the mask, or taken out where they cover it. No random number or
+            colour depends on it.
         horizon: where the ground begins.
     """
 
@@ -68,7 +68,7 @@ class Pen:
         return [(self.rng.uniform(0, 1), y, 0.45 + 0.9 * (y - self.horizon)) for y in depths]
 
     def _layers(self, fill: Colour) -> tuple:
-        """What a shape is drawn on, and what it is filled with there."""
+        """The layers that a shape is drawn on, each with its fill."""
         return tuple(zip(self._draws, (fill, 255 if self.telling else 0)))
 
 
@@ -122,7 +122,7 @@ def wallpaper(pen: Pen) -> None:
 
 
 def blots(pen: Pen) -> None:
-    """What objects lie on: shapes of all colours and sizes, of no class."""
+    """The backdrop of objects: shapes of all colours and sizes that belong to no class."""
     def colour() -> Colour:
         red, green, blue = (pen.rng.randint(50, 235) for _ in range(3))
         return red, green, blue

@@ -5,11 +5,10 @@ many scattered objects; every piece is there only with some probability, has a r
 pieces belong to several classes (sand to beach and desert, windows to kitchen and bedroom). No single region settles
 the class, so a network gains from seeing more of the picture.
 
-Each picture knows which of its pixels tell the class (its mask), and each scene exists as an object too: the same
-evidence gathered in one place, on a backdrop that tells nothing. Scenes and objects with their masks are a controlled
-test of the focus area against the truth: whether it lies on the evidence, and whether it is wide where the evidence is
-wide and small where that is small. They are not a benchmark of accuracy: how well a network classifies drawings says
-little about photographs.
+Each picture comes with a mask of the pixels that tell its class. Each scene also exists as an object: the same evidence
+gathered in one place, on a backdrop that tells nothing. With the masks, scenes and objects are a controlled test of the
+focus area: whether it lies on the evidence, and whether it is wide or small where the evidence is. They are not a
+benchmark of accuracy: how well a network classifies drawings says little about photographs.
 
     pieces.py    the pen and what it can draw
     classes.py   which class has which pieces, and which of them tell it
@@ -40,7 +39,7 @@ __all__ = [
 # Part of the cache folder's name: raise it whenever the pictures change.
 VERSION = 1
 
-# Written last into a finished data set, and tells which one it is.
+# Written last into a finished data set, and identifies it.
 _RECORD = 'synthetic.json'
 
 _KINDS = {'scenes': draw_scene_with_mask, 'objects': draw_object_with_mask}
@@ -52,7 +51,7 @@ def picture_seed(split: str, index: int, seed: int = 0) -> int:
     Args:
         split: `'train'` or `'val'`.
         index: the number in the picture's file name.
-        seed: that of the data set.
+        seed: the data set's seed.
     """
     return Random(f'{seed}/{split}/{index}').getrandbits(63)
 
@@ -68,20 +67,20 @@ def write_synthetic_scenes(
 ) -> Path:
     """Renders an ImageFolder tree, `root/train/<class>/0000.png` and `root/val/<class>/0000.png` onwards.
 
-    With masks, that of `root/<split>/<class>/0000.png` is `root/masks/<split>/<class>/0000.png`, a PNG of mode '1':
+    The mask of `root/<split>/<class>/0000.png` is `root/masks/<split>/<class>/0000.png`, a PNG of mode '1', which is
     white where the picture tells its class.
 
-    The tree appears whole or not at all: it is drawn in a folder beside `root` and then renamed. A call that finds it
-    finished returns at once; of several processes at work at the same time, the first to finish provides it.
+    The tree appears whole or not at all: it is drawn in a folder beside `root` and then renamed. If it is already
+    finished, the call returns at once. If several processes draw it at the same time, the first to finish provides it.
 
     Args:
         root: the folder to make; its parents are made as needed.
         train_per_class: training pictures of each class, at least 1.
         val_per_class: validation pictures of each class, at least 1.
         size: side of the pictures in pixels.
-        seed: any integer; image `index` of a split depends on (seed, split, class, index) only, and so stays the same
-            when there are more or fewer of them.
-        kind: `'scenes'`, or `'objects'`: the evidence of the same scenes, each in one place.
+        seed: any integer; image `index` of a split depends on (seed, split, class, index) only, and so stays
+            the same if there are more or fewer images.
+        kind: `'scenes'`, or `'objects'` for the evidence of the same scenes gathered in one place.
         masks: write the masks too.
 
     Returns:
@@ -89,7 +88,7 @@ def write_synthetic_scenes(
 
     Raises:
         ValueError: if a count is below 1, `size` below 8 or the kind unknown.
-        FileExistsError: if `root` exists and holds anything else than these pictures.
+        FileExistsError: if `root` exists and holds anything but these pictures.
     """
     counts = {'train': train_per_class, 'val': val_per_class}
     for split, count in counts.items():
@@ -99,7 +98,7 @@ def write_synthetic_scenes(
         raise ValueError(f'Unknown kind {kind!r}; allowed are {", ".join(_KINDS)}.')
     root = Path(root)
     record: Dict[str, Any] = {'version': VERSION, **counts, 'size': size, 'seed': seed}
-    # Plain scenes are recorded without these, as they were before there were others.
+    # Plain scenes are recorded without kind and masks, so that data sets drawn before these existed stay valid.
     if kind != 'scenes':
         record['kind'] = kind
     if masks:
@@ -108,7 +107,7 @@ def write_synthetic_scenes(
         return root
 
     root.parent.mkdir(parents=True, exist_ok=True)
-    # The name is new each time, so that neither another process nor the remains of a killed one are in the way.
+    # The name is new each time, so that no other process, running or killed, uses the same folder.
     draft = root.with_name(f'.{root.name}-{uuid4().hex}')
     try:
         for split, count in counts.items():
@@ -126,7 +125,7 @@ def write_synthetic_scenes(
         try:
             os.replace(draft, root)
         except OSError:
-            # Another process may have been faster; any other reason is an error.
+            # Another process may have finished first; anything else is an error.
             if not _is_finished(root, record):
                 raise
     finally:
@@ -143,7 +142,7 @@ def synthetic_scenes(
         kind: str = 'scenes',
         masks: bool = False,
 ) -> Path:
-    """The folder of a rendered data set in the cache; rendered first if it is not there (some seconds).
+    """Return the folder of a rendered data set in the cache; render it first if needed (some seconds).
 
     Args:
         cache_dir: where to keep it; by default `timm_focus` in `$XDG_CACHE_HOME`, or in `~/.cache` if that is not set.
@@ -151,7 +150,7 @@ def synthetic_scenes(
             folder's name, together with a version of the drawings, so that different data sets never collide.
 
     Returns:
-        An ImageFolder tree with `train` and `val`, beside them `masks` if asked for.
+        Path of an ImageFolder tree with `train` and `val`, and with `masks` if asked for.
 
     Raises:
         ValueError: as `write_synthetic_scenes`.
@@ -164,7 +163,7 @@ def synthetic_scenes(
 
 
 def _is_finished(root: Path, record: dict) -> bool:
-    """Whether `root` holds the data set of this record; FileExistsError if it holds something else."""
+    """Whether `root` holds the data set of this record; raises FileExistsError if it holds something else."""
     if not root.exists():
         return False
     try:
