@@ -1,3 +1,3 @@
-"""Helpers that every part of the package may use. They import none of those parts."""
+"""Helpers that every part of the package may use. They import no other part."""
 from .files import FileError, copy_whole, is_scratch, open_whole, write_whole
 from .text import shown, some

@@ -1,4 +1,4 @@
-"""What ends a run with one sentence."""
+"""Errors that end a run with one sentence."""
 import contextlib
 import pickle
 import traceback
@@ -8,11 +8,11 @@ __all__ = ['SettingsError', 'as_settings_error', 'sentence']
 
 
 class SettingsError(ValueError):
-    """The settings, the data or a checkpoint make no sense: one sentence, exit code 2."""
+    """The settings, the data or a checkpoint are wrong: one sentence, exit code 2."""
 
 
 def sentence(error: BaseException, longest: int = 500) -> str:
-    """What an exception says, on one line of at most so many characters; its kind if it says nothing."""
+    """The message of an exception on one line, cut to `longest` characters; its type if it has no message."""
     return ' '.join(str(error).split())[:longest] or type(error).__name__
 
 
@@ -20,11 +20,11 @@ def sentence(error: BaseException, longest: int = 500) -> str:
 def as_settings_error(what: str) -> Iterator[None]:
     """Turn an exception that a library raises because of the settings into a `SettingsError` of one sentence.
 
-    A bug of this package keeps its traceback: an AttributeError, KeyError, TypeError or the like that a line of this
-    package raised.
+    A bug of this package keeps its traceback: an AttributeError, KeyError, TypeError or the like whose raising line is
+    in this package.
 
     Args:
-        what: What went wrong, the beginning of the sentence.
+        what: Beginning of the sentence: what went wrong.
     """
     try:
         yield
@@ -39,6 +39,6 @@ def as_settings_error(what: str) -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the line that raised an exception is of this package or its script."""
+    """Whether the line that raised an exception is in this package or its script."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get('__name__', '').partition('.')[0] in ('timm_focus', 'train_focus')

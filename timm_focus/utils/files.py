@@ -20,39 +20,39 @@ class FileError(OSError):
 def open_whole(path: Union[str, Path], mode: str = 'w', **kwargs: Any) -> Iterator[IO]:
     """Open a file for writing that replaces `path` only when it is complete and on the disk.
 
-    The content goes into a file with a unique name in the same folder. It is removed if something fails; `is_scratch`
-    recognises what a killed process has left.
+    The content goes into a file with a unique name in the same folder, which is removed if something fails.
+    `is_scratch` recognises such files of killed processes.
 
     Args:
-        path: Name of the file; through a link, that of what it leads to.
+        path: Name of the file. If it is a link, the link's target is written.
         mode: 'w' or 'wb'.
-        **kwargs: As of `open`; text is UTF-8 unless they say otherwise.
+        **kwargs: More arguments of `open`. Text is UTF-8 by default.
 
     Raises:
-        FileError: It cannot be written, as on a full disk.
+        FileError: The file cannot be written, for example on a full disk.
     """
     with _written(path) as scratch:
         with open(scratch, mode, **({} if 'b' in mode else {'encoding': 'utf-8', **kwargs})) as f:
             yield f
             f.flush()
-            os.fsync(f.fileno())  # a name must not outlive its content in a power cut
+            os.fsync(f.fileno())  # after a power cut, the name must not exist without its content
 
 
 def write_whole(path: Union[str, Path], content: Union[str, bytes]) -> None:
     """Write a file of text or bytes whole or not at all.
 
     Raises:
-        FileError: It cannot be written, as on a full disk.
+        FileError: The file cannot be written, for example on a full disk.
     """
     with open_whole(path, 'wb' if isinstance(content, bytes) else 'w') as f:
         f.write(content)
 
 
 def copy_whole(source: Union[str, Path], path: Union[str, Path]) -> None:
-    """Give a file a second name, by a hard link or else by a copy, whole or not at all.
+    """Give a file a second name, by a hard link if possible, else by a copy, whole or not at all.
 
     Raises:
-        FileError: It cannot be written, as on a full disk.
+        FileError: The file cannot be written, for example on a full disk.
     """
     with _written(path) as scratch:
         try:

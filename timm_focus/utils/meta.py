@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ['ShapesAlone', 'meta_twin', 'run_on_meta']
 
-# operations of one or two floating-point tensors whose result is one like the first, or with _ is the first
+# operations on one or two floating-point tensors; the result has the shape of the first, or is the first (with _)
 ALIKE = {'add', 'gelu', 'hardsigmoid', 'hardswish', 'mul', 'relu', 'sigmoid', 'silu'}
 NORMS = {'native_batch_norm', 'native_layer_norm'}
 
@@ -18,7 +18,7 @@ def meta_twin(model: nn.Module) -> nn.Module:
 
     The copy takes no memory, whatever the size of the model; the model itself is not changed.
     """
-    # deepcopy looks copies up in its memo: entries there make it take these in place of copying the tensors
+    # deepcopy takes a tensor's copy from its memo if there is one
     memo: Dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=False) for p in model.parameters()}
     memo.update({id(b): torch.empty_like(b, device='meta') for b in model.buffers()})

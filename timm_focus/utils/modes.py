@@ -9,7 +9,7 @@ __all__ = ['evaluating']
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a while; afterwards each module has its old mode again, frozen ones too."""
+    """Put a model into evaluation mode for a while, then restore each module's own mode, also of frozen ones."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The parser of every command line here: a mistake is one line that names the nearest flag, help shows each default."""
+"""The parser of all command lines here: errors are one line with the nearest flag, and help shows each default."""
 import argparse
 import difflib
 from typing import Any, Iterable, NoReturn, Sequence
@@ -7,15 +7,15 @@ __all__ = ['Parser', 'nearest']
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The known name nearest to a mistyped one, '' if none is near."""
+    """The known name nearest to a mistyped one; '' if none is near."""
     return next(iter(difflib.get_close_matches(name, list(names), 1)), '')
 
 
 class _Help(argparse.HelpFormatter):
-    """Shows the default of each flag whose help does not say it in words."""
+    """Shows the default of each flag whose help text does not mention it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = (action.help or '').removesuffix(' (default: %(default)s)')  # Python's own, of --flag and --no-flag
+        text = (action.help or '').removesuffix(' (default: %(default)s)')  # added by Python for --flag and --no-flag
         told = 'default:' in text or action.default is argparse.SUPPRESS or action.required
         if told or not action.option_strings:
             return text
@@ -23,7 +23,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def shown(value: Any) -> str:
-    """A setting's value as help and documents write it."""
+    """Format a setting's value for help and documents."""
     if value is None or value == '' or value == [] or value == {}:
         return 'none'
     if isinstance(value, bool):
@@ -34,11 +34,11 @@ def shown(value: Any) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` whose mistakes are one line and exit code 2, without the whole usage.
+    """An `argparse.ArgumentParser` whose errors are one line with exit code 2, without the usage.
 
     Args:
-        examples: Commands that its help ends with.
-        *args, **kwargs: Of `argparse.ArgumentParser`.
+        examples: Commands to show at the end of the help.
+        *args, **kwargs: Arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any):
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse has it in three forms
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse has three overloads
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = self._chosen(found)
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _chosen(self, namespace: argparse.Namespace) -> argparse.ArgumentParser:
-        """The parser of the subcommand, which its flags belong to, or this one."""
+        """The parser of the chosen subcommand, or this one."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 return action.choices[getattr(namespace, action.dest)]

@@ -1,4 +1,4 @@
-"""Keeps worker processes alive as long as the run that they load images for, and no longer, whatever ends it."""
+"""Makes worker processes live exactly as long as the run that they load images for, whatever ends it."""
 import atexit
 import ctypes
 import functools
@@ -17,22 +17,23 @@ if TYPE_CHECKING:  # torch takes seconds
 
 __all__ = ['SIGNALS', 'end_with_parent', 'end_workers', 'shield_workers']
 
-# what a terminal or a scheduler sends, often to all processes of a run at once (SIGUSR1: Slurm, before time is up)
+# terminals and schedulers send these, often to all processes of a run at once (Slurm sends SIGUSR1 before time is up)
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name))
-_begun: 'weakref.WeakSet[Any]' = weakref.WeakSet()  # iterators of loaders, which have workers
+_begun: 'weakref.WeakSet[Any]' = weakref.WeakSet()  # iterators of shielded loaders, which have workers
 
 
 def shield_workers(loader: 'DataLoader') -> 'DataLoader':
     """Let the workers of a loader survive the signals that the run handles itself, but never the run.
 
-    The workers ignore SIGNALS. Otherwise a scheduler that signals all processes of a run would take away the images of
-    the step under way. A worker may also be stuck, so its end depends neither on a signal that it could ignore nor on
-    anything that it does itself: `end_workers` kills it, at the latest when Python exits, before Python would wait for
-    it for ever. If the run is killed, the system kills the workers (on Linux; elsewhere torch's workers look every five
-    seconds). A process group for the workers would not be enough: schedulers signal cgroups, too.
+    The workers ignore SIGNALS. Otherwise a scheduler that signals all processes of a run would kill the workers that
+    load the images of the current step. A process group for the workers would not help: schedulers signal cgroups, too.
+
+    A worker may be stuck, so its end must not depend on a signal that it can ignore or on its own actions.
+    `end_workers` kills it, at the latest at Python's exit, before Python would wait for it forever. If the run is
+    killed, Linux kills the workers; on other systems, torch's workers check for their parent every five seconds.
 
     Args:
-        loader: It must not have been used.
+        loader: A loader that has not been used yet.
 
     Returns:
         The loader.
@@ -40,30 +41,30 @@ def shield_workers(loader: 'DataLoader') -> 'DataLoader':
     if not loader.num_workers:
         return loader
     loader.worker_init_fn = functools.partial(_prepare, loader.worker_init_fn)
-    # by a weak reference: a loader that held itself would be freed by the garbage collector, which ends the queues of
-    # an iterator before the iterator has told its workers to end, and then waits for them for seconds
+    # a weak reference: the garbage collector would free a loader that refers to itself, and would end the queues of an
+    # iterator before the iterator tells its workers to end, and then wait for them for seconds
     loader._get_iterator = functools.partial(_begin, weakref.ref(loader))  # type: ignore[method-assign]  # on purpose
-    atexit.unregister(end_workers)  # what is registered last is called first
+    atexit.unregister(end_workers)  # the last registered function is called first
     atexit.register(end_workers)
     return loader
 
 
 def _begin(reference: Callable[[], Any]) -> Any:
-    loader = reference()  # which is there, as it asks
+    loader = reference()  # alive, since it is the caller
     iterator = type(loader)._get_iterator(loader)
     _begun.add(iterator)
     return iterator
 
 
 def _prepare(prepare: Optional[Callable[[int], None]], worker_id: int) -> None:
-    for iterator in _begun:  # whose workers are this one's siblings: not its to shut down, should it free the iterator
+    for iterator in _begun:  # a freed iterator would shut down its workers, which are siblings here
         _let_go(iterator)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _tell
     end_with_parent(signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it went before
+    if parent is not None and not parent.is_alive():  # it ended before prctl
         os._exit(1)
     if prepare is not None:
         prepare(worker_id)
@@ -79,17 +80,17 @@ def end_with_parent(number: int) -> None:
     """Ask the system to signal this process when its parent ends. Only Linux can; elsewhere nothing happens."""
     try:
         prctl = ctypes.CDLL(None).prctl
-    except (AttributeError, OSError, TypeError):  # of another system
+    except (AttributeError, OSError, TypeError):  # not Linux
         return
     prctl(1, int(number))  # PR_SET_PDEATHSIG
 
 
 def end_workers() -> None:
-    """Kill the workers of shielded loaders and all other daemonic children, which Python would end at its exit."""
+    """Kill all daemonic children, such as the workers of shielded loaders; Python would end them only at its exit."""
     workers = [process for process in multiprocessing.active_children() if process.daemon]
     handler = None
     if workers and threading.current_thread() is threading.main_thread():
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's takes a worker's end for a failure
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler treats a worker's end as a failure
     for worker in workers:
         worker.kill()
     for worker in workers:
@@ -102,9 +103,9 @@ def end_workers() -> None:
 
 
 def _let_go(iterator: Any) -> None:
-    """Keep an iterator from shutting workers down when it is freed: it may wait for a lock of a killed worker."""
+    """Keep a freed iterator from shutting down workers: it may wait for a lock of a killed worker."""
     iterator._shutdown = True
-    if iterator._worker_pids_set:  # torch knows them by the iterator's address, which the next iterator may have
+    if iterator._worker_pids_set:  # torch keys them by the iterator's address, which can be reused
         torch_workers = importlib.import_module('torch.utils.data._utils.signal_handling')
         torch_workers._remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False

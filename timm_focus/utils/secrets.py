@@ -15,19 +15,19 @@ __all__ = ['discreet', 'redact']
 
 ENVIRONMENT = ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_API_TOKEN')
 HIDDEN = '***'
-CLIENTS = ('httpx', 'httpx2', 'httpcore', 'httpcore2', 'urllib3', 'fsspec')  # they log each request with its address
+CLIENTS = ('httpx', 'httpx2', 'httpcore', 'httpcore2', 'urllib3', 'fsspec')  # these log the address of each request
 LOOKS_LIKE = (
     (re.compile(r'(\bauthorization\b[\'"]?\s*[:=]\s*[\'"]?)(?:(?:bearer|basic|token)\b\s*)?[^\s\'",;<>}]+', re.I),
      r'\1'),
     (re.compile(r'(\bbearer\s+)[\w.~+/=-]{6,}', re.I), r'\1'),
     (re.compile(r'(?<![A-Za-z0-9])(hf_)(?:[a-z]+_)?[A-Za-z0-9]{6,}'), r'\1'),
     (re.compile(r'(://)[^/\s@\'"]+(?=@)'), r'\1'),
-    (re.compile(r'(https?://[^\s?\'"<>]+\?)[^\s\'"<>]+'), r'\1'),  # signed addresses are so by their query
+    (re.compile(r'(https?://[^\s?\'"<>]+\?)[^\s\'"<>]+'), r'\1'),  # the signature of a signed address is in its query
 )
 
 
 def redact(text: str) -> str:
-    """Remove this user's Hub tokens from a text, and everything that looks like a token, whole or cut off."""
+    """Remove this user's Hub tokens from a text, and everything that looks like a token or a part of one."""
     for token in _tokens():
         text = text.replace(token, HIDDEN)
     for pattern, kept in LOOKS_LIKE:
@@ -36,7 +36,7 @@ def redact(text: str) -> str:
 
 
 def _tokens() -> List[str]:
-    """Tokens from the environment and from the client's file, in every form that may be sent, the longest first."""
+    """Tokens from the environment and the client's file, in every form that may be sent, the longest first."""
     raw = [os.environ.get(name, '') for name in ENVIRONMENT]
     try:
         raw.append(Path(constants.HF_TOKEN_PATH).read_text('utf-8'))
@@ -51,7 +51,7 @@ def _tokens() -> List[str]:
 
 @contextlib.contextmanager
 def discreet() -> Iterator[None]:
-    """For a while, redact everything that is logged or warned about, and let HTTP clients log warnings only."""
+    """Redact all log records and warnings for a while, and let HTTP clients log warnings only."""
     make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
     levels = {logger: logger.level for logger in map(logging.getLogger, CLIENTS)}
 
@@ -59,7 +59,7 @@ def discreet() -> Iterator[None]:
         record = make_record(*args, **kwargs)
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # of a wrong format, which the handler tells
+        except (TypeError, ValueError):  # a wrong format, which the handler reports
             return record
         if redact(text) != text:
             record.msg, record.args = redact(text), ()

@@ -12,25 +12,25 @@ from torch import Tensor
 
 __all__ = ['CHECKSUM', 'digest', 'read_weight_file']
 
-CHECKSUM = 'sha256'  # where the metadata of safetensors keep `digest`
+CHECKSUM = 'sha256'  # the key of `digest` in the metadata of safetensors
 
 
 def read_weight_file(path: str) -> Dict[str, Any]:
     """Read a file of weights in torch's zip format, in its old format or in safetensors, whatever its name.
 
-    Checksums show damage in a zip and in the safetensors that this package writes. Torch's old format and safetensors
-    from elsewhere have no checksums: there, only a file that cannot be read at all is refused. Only tensors, plain
+    Checksums detect damage in zips and in safetensors written by this package. Torch's old format and other safetensors
+    have none, so there only unreadable files are refused. Nothing is loaded but tensors, plain
     values and `argparse.Namespace` are loaded.
 
     Returns:
         The saved object. Its tensors are in main memory; those of a zip are mapped from the file.
 
     Raises:
-        ValueError: There is no such file, it is damaged, or it holds something else than a dict by names.
+        ValueError: There is no such file, it is damaged, or it does not hold a dict with names as keys.
     """
     if not os.path.exists(path):
         raise ValueError(f'There is no checkpoint {path}.')
-    if not os.path.isfile(path):  # such as a pipe, for which it would wait
+    if not os.path.isfile(path):  # such as a pipe, on which reading would block
         what = 'a folder' if os.path.isdir(path) else 'no regular file'
         raise ValueError(f'The checkpoint {path} cannot be read: it is {what}.')
     try:
@@ -43,7 +43,7 @@ def read_weight_file(path: str) -> Dict[str, Any]:
         raise ValueError(f'The checkpoint {path} is damaged: {e}. Take another copy of it.') from None
     except OSError as e:
         raise ValueError(f'The checkpoint {path} cannot be read: {e.strerror or e}.') from e
-    except Exception as e:  # whatever a damaged file makes a reader say
+    except Exception as e:  # a damaged file makes a reader raise anything
         foreign = re.search(r'GLOBAL (\S+) was not an allowed global', str(e))
         if foreign:
             raise ValueError(f'The checkpoint {path} holds objects beside weights, such as {foreign[1]}, which are not '
@@ -57,7 +57,7 @@ def read_weight_file(path: str) -> Dict[str, Any]:
 
 
 def digest(tensors: Dict[str, Tensor]) -> str:
-    """SHA-256 of named tensors, whatever their order, device and memory format: the same for the same weights."""
+    """SHA-256 of named tensors, independent of their order, device and memory format."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()
@@ -75,11 +75,11 @@ def _read_torch(path: str, zipped: bool) -> Any:
     if zipped:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if any(entry.CRC for entry in entries):  # torch can be told to write none
+            if any(entry.CRC for entry in entries):  # torch can be told to write no checksums
                 wrong = archive.testzip()
                 if wrong is not None:
                     raise _Damaged(f'{wrong} in it has another checksum than when it was written')
-        # torch maps what another program has compressed as if it were not
+        # torch would map compressed entries, of another program, as if they were not compressed
         mapped = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
