@@ -1,4 +1,4 @@
-"""Reads checkpoints of runs and weights from elsewhere, and says in a sentence why one cannot be used."""
+"""Reads checkpoints of runs and weights from elsewhere; an unusable one is refused with one sentence."""
 import argparse
 import json
 import numbers
@@ -22,8 +22,8 @@ __all__ = ['Checkpoint', 'check_home', 'find_checkpoint', 'is_source', 'parse_ch
 RUN_FILES = ('model_best.pth.tar', 'last.pth.tar')
 EXPORT_CONFIG, EXPORT_WEIGHTS, EXPORT_HEADS = 'config.json', 'model.safetensors', 'focus_heads.safetensors'
 LOCAL, HUB = 'local-dir:', 'hf-hub:'
-STATES = ('state_dict', 'model', 'model_state_dict')  # what other scripts call it
-MOST_PIXELS = 8192 ** 2  # of an image; a checkpoint that asks for more would fill the memory
+STATES = ('state_dict', 'model', 'model_state_dict')  # keys of the weights in checkpoints of various scripts
+MOST_PIXELS = 8192 ** 2  # of an image; more would fill the memory
 State = Dict[str, Tensor]
 
 
@@ -32,12 +32,12 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         path: The file.
-        arch: Name of the model, '' if the file does not give it.
-        settings: Those of train_focus.py or timm's train.py, {} if it comes from elsewhere.
-        epoch: Epoch that the weights are from, None if the file does not give it.
-        metric: Value by which the run ranked it, None if the file does not give it.
-        state: State dict of the plain model: the running average, if the run validated one.
-        heads: State dicts of the heads of focus training, {} without heads.
+        arch: Name of the model; '' if the file does not give it.
+        settings: Settings of train_focus.py or timm's train.py; {} for weights from elsewhere.
+        epoch: Epoch of the weights; None if the file does not give it.
+        metric: Value by which the run ranked the epoch; None if the file does not give it.
+        state: State dict of the plain model; the running average, if the run validated one.
+        heads: State dicts of the heads of focus training; {} without heads.
     """
     path: str
     arch: str
@@ -49,29 +49,29 @@ class Checkpoint(NamedTuple):
 
 
 def is_source(name: Optional[str]) -> bool:
-    """Whether a model name also says where its weights are, as timm writes it: hf-hub:user/name, local-dir:PATH."""
+    """Whether a model name also locates its weights, in timm's form: hf-hub:user/name or local-dir:PATH."""
     return bool(name) and name.startswith((LOCAL, HUB, 'hf_hub:'))
 
 
 def check_home(source: str, output: Optional[str]) -> None:
-    """Refuse weights of the Hub where what is made of them would go beside them, into the Hub's cache.
+    """Refuse weights from the Hub without an output folder, since output beside them would go into the Hub's cache.
 
     Args:
-        source: Of the weights.
-        output: Where it is to go, nothing for beside them.
+        source: Location of the weights.
+        output: Output folder; None for beside the weights.
 
     Raises:
-        ValueError: They are, and nothing is said.
+        ValueError: The weights are on the Hub, and `output` is missing.
     """
     if is_source(source) and not source.startswith(LOCAL) and not output:
         raise ValueError(f'{source} has no folder to write into: give --output, too.')
 
 
 def find_checkpoint(path: str) -> str:
-    """The file of weights that a path stands for: of the folder of a run, the best epoch.
+    """Find the file of weights for a path; in the folder of a run, the best epoch.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such file.
     """
     if not os.path.isdir(path):
         if not os.path.isfile(path):
@@ -84,13 +84,13 @@ def find_checkpoint(path: str) -> str:
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """Read the weights of a file, of the folder of a run, of an export or of a repository on the Hub.
+    """Read weights from a file, a folder of a run, an export or a repository on the Hub.
 
     Args:
         path: A file, a folder of a run or of an export, local-dir:FOLDER, or hf-hub:user/name.
 
     Raises:
-        ValueError: There is none, it is damaged, or it is no checkpoint: which part of it, and why.
+        ValueError: There is no such file. it is damaged, or it is no checkpoint: which part of it, and why.
     """
     if not is_source(path) and all(os.path.isfile(os.path.join(path, f)) for f in (EXPORT_CONFIG, EXPORT_WEIGHTS)):
         path = LOCAL + path
@@ -103,14 +103,14 @@ def read_checkpoint(path: str) -> Checkpoint:
 def parse_checkpoint(found: Dict[str, Any], path: str) -> Checkpoint:
     """Sort the content of a file of weights into a `Checkpoint`.
 
-    The weights that count are those of the running average, unless the run kept it unvalidated on the CPU.
+    The running average is taken, if there is one, unless the run kept it unvalidated on the CPU.
 
     Args:
-        found: Of `read_weight_file`: a checkpoint of timm, with 'state_dict', one of other scripts, or a state dict.
+        found: Result of `read_weight_file`: a checkpoint of timm or of another script, or a state dict.
         path: The file, for messages.
 
     Raises:
-        ValueError: It is no checkpoint: which part of it, and why.
+        ValueError: It is no checkpoint; the message says which part is wrong, and why.
     """
     args, arch = found.get('args'), found.get('arch')
     settings = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
@@ -177,18 +177,18 @@ def _source_file(source: str, name: str) -> Optional[str]:
     except RepositoryNotFoundError as e:
         raise ValueError(f'{source} is not on the Hub, or the token may not see it: check the name.') from e
     except EntryNotFoundError as e:
-        if type(e).__name__ == 'LocalEntryNotFoundError':  # it cannot be asked
+        if type(e).__name__ == 'LocalEntryNotFoundError':  # the Hub cannot be reached
             raise ValueError(f'The Hub cannot be reached for {source}, and there is no copy of it here.') from e
         return None
-    except Exception as e:  # of the client and of its HTTP library, whose texts may show addresses with a key
+    except Exception as e:  # messages of the client and its HTTP library may show addresses with a key
         raise ValueError(f'{source} cannot be had from the Hub: {type(e).__name__}.') from e
 
 
 def _tensors(found: Any, path: str, name: str) -> State:
-    """A state dict that is one.
+    """Check that an object is a state dict, and return it.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a state dict.
     """
     what = f'its {name}' if name else 'it'
     if not isinstance(found, dict) or not found:
@@ -224,7 +224,7 @@ def _several(value: Any, kind: Any) -> bool:
 _TEXT = 'text', lambda v: isinstance(v, str)
 _NUMBERS = 'one number or more', lambda v: _several(v, numbers.Real)
 _NAMED = 'values by names', lambda v: isinstance(v, dict) and all(isinstance(k, str) for k in v)
-# what settings must be, which make a model and its images
+# requirements of the settings that determine a model and its images
 SETTINGS: Dict[str, Tuple[str, Any]] = dict(
     num_classes=('a number from 1 on', _whole), in_chans=('a number from 1 on', _whole),
     img_size=(f'a size of at most {MOST_PIXELS:,} pixels', _size),

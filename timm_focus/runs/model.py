@@ -1,4 +1,4 @@
-"""Makes the model of a run, of a checkpoint or of a name, with its weights."""
+"""Makes a model with its weights from a run, a checkpoint or a name."""
 import difflib
 import functools
 import os
@@ -23,20 +23,20 @@ __all__ = [
     'Loaded', 'check_name', 'check_plain', 'image_mode', 'load_heads', 'load_model', 'load_run', 'model_arguments']
 
 TORCHVISION = 'torchvision:'
-# entries of pretrained_cfg that say where weights came from: no longer true once others are loaded
+# entries of pretrained_cfg about the origin of weights, which are wrong once other weights are loaded
 ORIGIN = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'custom_load')
 
 
 class Loaded(NamedTuple):
-    """A model and how its images are prepared.
+    """A model, with the transform of its images.
 
     Attributes:
-        name: The name that was given, for messages and tables.
-        model: In evaluation mode.
-        data_config: timm's: input size, mean, std, interpolation, crop.
-        label_names: Names of its classes, [] if they are not known.
-        checkpoint: What it says of itself: 'path', the run's 'settings', 'epoch', 'metric' and 'heads'; {} without one.
-        input_img_mode: Pillow's mode that images are read in, '' for that of the run, else by their channels.
+        name: The given name, for messages and tables.
+        model: The model, in evaluation mode.
+        data_config: timm's data configuration: input size, mean, std, interpolation, crop.
+        label_names: Names of its classes; [] if they are not known.
+        checkpoint: 'path', 'settings', 'epoch', 'metric' and 'heads' of its checkpoint; {} without one.
+        input_img_mode: Pillow's mode to read images in; '' for the run's mode, or else by the channels.
     """
     name: str
     model: Any
@@ -50,11 +50,11 @@ def model_arguments(name: str, settings: Mapping[str, Any]) -> Dict[str, Any]:
     """Arguments with which `timm.create_model` makes the plain model of a run from its settings.
 
     Args:
-        name: timm's, or hf-hub:user/name or local-dir:PATH.
-        settings: Of train_focus.py or timm's train.py; those that are not there are the model's own.
+        name: timm's name of the model, hf-hub:user/name or local-dir:PATH.
+        settings: Settings of train_focus.py or timm's train.py. For missing ones, the model's own are used.
 
     Raises:
-        ValueError: They contradict each other.
+        ValueError: The settings contradict each other.
     """
     overlay = {k: v for k, v in (settings.get('pretrained_cfg_overlay') or {}).items() if k not in ORIGIN}
     kwargs = dict(
@@ -75,15 +75,15 @@ def load_model(
     """Load a model by its name, its checkpoint or both.
 
     Args:
-        name: timm's, of a focus model its backbone is meant; 'torchvision:NAME'; or 'hf-hub:user/name' or
-            'local-dir:FOLDER', which are checkpoints as well. Not needed with a checkpoint that says it.
-        checkpoint: File of weights; folder of a run, whose best are taken, or of an export; or 'hf-hub:user/name'.
-        pretrained: Load timm's or torchvision's weights where there is no checkpoint.
+        name: timm's name (for a focus model, its backbone is loaded), 'torchvision:NAME', or 'hf-hub:user/name' or
+            'local-dir:FOLDER', which are also checkpoints. Not needed if the checkpoint gives it.
+        checkpoint: File of weights, folder of a run (its best epoch) or of an export, or 'hf-hub:user/name'.
+        pretrained: Load timm's or torchvision's weights if there is no checkpoint.
         img_size: Height and width of the input.
-        heads: Keep the heads of focus training where the checkpoint has them: the model is a `FocusNet` then.
+        heads: Keep the heads of focus training if the checkpoint has them; the model is then a `FocusNet`.
 
     Raises:
-        ValueError: There is no such model or checkpoint, or they do not go together.
+        ValueError: There is no such model or checkpoint, or they do not match.
     """
     if checkpoint is None and is_source(name):
         checkpoint = name
@@ -119,14 +119,14 @@ def load_run(path: str) -> nn.Module:
     """Load the model of a run with its best weights, in evaluation mode.
 
     Args:
-        path: Folder of the run; or a checkpoint of it, its export, or 'hf-hub:user/name'.
+        path: Folder of the run, a checkpoint of it, its export, or 'hf-hub:user/name'.
 
     Returns:
-        The `FocusNet` of a run of focus training, heads and all, to go on with or to be explained; of other runs their
-        plain model. Its `pretrained_cfg` says how its images are prepared and what its classes are called.
+        The `FocusNet` with its heads for a run of focus training, to train further or to explain; the plain model for
+        other runs. Its `pretrained_cfg` has the transform of its images and the names of its classes.
 
     Raises:
-        ValueError: There is none, or it is damaged.
+        ValueError: There is no such run, or it is damaged.
     """
     loaded = load_model(checkpoint=path, heads=True)
     plain = loaded.model.backbone if isinstance(loaded.model, FocusNet) else loaded.model
@@ -150,7 +150,7 @@ def check_name(name: str) -> None:
 
         library, name = 'torchvision', name.removeprefix(TORCHVISION)
         known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known and not (library == 'timm' and timm.is_model(name)):  # which knows tags, too
+    if name not in known and not (library == 'timm' and timm.is_model(name)):  # is_model knows tags, too
         near = difflib.get_close_matches(name.split('.')[0], known, 1)
         raise ValueError(f'{library} knows no model {name}.' + (f' Did you mean {near[0]}?' if near else ''))
 
@@ -162,7 +162,7 @@ def _plain_model(
         pretrained: bool,
         what: str,
 ) -> nn.Module:
-    """timm's model, or ACoL's, with weights or without."""
+    """Make a timm model or an ACoL model, with or without weights."""
     of_model = {k: v for k, v in (settings.get('model_kwargs') or {}).items() if not k.startswith('focus_')}
     with as_settings_error(f'The model {name} cannot be made'):
         arguments = model_arguments(name, {**settings, 'model_kwargs': of_model})
@@ -193,7 +193,7 @@ def _plain_model(
 
 
 def _data_config(model: nn.Module, settings: Mapping[str, Any], path: str) -> Dict[str, Any]:
-    """How images are prepared: as the settings say, else by the model's default."""
+    """The data configuration of a model: from the settings, else the model's default."""
     names = ('crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'input_size', 'img_size')
     with as_settings_error(f'{path} says of its images what cannot be done'):
         config = resolve_data_config({k: settings.get(k) for k in names}, model=model)
@@ -203,7 +203,7 @@ def _data_config(model: nn.Module, settings: Mapping[str, Any], path: str) -> Di
 
 
 def _with_heads(model: nn.Module, found: Checkpoint, what: str) -> FocusNet:
-    """A plain model with the heads that it was trained with, and their settings."""
+    """Wrap a plain model in a `FocusNet`, with the heads and the focus settings of its checkpoint."""
     width = found.heads['cam_head'].get('conv.weight')
     kwargs = {k: found.settings[k] for k in FOCUS_ARGS if found.settings.get(k) is not None}
     with as_settings_error(f'The heads of {what} do not go'):
@@ -216,7 +216,7 @@ def load_heads(model: FocusNet, heads: Mapping[str, State]) -> None:
     """Give a model the heads of a checkpoint.
 
     Raises:
-        ValueError: They are of another model, or of other `focus_*` arguments.
+        ValueError: The heads belong to another model, or to other `focus_*` arguments.
     """
     for name in HEADS:
         head = getattr(model, name)
@@ -227,10 +227,10 @@ def load_heads(model: FocusNet, heads: Mapping[str, State]) -> None:
 
 
 def check_plain(loaded: Loaded) -> None:
-    """Check that a model is one that timm alone can load.
+    """Check that timm alone can load a model.
 
     Raises:
-        ValueError: It is ACoL's.
+        ValueError: It is an ACoL model.
     """
     if loaded.checkpoint.get('settings', {}).get('method') == 'acol':
         raise ValueError(
@@ -239,10 +239,10 @@ def check_plain(loaded: Loaded) -> None:
 
 
 def image_mode(loaded: Loaded) -> str:
-    """Pillow's mode of the images that a model takes: as asked for, or as its run read them, else by their channels.
+    """Pillow's mode for a model's images: the requested one, or the run's, or else by the channels.
 
     Raises:
-        ValueError: They have neither one channel nor three, and nothing says how to read them.
+        ValueError: The images have neither one nor three channels, and no mode is given.
     """
     asked = loaded.input_img_mode or loaded.checkpoint.get('settings', {}).get('input_img_mode')
     return mode_of(loaded.data_config['input_size'][0], asked)
@@ -261,7 +261,7 @@ def _torchvision_model(
     size, config = 224, dict(
         interpolation='bilinear', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_pct=0.875)
     weights = torchvision.models.get_model_weights(short).DEFAULT if pretrained and not found else None
-    if weights:  # evaluated as they were published
+    if weights:  # with the published transform
         preset = weights.transforms()
         size = preset.crop_size[0]
         config = dict(interpolation=preset.interpolation.value, mean=tuple(preset.mean), std=tuple(preset.std),

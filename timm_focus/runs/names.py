@@ -14,7 +14,7 @@ __all__ = ['class_names', 'read_class_names']
 
 
 def class_names(loaded: Loaded, num_classes: int) -> List[str]:
-    """A name for each class: the checkpoint's, those of ImageNet or Places365 where there are as many, or numbers."""
+    """A name for each class: the checkpoint's, else ImageNet's or Places365's if the number fits, else numbers."""
     if len(loaded.label_names) == num_classes:
         return [str(name) for name in loaded.label_names]
     if num_classes == len(CATEGORIES):
@@ -26,12 +26,12 @@ def class_names(loaded: Loaded, num_classes: int) -> List[str]:
 
 
 def read_class_names(path: str) -> List[str]:
-    """Names of classes, one a line in the order of their indices; Places365's list, with its indices, is read, too.
+    """Read class names, one a line in the order of their indices; Places365's list with indices is read, too.
 
     Raises:
-        ValueError: There are none, or a name stands there twice.
+        ValueError: The file cannot be read, has no names, or has a name twice.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # such as a pipe, for which it would wait
+    if os.path.exists(path) and not os.path.isfile(path):  # such as a pipe, on which reading would block
         raise ValueError(f'The names of classes in {path} cannot be read: it is no regular file.')
     try:
         with open(path, encoding='utf-8') as f:

@@ -26,14 +26,15 @@ def start_from(model: nn.Module, path: str, new_classifier: bool = False) -> str
 
     Args:
         model: A plain timm model, or a `FocusNet`.
-        path: As `read_checkpoint`; or an original .npz file of a model that timm can read these of.
-        new_classifier: Leave the classifier and the heads as they are.
+        path: As for `read_checkpoint`, or an original .npz file, for models whose .npz files timm can read.
+        new_classifier: Do not load the classifier and the heads.
 
     Returns:
-        What was taken, as a sentence.
+        A sentence on what was loaded.
 
     Raises:
-        ValueError: There is no such checkpoint, or it does not fit: how many tensors do, and the first that do not.
+        ValueError: There is no such checkpoint, or it does not fit; the message counts the tensors that fit and
+            names the first that do not.
     """
     plain: Any = model.backbone if isinstance(model, FocusNet) else model
     name = plain.pretrained_cfg['architecture']
