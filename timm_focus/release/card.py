@@ -20,14 +20,14 @@ __all__ = ['write_card']
 _logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name('card.md')
-# the Hub's metric, the name, what a number is multiplied by in the metadata, where accuracies are fractions
+# the Hub's metric, its name, and the factor of the metadata, in which accuracies are fractions
 METRICS = {'top1': ('accuracy', 'Top-1 accuracy', 0.01), 'top5': ('accuracy', 'Top-5 accuracy', 0.01),
            'loss': ('loss', 'Cross-entropy', 1)}
 SHUFFLENET = 'shufflenetv2_'
 RECIPE = (
     'epochs', 'batch_size', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'warmup_epochs', 'smoothing', 'scheme',
     'aa', 'mixup', 'cutmix', 'reprob', 'model_ema', 'amp', 'images_per_class', 'has', 'seed')
-ALWAYS = ('seed', 'weight_decay', 'momentum')  # of others, 0 says that they are not used
+ALWAYS = ('seed', 'weight_decay', 'momentum')  # shown even if 0; for others, 0 means not used
 FOCUS_RECIPE = ('focus_alpha', 'focus_beta', 'focus_side_weight', 'focus_consistency')
 
 
@@ -45,16 +45,16 @@ def write_card(
         label_names: Sequence[str],
         files: Set[str],
 ) -> None:
-    """Write README.md. Values from flags, data and checkpoints are escaped, so that they show as plain text.
+    """Write the card. Values from flags, data and checkpoints are escaped, so they show as plain text.
 
     Args:
-        path: Where it goes.
-        plain: The model, one of timm's.
-        focus: It with its heads, if it has them.
-        publication: What it is, with the tag that its weights go by.
-        files: Names of what is beside the card.
+        path: File to write.
+        plain: The plain timm model.
+        focus: The model with its heads; None for a plain run.
+        publication: Licence, data set and names, with the tag of the weights.
+        files: Names of the files beside the card.
 
-    The others are those of `save_for_hub`.
+    The other arguments are those of `write_export`.
     """
     architecture = plain.pretrained_cfg['architecture']
     name, dataset = publication.repo_id.split('/')[-1], publication.dataset
@@ -132,7 +132,7 @@ def _multiply_adds(plain: nn.Module, input_size: Sequence[int]) -> str:
 
 
 def _receptive_field(plain: nn.Module) -> str:
-    """The receptive field of the last feature in words."""
+    """Describe the receptive field of the last feature in words."""
     try:
         field = receptive_field(plain)
     except ValueError:

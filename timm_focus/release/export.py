@@ -1,8 +1,8 @@
 """Writes a trained model as a folder: plain timm weights, their configuration, and the heads of focus training.
 
-The folder is one of timm's, under the plain architecture name: `timm.create_model('local-dir:FOLDER', pretrained=True)`
-loads it where this project is not installed, and so does 'hf-hub:user/name' once it is pushed. What focus training
-needs to go on is beside that: the heads, and the key 'focus' of config.json, both of which timm passes over.
+The folder has timm's format and the plain architecture's name: `timm.create_model('local-dir:FOLDER', pretrained=True)`
+loads it where this project is not installed, and so does 'hf-hub:user/name' once it is pushed. To go on with focus
+training, the folder also has the heads, and the key 'focus' in config.json; timm ignores both.
 """
 import copy
 import csv
@@ -43,7 +43,7 @@ SETTINGS, SUMMARY = 'args.yaml', 'summary.csv'
 CURVES, COVERAGE, GALLERY = 'curves.png', 'coverage.png', 'focus.png'
 REPORT = 'report.html'
 FILES = (WEIGHTS, CONFIG, HEADS, CARD, SETTINGS, SUMMARY, CURVES, COVERAGE, GALLERY)
-# what a timm configuration says of the weights that training started from, which these no longer are
+# entries of a timm configuration about the weights that training started from: wrong for the trained weights
 SOURCE = ('license', 'tag', 'origin_url', 'paper_name', 'paper_ids', 'notes', 'custom_load', 'label_names',
           'label_descriptions')
 KIND = 'Hub export'
@@ -51,9 +51,9 @@ Folder = Union[str, Path]
 
 
 def _save_tensors(state: Dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors needs them: contiguous, in main memory, without shared memory (CoaT shares some)."""
+    """Write tensors as safetensors needs them: contiguous, in main memory, sharing no memory (CoaT shares some)."""
     whole = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-    path.touch()  # with the mode of other files; safetensors would let nobody else read it
+    path.touch()  # to get the usual file mode; safetensors would let nobody else read the file
     mode = path.stat().st_mode
     save_file(whole, str(path), metadata={'format': 'pt', CHECKSUM: digest(whole)})
     path.chmod(mode)
@@ -68,21 +68,21 @@ def save_plain(
         model_args: Optional[Dict[str, Any]] = None,
         **pretrained_cfg: Any,
 ) -> nn.Module:
-    """Write model.safetensors and config.json of the plain model into a folder that is there.
+    """Write model.safetensors and config.json of the plain model into an existing folder.
 
     Args:
-        model: A `FocusNet` or a plain timm model, also compiled, in DDP or in any memory format.
-        folder: Where to.
-        data_config: timm's, of the evaluation: input size, mean, std, interpolation, crop (default: the model's own).
+        model: A `FocusNet` or a plain timm model; it may be compiled, in DDP or in any memory format.
+        folder: Folder to write.
+        data_config: timm's data configuration of the evaluation (default: the model's own).
         label_names: Names of the classes, in the order of their indices.
-        model_args: JSON values in place of arguments that the model was made with and that are none.
-        **pretrained_cfg: More of timm's configuration of these weights, such as license and tag.
+        model_args: JSON values that replace arguments of the model which JSON cannot hold.
+        **pretrained_cfg: More entries of timm's configuration of these weights, such as license and tag.
 
     Returns:
         The plain model.
 
     Raises:
-        ValueError: The model is none of timm's, or what is written does not load as the same model.
+        ValueError: The model is not a timm model, or the written files do not load as the same model.
     """
     plain = export_backbone(model).cpu()
     if label_names and len(label_names) != plain.num_classes:
@@ -102,8 +102,8 @@ def save_plain(
 
 
 def _leave_out_num_classes(path: Path) -> None:
-    """Take the number of classes out of the model's arguments: config.json has it in its own place, where timm looks.
-    transformers looks there too, and gives it to the model a second time if it is among the arguments."""
+    """Remove the number of classes from the model's arguments in config.json. timm reads it from its own entry there.
+    transformers does, too, and would pass it to the model a second time if it were among the arguments."""
     config = json.loads(path.read_text('utf-8'))
     arguments = config.get('model_args', {})
     if arguments.get('num_classes') == config['num_classes']:
@@ -113,7 +113,7 @@ def _leave_out_num_classes(path: Path) -> None:
 
 def _check_reload(plain: nn.Module, folder: Path) -> None:
     """Refuse an export that timm would not load as the model that was exported."""
-    logger = logging.getLogger('timm.models')  # it speaks of the draft's files
+    logger = logging.getLogger('timm.models')  # it would log the draft's files
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -143,28 +143,28 @@ def save_for_hub(
         repo_id: str = 'user/name',
         **about: Any,
 ) -> Path:
-    """Write a folder that is fit for the Hugging Face Hub: a plain timm model, its heads, its card.
+    """Write a folder for the Hugging Face Hub: a plain timm model, its heads and its card.
 
     Args:
-        model: A `FocusNet` or a plain timm model, also compiled, in DDP or in any memory format.
-        folder: Where to.
-        license: Of these weights, by the Hub's identifier: 'apache-2.0', 'cc-by-nc-4.0', 'other' ...
+        model: A `FocusNet` or a plain timm model; it may be compiled, in DDP or in any memory format.
+        folder: Folder to write.
+        license: Licence of these weights, by the Hub's identifier: 'apache-2.0', 'cc-by-nc-4.0', 'other' ...
         dataset: Name of the data set, or its id on the Hub ('user/name').
-        dataset_terms: Its terms of use, or where they are.
+        dataset_terms: Terms of use of the data set, or where they are.
         license_name: Name of a licence that is 'other'.
-        license_link: Where it is.
-        tag: timm's tag of these weights (default: of the method and data set).
+        license_link: Address of that licence.
+        tag: timm's tag of these weights (default: from the method and the data set).
         gallery: Show some of the images in focus.png.
-        repo_id: What it will be called on the Hub, for the card.
-        **about: What else is known, as `write_export` takes it: label_names, data_config, metrics, settings, summary,
+        repo_id: Name of the repository on the Hub, for the card.
+        **about: More arguments of `write_export`: label_names, data_config, metrics, settings, summary,
             images, base_model, model_args, report.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: The licence or data set is missing, the model is none of timm's, or the folder holds something else.
-        OSError: It cannot be written.
+        ValueError: The licence or data set is missing, the model is not a timm model, or the folder is in use.
+        OSError: The folder cannot be written.
     """
     publication = Publication(
         repo_id, license=license, license_name=license_name, license_link=license_link, dataset=dataset,
@@ -187,25 +187,25 @@ def write_export(
         model_args: Optional[Dict[str, Any]] = None,
         report: Optional[Folder] = None,
 ) -> Path:
-    """Write a folder that is fit for the Hub, of a model and of what is known of it.
+    """Write a folder for the Hub from a model and the known facts about it.
 
-    It has model.safetensors and config.json, which timm loads, README.md, the card, and of what is given:
-    focus_heads.safetensors of a `FocusNet`, args.yaml, summary.csv, curves.png, coverage.png, focus.png and
-    report.html. It is there whole or not at all. An export that is there is replaced, unless files in it were edited or
-    added.
+    The folder has model.safetensors and config.json, which timm loads, and README.md, the card. Depending on the
+    arguments it also has focus_heads.safetensors (of a `FocusNet`), args.yaml, summary.csv, curves.png, coverage.png,
+    focus.png and report.html. It is written whole or not at all. An earlier export is replaced, unless files in it were
+    edited or added.
 
     Args:
-        model: A `FocusNet` or a plain timm model, also compiled, in DDP or in any memory format.
-        folder: Where to.
+        model: A `FocusNet` or a plain timm model; it may be compiled, in DDP or in any memory format.
+        folder: Folder to write.
         publication: Licence, data set and names.
         label_names: Names of the classes, in the order of their indices.
-        data_config: timm's, of the evaluation (default: the model's own).
-        metrics: Of the validation: 'top1' and 'top5' in %, 'loss'.
-        settings: Of the run; `published_settings` says what is left out.
+        data_config: timm's data configuration of the evaluation (default: the model's own).
+        metrics: Validation metrics: 'top1' and 'top5' in %, 'loss'.
+        settings: Settings of the run; `published_settings` removes private ones.
         summary: The run's summary.csv.
-        images: Pillow images to draw what the network looks at.
+        images: Pillow images for the pictures of what the network looks at.
         base_model: Hub id of the weights that training started from.
-        model_args: JSON values in place of arguments that the model was made with and that are none.
+        model_args: JSON values that replace arguments of the model which JSON cannot hold.
         report: A page of `timm-focus report`.
 
     Returns:
@@ -213,7 +213,7 @@ def write_export(
 
     Raises:
         ValueError: As `save_for_hub`.
-        OSError: It cannot be written.
+        OSError: The folder cannot be written.
     """
     publication.check()
     folder = Path(folder)
@@ -251,7 +251,7 @@ def write_export(
 
 
 def _copy_table(source: Folder, path: Path) -> None:
-    """Copy a CSV, with its texts escaped so that no spreadsheet calculates them."""
+    """Copy a CSV, and escape its texts so that no spreadsheet calculates them."""
     def cell(text: str) -> str:
         try:
             float(text)
@@ -270,7 +270,7 @@ def _finite(metrics: Optional[Dict[str, float]]) -> Dict[str, float]:
 
 
 def _data_config(folder: Path) -> Dict[str, Any]:
-    """The evaluation transform as the folder records it, so that pictures and card are of what others will do."""
+    """The evaluation transform that the folder records, so that pictures and card match what others will get."""
     config = json.loads((folder / CONFIG).read_text('utf-8'))
     return timm.data.resolve_data_config({}, pretrained_cfg=config['pretrained_cfg'])
 
@@ -301,12 +301,12 @@ def sent_as_it_is(folder: Folder, publication: Publication) -> str:
 
 
 def is_export(folder: Folder) -> bool:
-    """Whether a folder is an export in timm's format, as `save_for_hub` writes it."""
+    """Whether a folder is an export as written by `save_for_hub`."""
     return all(os.path.isfile(os.path.join(folder, name)) for name in (WEIGHTS, CONFIG))
 
 
 def slug(name: str) -> str:
-    """A name as a word of small letters, digits and underscores."""
+    """Convert a name to lower-case letters, digits and underscores."""
     return '_'.join(''.join(c if c.isascii() and c.isalnum() else ' ' for c in name.lower()).split()) or 'data'
 
 
@@ -317,15 +317,15 @@ def save_onnx(
         data_config: Dict[str, Any],
         label_names: Sequence[str] = (),
 ) -> None:
-    """Write the plain model as ONNX: from 'images' `[B, C, H, W]`, normalised, to 'logits' `[B, K]`, for any B.
+    """Write the plain model as ONNX: from normalised 'images' `[B, C, H, W]` to 'logits' `[B, K]`, for any B.
 
-    How images are prepared, and the names of the classes, are in the file's metadata as JSON, under 'data_config' and
+    The file's metadata has the data configuration and the names of the classes as JSON, under 'data_config' and
     'label_names'.
 
     Args:
         model: A `FocusNet` or a plain timm model.
-        path: Where the file goes.
-        data_config: timm's, of the evaluation.
+        path: File to write.
+        data_config: timm's data configuration of the evaluation.
         label_names: Names of the classes.
 
     Raises:
@@ -343,7 +343,7 @@ def save_onnx(
         program = torch.onnx.export(
             plain, (torch.zeros(2, *data_config['input_size']),), dynamo=True, verbose=False,
             input_names=['images'], output_names=['logits'], dynamic_shapes=({0: torch.export.Dim('batch')},))
-    except Exception as e:  # the exporter's own, of many kinds
+    except Exception as e:  # the exporter raises many kinds
         raise ValueError(f'torch cannot export this model to ONNX: {sentence(e)}') from e
     finally:
         timm.layers.set_exportable(False)
@@ -353,10 +353,10 @@ def save_onnx(
 
 
 def read_config(path: Folder) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """config.json, and the arguments of `FocusNet` in it, none of a plain model.
+    """Read config.json, and the arguments of `FocusNet` in it; {} for a plain model.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: The file is damaged.
     """
     try:
         config = json.loads(Path(path).read_text('utf-8'))

@@ -1,7 +1,7 @@
 """Writes the folder of an export whole, and replaces one only if everything in it was written by this program.
 
-A record in the folder, `.timm_focus.json`, lists the files that were written and their SHA-256. What a user added or
-edited differs from it. The record is hidden, and so never pushed.
+A record in the folder, `.timm_focus.json`, lists the written files and their SHA-256. Files that a user added or edited
+differ from it. The record is hidden, so it is never pushed.
 """
 import contextlib
 import hashlib
@@ -31,15 +31,15 @@ def written_whole(folder: Folder, kind: str, advice: str = '') -> Iterator[Path]
     """Yield an empty folder to write into. At the end it replaces `folder`; if something fails, `folder` is unchanged.
 
     Args:
-        folder: Where to. It may be absent, empty, or an earlier export of this kind that nobody has touched.
-        kind: Of the export: an export of another kind is not replaced.
-        advice: As `check_free`.
+        folder: Folder to write. It may be absent, empty, or an unedited earlier export of this kind.
+        kind: Kind of the export; an export of another kind is not replaced.
+        advice: See `check_free`.
 
     Raises:
-        ValueError: As `check_free`, before anything is written, and once more before the old export gives way.
-        OSError: It cannot be written, as on a full disk.
+        ValueError: See `check_free`, which runs before writing and again before the old export is replaced.
+        OSError: The folder cannot be written, for example on a full disk.
     """
-    folder = Path(os.path.realpath(folder))  # behind a link, so that the link stays
+    folder = Path(os.path.realpath(folder))  # the target of a link, so that the link stays
     check_free(folder, kind, advice)
     draft = None
     try:
@@ -67,7 +67,7 @@ def written_whole(folder: Folder, kind: str, advice: str = '') -> Iterator[Path]
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
-            with contextlib.suppress(OSError):  # the old folder is in it still
+            with contextlib.suppress(OSError):  # not empty if the old folder is still in it
                 scratch.rmdir()
 
 
@@ -75,12 +75,12 @@ def check_free(folder: Folder, kind: str, advice: str = '') -> None:
     """Refuse a folder that holds anything other than an unedited export of this kind.
 
     Args:
-        folder: It.
-        kind: Of the export.
+        folder: The folder.
+        kind: Kind of the export.
         advice: A sentence for somebody who has edited an export of this kind.
 
     Raises:
-        ValueError: It names the files in the way.
+        ValueError: The folder is in use; the message names the files.
     """
     folder = Path(folder)
     if not os.path.lexists(folder):
@@ -115,7 +115,7 @@ def _contents(folder: Path) -> List[str]:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, '' if there is no such regular file."""
+    """SHA-256 of a file; '' if it is not a regular file."""
     if path.is_symlink() or not path.is_file():
         return ''
     digest = hashlib.sha256()
@@ -132,7 +132,7 @@ def _write_record(folder: Path, kind: str) -> None:
 
 
 def _read_record(folder: Path) -> Dict:
-    """Read the record of a folder, {} if there is none that can be read."""
+    """Read the record of a folder; {} if there is no readable one."""
     try:
         record = json.loads((folder / RECORD).read_text('utf-8'))
     except (OSError, ValueError):

@@ -35,14 +35,14 @@ HUB, LOCAL = 'hf-hub:', 'local-dir:'
 
 
 class HubError(OSError):
-    """The Hub cannot be reached, or refuses; the message says what happened and how to go on."""
+    """The Hub cannot be reached or refuses; the message says what happened and how to go on."""
 
 
 def check_push(publication: Publication) -> None:
-    """Refuse a push that cannot succeed before any work is done for it: a wrong name, no token, offline mode.
+    """Refuse a push that cannot succeed (wrong name, no token, offline mode) before any work is done for it.
 
     Raises:
-        ValueError: What is wrong, in a sentence. The token itself is never shown.
+        ValueError: One of these is wrong. The message never shows the token.
     """
     publication.check_where()
     if constants.HF_HUB_OFFLINE:
@@ -59,7 +59,7 @@ def _token() -> Optional[str]:
 
 
 def list_export(folder: Union[str, Path]) -> List[Tuple[str, int]]:
-    """Names and sizes of what is pushed of an export: its files, but hidden ones and what editors leave behind.
+    """List names and sizes of the files of an export to push, without hidden files and leftovers of editors.
 
     Raises:
         ValueError: The folder is no export, or holds weights of a format that can run code.
@@ -88,23 +88,23 @@ def push_to_hub(
         overwrite: bool = False,
         **about: Any,
 ) -> str:
-    """Publish a model on the Hugging Face Hub, as the plain timm model that it is, with its heads and its card.
+    """Publish a model on the Hugging Face Hub as a plain timm model, with its heads and its card.
 
     Args:
-        model: A `FocusNet` or a plain timm model, also compiled, in DDP or in any memory format.
+        model: A `FocusNet` or a plain timm model; it may be compiled, in DDP or in any memory format.
         repo_id: 'user/name'. The repository is made if it is not there.
-        folder: Where the export is kept; by default it is gone after a push that succeeds.
-        private: Only its owner sees it.
+        folder: Folder to keep the export in; by default it is deleted after a successful push.
+        private: Make the repository visible to its owner only.
         create_pr: Open a pull request instead of writing to the branch.
-        revision: Branch (default: main).
-        overwrite: Replace the files of a repository that has some.
-        **about: As `save_for_hub`; license and dataset are required.
+        revision: Branch to push to (default: main).
+        overwrite: Allow replacing files in the repository.
+        **about: Arguments of `save_for_hub`; license and dataset are required.
 
     Returns:
         Address of the commit, or of the pull request.
 
     Raises:
-        ValueError: Something makes no sense; nothing was written.
+        ValueError: An argument makes no sense; nothing was written.
         HubError: The Hub cannot be reached, or refuses. The export is whole, and the message says where.
         OSError: The export cannot be written.
     """
@@ -136,10 +136,10 @@ def push_folder(
 ) -> str:
     """Publish an export of `save_for_hub` as it is, in one commit. The folder is left as it was, whatever happens.
 
-    Nothing that is in a repository is replaced unless that is asked for, and nothing that came there meanwhile. What
-    was sent before a push broke off is not sent again.
+    Files in the repository are only replaced with `overwrite`, and never those that arrived during the push. After a
+    push that broke off, files that arrived are not sent again.
 
-    Args, returns and raises: as `push_to_hub`.
+    Arguments, result and errors are those of `push_to_hub`.
     """
     return push_export(folder, Publication(
         repo_id, private=private, create_pr=create_pr, revision=revision or '', overwrite=overwrite))
@@ -170,7 +170,7 @@ def push_export(folder: Union[str, Path], publication: Publication) -> str:
         if same and not create_pr:
             _logger.info(f'{repo_id} has all of it already.')
             return f'{api.endpoint}/{repo_id}'
-        # what an earlier push had and this one has not, such as heads, must not stay beside other weights
+        # files of an earlier push that this one lacks, such as heads, must not stay beside other weights
         gone = [name for name in (*FILES, REPORT) if name in there and name not in names]
         if gone:
             _logger.info(f'{", ".join(gone)} of {repo_id} goes, not being of these weights; its history keeps it.')
@@ -187,8 +187,8 @@ def _prepare(api: HfApi, publication: Publication, again: str) -> Tuple[Optional
     """Make the repository if it is not there, and check that it is private if that was asked for.
 
     Returns:
-        The commit that the branch is at, its files by name, and whether the branch is still to be made: it begins as
-        the main one is.
+        The branch's commit, its files by name, and whether the branch is still to be made, in which case it starts
+        from the main branch.
     """
     repo_id, private, revision = publication.repo_id, publication.private, publication.revision
     try:
@@ -196,8 +196,8 @@ def _prepare(api: HfApi, publication: Publication, again: str) -> Tuple[Optional
     except RepositoryNotFoundError:
         if publication.create_pr:
             raise
-        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the Hub or the organisation has it
-        info = api.model_info(repo_id, files_metadata=True)  # what it is, whatever was asked for
+        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: the default of the Hub or the organisation
+        info = api.model_info(repo_id, files_metadata=True)  # the actual state, whatever was asked for
     if private and not info.private:
         how = 'public' if info.private is False else 'not known to be private'
         raise HubError(
@@ -264,7 +264,7 @@ def _explained(repo_id: str, again: str) -> Iterator[None]:
         yield
     except HubError:
         raise
-    except Exception as e:  # of the client, and of the HTTP library that its version uses
+    except Exception as e:  # from the client and the HTTP library of its version
         # not `from e`: a traceback must not print a request with its header
         raise HubError(f'{redact(_explanation(e, repo_id))} {again}'.strip()) from None
 
@@ -317,18 +317,18 @@ def _short(said: Union[BaseException, str]) -> str:
 
 @discreet()
 def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
-    """The focus model of a Hub repository that `push_to_hub` made, with its heads, bit for bit, to go on training.
+    """Load the focus model of a repository made by `push_to_hub`, with its heads, bit for bit, to go on training.
 
     Args:
-        source: 'user/name', or 'user/name@revision'; of a local copy 'local-dir:FOLDER'.
-        **kwargs: `focus_*` arguments replace those that it was trained with; all others are of timm's `create_model`.
+        source: 'user/name' or 'user/name@revision', or 'local-dir:FOLDER' for a local copy.
+        **kwargs: `focus_*` arguments replace those of the training; all others go to timm's `create_model`.
 
     Returns:
-        A `FocusNet`, in training mode, as timm's models are.
+        A `FocusNet` in training mode, as timm's models are when created.
 
     Raises:
-        ValueError: It has no heads, or they do not fit.
-        HubError: It cannot be loaded.
+        ValueError: The repository has no heads, or they do not fit.
+        HubError: The Hub cannot be reached or refuses.
     """
     source = source.removeprefix(HUB)
     local = source.startswith(LOCAL)
@@ -360,7 +360,7 @@ def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
 
 
 def _fetch(source: str, name: str) -> str:
-    """Path of a file of a source, downloaded if it has to be."""
+    """Path of a file of a source, downloaded if needed."""
     if not source.startswith(LOCAL):
         repo_id, _, revision = source.partition('@')
         with _explained(repo_id, ''):

@@ -15,12 +15,12 @@ from timm_focus.utils.text import one_line
 
 __all__ = ['draw_coverage', 'draw_curves', 'draw_gallery']
 
-FINE = 4  # positions along a side of a map, below which a coverage ratio says little
+FINE = 4  # a coverage ratio says little on maps with fewer positions along a side
 GALLERY = 6  # images
 
 
 def draw_curves(summary: Union[str, Path], path: Union[str, Path]) -> bool:
-    """Draw losses and accuracies of a summary.csv by epoch; says whether there was anything to draw."""
+    """Draw the losses and accuracies of a summary.csv by epoch; returns whether there was anything to draw."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -76,25 +76,25 @@ def draw_coverage(
 ) -> Dict[str, Any]:
     """Draw the coverage ratios of images ("See More for Scene", section 3).
 
-    Where the last feature map has less than 4 x 4 positions, on which a ratio says little, larger inputs are taken, if
-    the model takes them.
+    If the last feature map has fewer than 4 x 4 positions, on which a ratio says little, larger inputs are used, as far
+    as the model takes them.
 
     Args:
         model: A plain timm model in evaluation mode.
         images: Pillow images.
-        data_config: timm's, of the evaluation.
-        path: Where the PNG goes.
-        name: Of the model.
-        dataset: Of the images.
+        data_config: timm's data configuration of the evaluation.
+        path: PNG file to write.
+        name: Name of the model.
+        dataset: Name of the data set.
 
     Returns:
-        n, mean, median, map_size and input_size of the measurement, and whether it is of convolutions.
+        n, mean, median, map_size and input_size, and whether convolutions made the map.
     """
     scale, convolutional = 1, True
     for scale in (1, 2, 4):
         try:
             heat, convolutional = last_map(model, _batch(images[:1], data_config, scale))
-        except (AssertionError, RuntimeError, ValueError):  # the model takes one size
+        except (AssertionError, RuntimeError, ValueError):  # the model takes only one size
             if scale == 1:
                 raise
             scale //= 2
@@ -120,7 +120,7 @@ def draw_gallery(
         data_config: Dict[str, Any],
         path: Union[str, Path],
 ) -> None:
-    """Draw what training erases of some images, spread over those given: original, map, kept area, erased image."""
+    """Draw what training erases, for some images spread over those given: image, map, erased part, kept part."""
     n = min(GALLERY, len(images))
     picks = [images[i * len(images) // n] for i in range(n)]
     focus_sheet(model, _batch(picks, data_config), path, data_config['mean'], data_config['std'])

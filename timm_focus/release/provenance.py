@@ -1,7 +1,7 @@
-"""Notes on this machine which images a run was trained on, so that no pictures of other folders are published.
+"""Records on this machine which images a run was trained on, so that no pictures of other folders are published.
 
-A checkpoint names a folder, too. But it may come from anywhere, and its maker may have guessed a folder of this
-machine. So training keeps a note outside the run: in `timm_focus/runs` in `$XDG_STATE_HOME`, or in `~/.local/state`.
+A checkpoint names a folder, too, but it may come from anywhere, and its maker may have guessed a folder of this machine.
+So training keeps a note outside the run: in `timm_focus/runs` in `$XDG_STATE_HOME`, or in `~/.local/state`.
 """
 import hashlib
 import json
@@ -18,11 +18,11 @@ _logger = logging.getLogger(__name__)
 
 
 def note_images(run: str, data: Optional[str]) -> None:
-    """Note that a run is trained here, on the images of a folder; of None, that it has no such folder.
+    """Record that a run is trained here on the images of a folder.
 
     Args:
-        run: Its folder, with args.yaml in it.
-        data: Folder of the images.
+        run: Folder of the run, with args.yaml in it.
+        data: Folder of the images; None removes the note, for data without a folder.
     """
     note = _note(run)
     try:
@@ -35,7 +35,7 @@ def note_images(run: str, data: Optional[str]) -> None:
 
 
 def images_of_run(run: str) -> Optional[str]:
-    """Folder of the images that a run was trained on, None unless this machine trained it in this very folder."""
+    """Folder of the images that a run was trained on; None unless this machine trained it in this very folder."""
     try:
         found = json.loads(_note(run).read_text('utf-8'))
         known = found['settings'] == _settings(run) and os.path.isdir(found['data'])
@@ -50,5 +50,5 @@ def _note(run: str) -> Path:
 
 
 def _settings(run: str) -> str:
-    """Text that identifies a run, to notice that another one has taken its folder."""
+    """Hash of a run's settings, to notice that another run has taken its folder."""
     return hashlib.sha256((Path(run) / 'args.yaml').read_bytes()).hexdigest()

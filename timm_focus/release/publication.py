@@ -25,7 +25,7 @@ fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-communi
 lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
 ofl-1.1 openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
 '''.split())
-HOW = ('private', 'create_pr', 'revision', 'overwrite')  # of what is sent as it is
+HOW = ('private', 'create_pr', 'revision', 'overwrite')  # flags of a push that sends an export as it is
 QUESTIONS = dict(
     license='Licence of the weights, by the identifier of the Hub (such as apache-2.0): ',
     dataset='Data set that they were trained on: ',
@@ -39,13 +39,13 @@ def _flag(default: Any, help: str, **kwargs: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Publication:
-    """What is to be published on the Hugging Face Hub, where and how.
+    """A publication on the Hugging Face Hub: what is published, where and how.
 
-    Its fields are the publishing flags of `timm-focus push`, and with a prefix those of train_focus.py.
+    Its fields are the publishing flags of `timm-focus push` and, with a prefix, of train_focus.py.
 
     Args:
         repo_id: 'user/name'. The repository is made if it is not there.
-        prefix: Of the flags that it was made from, as messages name them; None of a program's arguments.
+        prefix: Prefix of the flags in messages; None if it was made by a program, not from flags.
     """
     repo_id: str
     license: str = _flag('', "licence of the weights, by the Hub's identifier (apache-2.0), or other", metavar='ID')
@@ -68,18 +68,18 @@ class Publication:
         return cls(repo_id, prefix=prefix, **{k: v for k, v in given.items() if v is not None})
 
     def flag(self, name: str) -> str:
-        """The name of a field in messages: its flag."""
+        """The name of a field in messages: its flag, or the argument of a program."""
         return name if self.prefix is None else f'--{self.prefix}{name.replace("_", "-")}'
 
     def filled(self, settings: Dict[str, Any]) -> 'Publication':
-        """Fill in licence and data set, where they are missing, from the settings of a run."""
+        """Fill in missing licence and data set from the settings of a run."""
         texts = ('license', 'license_name', 'license_link', 'dataset', 'dataset_terms')
         said = {name: settings.get(f'hub_{name}') for name in texts if not getattr(self, name)}
         known: Dict[str, Any] = {name: value for name, value in said.items() if isinstance(value, str)}
         return dataclasses.replace(self, **known)
 
     def asked(self) -> 'Publication':
-        """Ask for what is missing, if standard input is a terminal. An empty answer leaves it missing."""
+        """Ask for missing values if standard input is a terminal. An empty answer leaves a value missing."""
         answers: Dict[str, Any] = {}
         if sys.stdin is not None and sys.stdin.isatty():
             try:
@@ -110,7 +110,7 @@ class Publication:
         """Refuse a publication without licence or data set, or with values that the Hub would not accept.
 
         Raises:
-            ValueError: What is missing or wrong, and which flag says it.
+            ValueError: Something is missing or wrong; the message names the flag.
         """
         self.check_where()
         license, named = self.license.strip(), word(self.license_name) and self.license_link.strip()
@@ -142,10 +142,10 @@ class Publication:
             raise ValueError(f'{self.flag("tag")} is {self.tag!r}: give letters, digits, dots, hyphens, underscores.')
 
     def check_where(self) -> None:
-        """Refuse what is no `user/name`, and a pull request to a branch.
+        """Refuse a repository that is no `user/name`, and a pull request to a branch.
 
         Raises:
-            ValueError: That.
+            ValueError: One of these is the case.
         """
         if not is_repo_id(self.repo_id):
             raise ValueError(f'{self.repo_id!r} is no user/name of a Hub repository: give both, with one slash between '
@@ -165,11 +165,11 @@ def is_repo_id(text: str) -> bool:
 
 
 def add_publication_flags(parser: Any, prefix: str = '') -> None:
-    """Add the publishing flags to a parser, or a group of it.
+    """Add the publishing flags to a parser or a group of it.
 
     Args:
-        parser: It.
-        prefix: Of each flag, such as 'hub-'.
+        parser: The parser or group.
+        prefix: Prefix of each flag, such as 'hub-'.
     """
     for field in _flags():
         kwargs = dict(field.metadata)

@@ -1,4 +1,4 @@
-"""Exports and pushes a run, with the facts that the run itself records."""
+"""Exports and pushes a run, with the facts that the run records."""
 import argparse
 import csv
 import logging
@@ -18,7 +18,7 @@ __all__ = ['export_run', 'planned_publication', 'push_run']
 
 _logger = logging.getLogger(__name__)
 
-IMAGES = 100  # of which the coverage ratio is measured
+IMAGES = 100  # to measure the coverage ratio on
 
 
 def export_run(
@@ -35,21 +35,21 @@ def export_run(
     """Write the export of a run.
 
     Args:
-        source: Its folder, or a checkpoint.
-        publication: What it is; what it does not say of licence and data set is taken from the settings of the run.
-        model: timm's name, of weights that do not say it.
-        data: Folder of images to draw what it looks at (default: those of a run that was trained here).
+        source: Folder of the run, or a checkpoint.
+        publication: Licence, data set and names. Missing licence and data set come from the run's settings.
+        model: timm's name of the model, for weights that do not give it.
+        data: Folder of images for the pictures (default: the run's own images, if it was trained here).
         class_map: File with the names of the classes, one a line (default: the run's).
-        output: Where the export goes (default: hub, in the folder of the run).
-        report: Page of timm-focus report that goes with it.
-        asks: Ask on a terminal for what nobody has said.
+        output: Folder of the export (default: hub, in the folder of the run).
+        report: Page of `timm-focus report` to include.
+        asks: Ask for missing values on a terminal.
 
     Returns:
         The folder of the export.
 
     Raises:
-        ValueError: Something is missing, or makes no sense.
-        OSError: It cannot be written.
+        ValueError: A value is missing or makes no sense.
+        OSError: The export cannot be written.
     """
     check_home(source, output)
     loaded = load_model(model, source, heads=True)
@@ -98,7 +98,7 @@ def _metrics(about: Dict[str, Any], summary: Optional[str]) -> Dict[str, float]:
 
 
 def _settings(settings: Dict[str, Any], home: str) -> Dict[str, Any]:
-    """Settings of a run: those that its args.yaml names, as they turned out, or all."""
+    """Final values of the settings in a run's args.yaml, or of all settings without that file."""
     import yaml
 
     try:
@@ -117,8 +117,8 @@ def _images(
         data_config: Dict[str, Any],
         publication: Publication,
 ) -> List[Any]:
-    """Validation images, spread over the data set, of a folder that was named, or of the one that this run was trained
-    on here; a line says which. What a checkpoint says of folders is not believed: it may come from anywhere."""
+    """Read validation images, spread over the data set, from the given folder, or from the one that the run was trained
+    on here; a log line says which. A checkpoint's own folder is not trusted: the file may come from anywhere."""
     channels = data_config['input_size'][0]
     path = data or images_of_run(home)
     if not path or channels not in (1, 3):
@@ -142,7 +142,7 @@ def _images(
 
 
 def _base_model(settings: Dict[str, Any]) -> str:
-    """Id on the Hub of the weights that training started from, if it is known."""
+    """Hub id of the weights that training started from, '' if it is not known."""
     import timm
 
     name = str(settings.get('model') or '').removeprefix('focus_')
@@ -156,13 +156,13 @@ def _base_model(settings: Dict[str, Any]) -> str:
     return cfg.hf_hub_id if not cfg.hf_hub_id.endswith('/') else f'{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}'
 
 
-# of a run of train_focus.py, by its --push-to-hub
+# --push-to-hub of train_focus.py
 
 def planned_publication(args: argparse.Namespace) -> Publication:
-    """The publication that a training run asks for at its end. What is missing is asked for on a terminal.
+    """The publication that a training run asks for at its end. Missing values are asked for on a terminal.
 
     Raises:
-        ValueError: It cannot be published; the message says why.
+        ValueError: The run cannot be published; the message says why.
     """
     publication = Publication.of(args, args.push_to_hub, prefix='hub-')
     check_push(publication)
@@ -176,10 +176,10 @@ def planned_publication(args: argparse.Namespace) -> Publication:
 
 
 def push_run(folder: str, publication: Publication) -> None:
-    """Publish the run that has just ended.
+    """Publish a run that has just ended.
 
     Raises:
-        HubError: It could not be published. It is kept, and the message says how to go on.
+        HubError: The run could not be published. It is kept, and the message says how to go on.
     """
     try:
         url = push_export(export_run(folder, publication), publication)

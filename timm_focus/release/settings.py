@@ -1,4 +1,4 @@
-"""Selects the settings that are published: what reproduces the run, and nothing about the machine."""
+"""Selects the settings to publish: those that reproduce the run, and nothing about the machine."""
 import os
 import re
 from typing import Any, Dict
@@ -8,18 +8,18 @@ from timm_focus.runs.kinds import PRIVATE
 __all__ = ['published_settings']
 
 NAMES = re.compile(f'({"|".join(PRIVATE)})$', re.I)
-# paths, addresses with what may be a password in them, and tokens of the Hub
+# paths, tokens of the Hub, and addresses that may contain a password
 LOCAL = re.compile(r'(^|[\s:=,;\'"])(~?/|\.{1,2}/|~$|[A-Za-z]:[\\/]|\\\\|file:)')
 SECRET = re.compile(r'\bhf_\w{8,}|://[^/\s]*@|[?&](token|key|sig|signature|x-amz-[a-z-]+)=', re.I)
-NO_TEXT = re.compile('[\x85\ud800-\udfff]')  # a control that YAML does not give back; bytes that are no UTF-8
+NO_TEXT = re.compile('[\x85\ud800-\udfff]')  # a control character that YAML loses; bytes that are no UTF-8
 PLAIN = (bool, int, float, str, type(None))
 
 
 def published_settings(settings: Dict[str, Any]) -> Dict[str, Any]:
-    """Settings of train_focus.py or of timm's train.py, fit to be shown to everybody.
+    """Remove private values from the settings of train_focus.py or timm's train.py.
 
-    Left out are local paths, under whatever name, accounts of trackers, credentials, devices and processes. What stays
-    serves as `--config` of another run, on data of its own.
+    This removes local paths under any name, accounts of trackers, credentials, devices and processes. The rest can be
+    the `--config` of another run, on data of its own.
 
     Args:
         settings: Values by name.
@@ -33,7 +33,7 @@ _WITHHELD = object()
 
 
 def _published(value: Any) -> Any:
-    """A value without its private parts, `_WITHHELD` if nothing is left."""
+    """A value without its private parts; `_WITHHELD` if nothing is left."""
     if isinstance(value, dict):
         return published_settings(value)
     if isinstance(value, (list, tuple)):
@@ -49,5 +49,5 @@ def _published(value: Any) -> Any:
 
 
 def _secrets() -> set:
-    """Credentials of this process's environment."""
+    """Credentials in this process's environment."""
     return {v for k, v in os.environ.items() if re.search('TOKEN|SECRET|PASSWORD|API_?KEY', k) and v}

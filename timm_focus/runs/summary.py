@@ -1,4 +1,4 @@
-"""The numbers of a run, epoch by epoch, as its summary.csv has them."""
+"""Reads summary.csv, the numbers of a run by epoch."""
 import csv
 import logging
 from typing import Dict, List
@@ -9,7 +9,7 @@ _logger = logging.getLogger(__name__)
 
 
 def read_summary(path: str) -> List[Dict[str, str]]:
-    """Rows by column, [] without a file; lines that are none, as a process that was killed may leave, are left out."""
+    """Read the rows as dicts by column; [] without a file. Broken lines, as a killed process leaves, are skipped."""
     try:
         with open(path, encoding='utf-8', errors='replace', newline='') as f:
             lines = list(csv.reader(f.read().replace('\0', '').splitlines()))

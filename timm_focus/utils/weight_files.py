@@ -19,8 +19,8 @@ def read_weight_file(path: str) -> Dict[str, Any]:
     """Read a file of weights in torch's zip format, in its old format or in safetensors, whatever its name.
 
     Checksums detect damage in zips and in safetensors written by this package. Torch's old format and other safetensors
-    have none, so there only unreadable files are refused. Nothing is loaded but tensors, plain
-    values and `argparse.Namespace` are loaded.
+    have none, so there only unreadable files are refused. Only tensors, plain values
+    and `argparse.Namespace` are loaded.
 
     Returns:
         The saved object. Its tensors are in main memory; those of a zip are mapped from the file.
