@@ -1,27 +1,28 @@
-"""ACoL (Adversarial Complementary Learning): two classifiers on one map, the second without what the first uses.
+"""ACoL (Adversarial Complementary Learning): two classifiers; the second does not see what the first relies on.
 
 What it does
-    Classifier A, three convolutions on the last feature map, gives a map for each class, and their means are its
-    logits. Where A's map of the true class is high, the feature map is set to zero, and what is left goes to classifier
-    B, built like A. So B learns, and the features with it, to tell the class from other regions. Both losses are those
-    of plain training, and their sum is minimised. No gradient goes through the choice of the region.
+    Classifier A has three convolutions on the last feature map. It gives a map for each class; the means of the maps
+    are its logits. The feature map is set to zero where A's map of the true class is high, and goes to classifier B,
+    built like A. So B, and the features with it, learn to recognise the class by other regions. Both classifiers have
+    the loss of plain training, and the sum is minimised. No gradient goes through the choice of the region.
 
-    In evaluation A classifies. **What comes out is not the plain timm model**: it is `AcolNet`, the timm model's
-    features with head A in the place of its classifier, and its weights are loaded by `create_acol`, which needs
-    timm_focus. Head B exists in training alone.
+    In evaluation A classifies. **The result is not the plain timm model**: it is `AcolNet`, the timm model's features
+    with head A in place of its classifier. `create_acol` loads its weights, so timm_focus is needed. Head B only exists
+    in training.
 
 Hyper-parameters
-    threshold  0.6   erase where A's map of the true class, brought to 0..1 in each image, reaches it.
+    threshold  0.6   erase where A's map of the true class, scaled to 0..1 in each image, reaches it.
     width      1024  channels of the convolutions of the heads.
 
 Cost
-    One forward and one backward pass of the network, and of two heads of two 3x3 convolutions and a 1x1 each. On maps
-    of 7x7 these are 0.7 (of 512 channels, as in ResNet18) or 1.4 (of 2048, ResNet50) billion multiply-adds a head and
-    14 or 28 million parameters, of which A's stay: the two heads are three quarters of a pass of ResNet18.
+    One forward and one backward pass of the network and of two heads, each with two 3x3 convolutions and a 1x1
+    convolution. On maps of 7x7, a head takes 0.7 (512 channels, ResNet18) or 1.4 (2048, ResNet50) billion multiply-adds
+    and 14 or 28 million parameters; the trained model keeps those of A. For ResNet18, the two heads cost three quarters
+    of a pass.
 
 When not to use it
-    When what comes out has to be the plain model, or as quick. With labels that mixup or CutMix mixes, where no one
-    class is the true one (refused). With networks that keep no map of channels, such as vision transformers (refused).
+    When the result must be the plain model, or as fast. With labels mixed by mixup or CutMix, where no single class is
+    the true one (refused). With networks without a map of channels, such as vision transformers (refused).
 
 Source
     X. Zhang, Y. Wei, J. Feng, Y. Yang and T. Huang, 'Adversarial Complementary Learning for Weakly Supervised Object
@@ -44,7 +45,7 @@ EPSILON = 1e-5
 
 
 class AcolOutput(NamedTuple):
-    """Logits of `ACoL` in training, `a` and `b` `[B, K]`, and the share of the feature map that was erased, `[]`."""
+    """Output of `ACoL` in training: logits `a` and `b` `[B, K]`, and the erased share of the feature map, `[]`."""
     a: Tensor
     b: Tensor
     erased_fraction: Tensor
@@ -52,12 +53,12 @@ class AcolOutput(NamedTuple):
 
 @torch.no_grad()
 def erase_class(maps: Tensor, target: Tensor, threshold: float = THRESHOLD) -> Tensor:
-    """Where the map of a class is low, so that the rest is erased.
+    """Mask that keeps the feature map where the map of a class is low.
 
     Args:
         maps: maps of all classes `[B, K, h, w]`.
         target: class of each image `[B]`.
-        threshold: erase where the map, brought to 0..1 in each image, reaches it. A flat map erases nothing.
+        threshold: erase where the map, scaled to 0..1 in each image, reaches it. A flat map erases nothing.
 
     Returns:
         Booleans `[B, 1, h, w]`, True where the feature is kept.
@@ -91,7 +92,7 @@ def _of_backbone(name: str) -> property:
 
 
 class AcolNet(nn.Module):
-    """The features of a timm model, classified by a convolutional head: what ACoL evaluates and keeps.
+    """A timm model's features with a convolutional classifier: the network that ACoL evaluates and keeps.
 
     Args:
         backbone: a convolutional timm model without a classifier, `timm.create_model(name, num_classes=0)`.
@@ -122,7 +123,7 @@ class AcolNet(nn.Module):
         return self.backbone.forward_features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features `[B, C, h, w]` to logits `[B, K]`, or what precedes them `[B, head_hidden_size]`."""
+        """Features `[B, C, h, w]` to logits `[B, K]`, or to the pre-logits `[B, head_hidden_size]`."""
         for layer in list(self.head)[:-1] if pre_logits else self.head:
             x = layer(x)
         return x.mean((2, 3))
@@ -135,7 +136,7 @@ class AcolNet(nn.Module):
         """The last convolution of the head."""
         return self.head[-1]
 
-    # of timm's model interface, what does not ask for the classifier
+    # the part of timm's model interface that does not concern the classifier
 
     feature_info = _of_backbone('feature_info')
     pretrained_cfg = _of_backbone('pretrained_cfg')
@@ -155,8 +156,8 @@ class AcolNet(nn.Module):
 class ACoL(nn.Module):
     """A timm model with ACoL's two heads.
 
-    In training `model(x, target)` of images `[B, 3, H, W]` and classes `[B]` is an `AcolOutput`; in evaluation
-    `model(x)` is the logits `[B, K]` of `model.network`, which is what is kept.
+    In training, `model(x, target)` takes images `[B, 3, H, W]` and classes `[B]` and returns an `AcolOutput`. In
+    evaluation, `model(x)` returns the logits `[B, K]` of `model.network`, the part that is kept.
 
     Args:
         network: features and head A.
@@ -181,14 +182,14 @@ class ACoL(nn.Module):
         used = torch.autograd.grad(final.sum(), parameters, allow_unused=True)
         idle = {name for name, gradient in zip(names, used) if gradient is None}
         for name, p in network.backbone.named_parameters():
-            if name in idle:  # of the timm model's own head; DDP waits for the gradients of all that ask for one
+            if name in idle:  # unused parts of the timm model's head; DDP would wait for their gradients
                 p.requires_grad_(False)
 
     def forward(self, x: Tensor, target: Optional[Tensor] = None) -> Union[Tensor, AcolOutput]:
-        """`AcolOutput` of images `[B, 3, H, W]` and classes `[B]` in training, logits `[B, K]` in evaluation.
+        """Return `AcolOutput` for images `[B, 3, H, W]` and classes `[B]` in training, logits `[B, K]` in evaluation.
 
         Raises:
-            ValueError: in training, if targets are no classes.
+            ValueError: in training, if the targets are not class indices.
         """
         if not self.training:
             return self.network(x)
@@ -227,14 +228,14 @@ def create_acol(
         width: int = WIDTH,
         **kwargs: Any,
 ) -> AcolNet:
-    """The network that ACoL trains, as `timm.create_model` makes the plain one.
+    """Make the network that ACoL trains, as `timm.create_model` makes the plain model.
 
     Args:
         name: timm's name of the backbone.
         num_classes: number of classes.
         checkpoint_path: checkpoint of a run with `--method acol`, whose weights are loaded.
         width: channels of the head's hidden convolutions.
-        **kwargs: to `timm.create_model`.
+        **kwargs: arguments of `timm.create_model`.
 
     Raises:
         ValueError: if the model is not convolutional.

@@ -1,26 +1,26 @@
-"""ADL (Attention-based Dropout Layer): train with the strongest region of a feature map dropped, or with all weighed.
+"""ADL (Attention-based Dropout Layer): drop the strongest region of a feature map in training, or weight the map.
 
 What it does
-    After some modules of a convolutional network the mean over the channels, the attention, says where the network
-    looks. At each step each of these places either drops what is strongest, so that the rest has to do, or multiplies
-    the map by the sigmoid of its attention, so that the strongest counts more. Which of the two is one random draw a
-    place and forward pass, for the whole batch (of each process, where there are several). The loss is that of plain
-    training. In evaluation the layer is not there: the model and its state dict are the plain model's.
+    ADL comes after some modules of a convolutional network. The mean over the channels of their output, the attention,
+    shows where the network looks. At each step, each of these layers either drops the strongest region, so that the
+    network must use the rest, or multiplies the map by the sigmoid of its attention, so that the strongest counts
+    more. One random draw per layer and forward pass decides, for the whole batch (of each process, if several).
+    The loss is that of plain training. In evaluation there is no layer: model and state dict are the plain ones.
 
 Hyper-parameters
-    gamma      0.9   drop where the attention reaches this share of its maximum over the image.
-    drop_rate  0.75  chance of dropping, against weighing.
-    modules          after which modules; by default after the first block of each of the last two stages and after the
+    gamma      0.9   drop where the attention reaches this share of its maximum in the image.
+    drop_rate  0.75  probability of dropping instead of weighting.
+    modules          modules that ADL comes after; by default the first block of each of the last two stages and the
                      last block (layer3.0, layer4.0 and layer4.2 of ResNet50).
 
 Cost
-    One forward and one backward pass, as without it: no second pass, no parameters, no state. A mean and a product of
-    each chosen map.
+    One forward and one backward pass, as in plain training: no second pass, no parameters, no state. A mean and
+    a product of each chosen map are computed.
 
 When not to use it
-    With networks that keep no map of channels, such as vision transformers, where it is refused. After a module whose
-    output is negative as often as positive, a share of the maximum says little. It was made for finding whole objects
-    by a classifier, at some cost in accuracy there.
+    With networks without a map of channels, such as vision transformers (refused). After a module whose output is as
+    often negative as positive, where a share of the maximum says little. ADL was made to find whole objects by a
+    classifier, and costs some accuracy there.
 
 Source
     J. Choe and H. Shim, 'Attention-based Dropout Layer for Weakly Supervised Object Localization', CVPR 2019; here as
@@ -41,14 +41,14 @@ DROP_RATE = 0.75
 
 
 def apply_adl(x: Tensor, drop: Tensor, gamma: float = GAMMA) -> Tensor:
-    """Drops the strongest region of each map, or weighs the map; the deterministic half of `drop_attention`.
+    """Drops the strongest region of each map, or weights the map; the deterministic half of `drop_attention`.
 
     The gradient goes through the weights, not through the choice of the region. Nothing is rescaled.
 
     Args:
         x: feature maps `[B, C, h, w]`.
         drop: boolean `[]`, whether to drop.
-        gamma: share of the greatest attention of an image from which on it is dropped.
+        gamma: positions are dropped where the attention reaches this share of its maximum in the image.
 
     Returns:
         A new tensor like `x`.
@@ -64,19 +64,19 @@ def drop_attention(
         drop_rate: float = DROP_RATE,
         generator: Optional[torch.Generator] = None,
 ) -> Tensor:
-    """Drops the strongest region of each map of a batch, or weighs all of them (ADL, Choe and Shim, CVPR 2019).
+    """Drops the strongest region of each map of a batch, or weights all maps (ADL, Choe and Shim, CVPR 2019).
 
     Args:
         x: feature maps `[B, C, h, w]` of a floating dtype.
-        gamma: share of the greatest attention of an image from which on it is dropped, above 0 and at most 1.
-        drop_rate: chance of dropping, between 0 and 1.
-        generator: source of the draw; the default generator of the device if None.
+        gamma: positions are dropped where the attention reaches this share of its maximum; above 0 and at most 1.
+        drop_rate: probability of dropping, between 0 and 1.
+        generator: random generator for the draw; None for the device's default generator.
 
     Returns:
         A new tensor like `x`.
 
     Raises:
-        ValueError: if `x` is no floating `[B, C, h, w]` tensor, or a setting is out of its range.
+        ValueError: if `x` is not a floating `[B, C, h, w]` tensor, or a setting is out of range.
     """
     _check_settings(gamma, drop_rate)
     if not torch.is_tensor(x) or x.ndim != 4 or not x.is_floating_point():
@@ -87,7 +87,7 @@ def drop_attention(
 
 
 class _Layer:
-    """`drop_attention` as a forward hook: of training alone, as its module says."""
+    """`drop_attention` as a forward hook that only acts when its module is in training."""
 
     def __init__(self, name: str, gamma: float, drop_rate: float):
         self.name = name
@@ -104,25 +104,25 @@ def insert_adl(
         gamma: float = GAMMA,
         drop_rate: float = DROP_RATE,
 ) -> List[str]:
-    """Puts ADL after modules of a model, which keeps its parameters, its state dict and its evaluation.
+    """Inserts ADL after modules of a model, whose parameters, state dict and evaluation do not change.
 
-    The layers are forward hooks, so they go where copies of the model go (a running average, a process, a compiled
-    one). Insert them before compiling.
+    The layers are forward hooks, so copies of the model have them, too (a running average, another process, a compiled
+    model). Insert them before compiling.
 
     Args:
         model: a convolutional timm model; changed in place.
-        modules: names of modules that give maps `[B, C, h, w]`; by default the first block of each of the last two
-            stages of timm's `feature_info`, and the last block. The blocks of a stage are its like members that give
-            what it gives, the same channels and size; a stage without such members counts as one block.
-        gamma: share of the greatest attention of an image from which on it is dropped, above 0 and at most 1.
-        drop_rate: chance of dropping, between 0 and 1.
+        modules: names of modules with outputs `[B, C, h, w]`. By default these are the first block of each of the last
+            two stages of timm's `feature_info`, and the last block. The blocks of a stage are its members, if all have
+            one type and the output shape of the stage; otherwise the stage counts as one block.
+        gamma: positions are dropped where the attention reaches this share of its maximum; above 0 and at most 1.
+        drop_rate: probability of dropping, between 0 and 1.
 
     Returns:
-        The names of these modules.
+        The names of the modules that ADL comes after.
 
     Raises:
-        ValueError: if a name is of no module or of one without a map, the model has ADL already, is not convolutional,
-            or a setting is out of its range.
+        ValueError: if a name is not a module with a map, the model already has ADL or is not convolutional, or a
+            setting is out of range.
     """
     _check_settings(gamma, drop_rate)
     if adl_modules(model):
@@ -143,7 +143,7 @@ def insert_adl(
             raise ValueError(f'The module {name} gives no map [B, C, h, w] for ADL: such do {", ".join(near)}.')
     for name in names:
         module = known[name]
-        # gradient checkpointing runs the members of a Sequential and not itself
+        # gradient checkpointing calls the members of a Sequential, not the Sequential
         while type(module).forward is nn.Sequential.forward and len(module):
             module = module[-1]
         module.register_forward_hook(_Layer(name, gamma, drop_rate))
@@ -151,7 +151,7 @@ def insert_adl(
 
 
 def adl_modules(model: nn.Module) -> List[str]:
-    """Names of the modules after which a model has ADL, in the order of the model; [] of one without."""
+    """Names of the modules that ADL comes after, in the order of the model; [] without ADL."""
     return [hook.name for module in model.modules() for hook in module._forward_hooks.values()
             if isinstance(hook, _Layer)]
 

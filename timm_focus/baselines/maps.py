@@ -1,4 +1,4 @@
-"""Which modules of a model give maps `[B, C, h, w]`, found by running it without computing."""
+"""Finds the modules of a model that give maps `[B, C, h, w]`, by running the model on the meta device."""
 import copy
 from typing import Any, Dict, Optional, Sequence, Tuple
 
@@ -13,26 +13,26 @@ def trace_maps(
         model: nn.Module,
         size: Optional[Sequence[int]] = None,
 ) -> Tuple[Tensor, Dict[str, Any], nn.Module]:
-    """Run `forward_features` of a copy of a timm model that has shapes and no numbers (torch's meta device).
+    """Run `forward_features` of a copy of a timm model on torch's meta device, which has shapes but no numbers.
 
     Args:
-        model: A timm model; it is left alone.
+        model: A timm model; it is not changed.
         size: Channels, height and width of the image; the model's own by default.
 
     Returns:
-        The final feature map `[1, C, h, w]`, what each module put out, by its name, and the copy; the outputs know
-        which parameters of the copy they come from.
+        The final feature map `[1, C, h, w]`, the output of each module by its name, and the copy. The outputs have
+        autograd graphs to the parameters of the copy.
 
     Raises:
-        ValueError: The model has no such map, like a vision transformer.
+        ValueError: The model has no such map, as with vision transformers.
     """
-    # by the memo, deepcopy takes these for the tensors' copies, and none is held twice
+    # deepcopy takes a tensor's copy from its memo if there is one, so no tensor is really copied
     memo: Dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=p.is_floating_point())
             for p in model.parameters()}
     memo.update({id(b): torch.empty_like(b, device='meta') for b in model.buffers()})
     twin = copy.deepcopy(model, memo).eval()
     if hasattr(twin, 'set_grad_checkpointing'):
-        twin.set_grad_checkpointing(False)  # which runs the members of a Sequential and not itself
+        twin.set_grad_checkpointing(False)  # it calls the members of a Sequential, not the Sequential
     outputs: Dict[str, Any] = {}
     for name, module in twin.named_modules():
         module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))

@@ -1,28 +1,28 @@
-"""MaskSub: train on the image, and on its masked copy to say what the network says of the whole.
+"""MaskSub: train on the image, and train its masked copy to match the network's answer to the whole image.
 
 What it does
-    Half of each image, random cells of a grid of 7 x 7, is set to zero, and the masked image passes a second time. Its
-    target is what the same classifier says of the whole image, of which no gradient is taken:
+    Half of each image, in random cells of a grid of 7 x 7, is set to zero, and the masked image makes a second pass.
+    Its target is the same classifier's answer to the whole image, through which no gradient goes:
 
         L = (CE(main, y) + CE(masked, softmax(main))) / 2
 
-    A transformer that timm gives patch drop does not see the masked tokens at all: they are left out after the position
-    embedding. Each pass goes backward by itself, so that the activations of one are kept. In evaluation, and in what is
-    kept, the model is the plain timm model.
+    Transformers with patch drop in timm do not process the masked tokens: these are dropped after the position
+    embedding. Each pass has its own backward pass, so only the activations of one pass are kept. In evaluation and in
+    what is saved, the model is the plain timm model.
 
-    Next to focus training it has one classifier and no side loss, erases at random, and trains the masked image alone
-    to agree. Its gradients are half of those of `--focus-map grid --focus-scored-by main --focus-alpha 0 --focus-beta 1
-    --focus-side-weight 0 --focus-kl-direction main_erased --focus-kl-detach main`.
+    Compared with focus training, it has one classifier and no side loss, erases at random, and only trains the masked
+    image's answer to agree. Its gradients are half those of `--focus-map grid --focus-scored-by main --focus-alpha 0
+    --focus-beta 1 --focus-side-weight 0 --focus-kl-direction main_erased --focus-kl-detach main`.
 
 Hyper-parameters
-    share  0.5  of the cells, or tokens, that are masked.
+    share  0.5  share of the cells or tokens that are masked.
 
 Cost
-    Two forward and two backward passes, and 1.5 of a transformer whose tokens are left out; activations of one pass.
+    Two forward and two backward passes, or 1.5 of each for a transformer with dropped tokens; activations of one pass.
 
 When not to use it
-    In short runs: it is regularisation, and a network that has not its training images by heart loses by it. With a
-    model whose BatchNorm must not see masked images, which count in its statistics.
+    In short runs: MaskSub is regularisation, and hurts a network that does not know its training images by heart yet.
+    With a model whose BatchNorm must not see masked images, which count in its statistics.
 
 Source
     'Masking meets Supervision: A Strong Learning Alliance' (MaskSub), CVPR 2025; written anew from its description.
@@ -42,14 +42,14 @@ SHARE = 0.5
 
 
 class MaskSub(FocusNet):
-    """A timm model with a second pass of masked images: a `FocusNet` whose heads idle.
+    """A timm model with a second pass of masked images: a `FocusNet` that does not use its heads.
 
     Args:
         network: The timm model.
-        share: Of each image that is masked, between 0 and 1.
+        share: Share of each image to mask, between 0 and 1.
 
     Raises:
-        TypeError, ValueError: As of `FocusNet`.
+        TypeError, ValueError: See `FocusNet`.
     """
 
     def __init__(self, network: nn.Module, share: float = SHARE):
@@ -58,14 +58,14 @@ class MaskSub(FocusNet):
         self.set_branches(side=False, erased=True, scored_by='main')
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.set_grad_checkpointing(enable)  # nothing is recomputed beside it
+        self.backbone.set_grad_checkpointing(enable)  # only the backbone recomputes
 
 
 class MaskSubLoss(FocusLoss):
-    """The loss of MaskSub, of the output of a `MaskSub`: 'erased_loss' is that of the masked images.
+    """The loss of MaskSub for the output of a `MaskSub`; 'erased_loss' is the loss of the masked images.
 
     Args:
-        criterion: Loss of logits and targets on whole images; cross-entropy by default.
+        criterion: Loss of logits and targets for whole images; by default cross-entropy.
     """
 
     def __init__(self, criterion: Optional[Callable[[Tensor, Tensor], Tensor]] = None):

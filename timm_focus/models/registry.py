@@ -24,18 +24,18 @@ def create_focus_net(
         pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
 ) -> FocusNet:
-    """Make `FocusNet(timm.create_model(name, ...))`: what `timm.create_model('focus_' + name, ...)` calls.
+    """Make `FocusNet(timm.create_model(name, ...))`. `timm.create_model('focus_' + name, ...)` calls this.
 
     Args:
         name: Plain architecture name.
         pretrained: Load the backbone's pretrained weights.
-        pretrained_cfg: As timm's, of the backbone.
-        pretrained_cfg_overlay: As timm's, of the backbone.
+        pretrained_cfg: timm's argument for the backbone.
+        pretrained_cfg_overlay: timm's argument for the backbone.
         **kwargs: `focus_*` arguments go to `FocusNet`, all others to timm.
 
     Raises:
         TypeError: A `focus_*` argument is unknown.
-        ValueError: What is asked for cannot be focus-trained.
+        ValueError: The model cannot be focus-trained with these arguments.
     """
     focus_args = {k: kwargs.pop(k) for k in list(kwargs) if k.startswith(PREFIX)}
     for key in focus_args:
@@ -51,7 +51,7 @@ def create_focus_net(
     if kwargs.get('num_classes') == 0:
         raise ValueError(f'num_classes=0 leaves no classifier to focus-train: use the plain model {name} for features.')
 
-    # the registered name, focus_<name>, must not reach the backbone: what is saved and pushed is a plain model
+    # the registered name, focus_<name>, must not reach the backbone, which is saved and pushed as a plain model
     if isinstance(pretrained_cfg, (dict, PretrainedCfg)):
         cfg = pretrained_cfg if isinstance(pretrained_cfg, dict) else pretrained_cfg.to_dict()
         pretrained_cfg = {**cfg, 'architecture': name}
@@ -74,7 +74,7 @@ def _entrypoint(name: str) -> Callable[..., FocusNet]:
 def register_focus_models() -> None:
     """Register `focus_<name>` for all models that timm knows now, with their tags and pretrained weights.
 
-    Encoders without a classifier (`*_enc`) are left out; anything else without one is refused when it is created.
+    Encoders (`*_enc`) have no classifier and are left out. Other models without one are refused when created.
     """
     module = sys.modules[__name__]
     for name in list_models():

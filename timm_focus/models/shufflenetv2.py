@@ -64,7 +64,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
             raise ValueError(f'in_chans must be 1 or more, got {in_chans}.')
         if not 0 <= drop_rate <= 1:
             raise ValueError(f'drop_rate must lie in [0, 1], got {drop_rate}.')
-        # torchvision's constructor takes no device; the context is how to give it one.
+        # torchvision's constructor takes no device, so the context sets it.
         with nullcontext() if device is None else torch.device(device):
             super().__init__(list(stages_repeats), list(stages_out_channels), num_classes=max(num_classes, 1))
             if in_chans != 3:
@@ -83,7 +83,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
         fc = self.fc
         self.reset_classifier(num_classes, global_pool)
         if num_classes and self.head_hidden_size == self.num_features:
-            self.fc = fc  # torchvision's own classifier fits: with it, a seed draws exactly torchvision's weights
+            self.fc = fc  # keep torchvision's classifier, so that a seed draws exactly torchvision's weights
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks' activations in the backward pass (or not) instead of keeping them."""
+        """Recompute the blocks' activations in the backward pass instead of keeping them, or switch this off."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -221,7 +221,7 @@ class ShuffleNetV2(TorchvisionShuffleNetV2):
 
 
 def _cfg(weights: WeightsEnum) -> dict[str, Any]:
-    """timm's description of torchvision's published weights, read off their own transforms."""
+    """timm's configuration of torchvision's published weights, taken from their transforms."""
     preset = weights.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     return dict(

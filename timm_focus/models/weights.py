@@ -13,22 +13,22 @@ _logger = logging.getLogger(__name__)
 
 Make = Callable[..., nn.Module]
 State = Dict[str, Tensor]
-COUNTER = 'num_batches_tracked'  # old checkpoints have none, and torch does without it
+COUNTER = 'num_batches_tracked'  # old checkpoints lack it, and torch does not need it
 
 
 def shapes_of(make: Make, **kwargs: Any) -> Dict[str, Tuple[int, ...]]:
-    """Shapes of the tensors of a model by name; the model is made without numbers, so that it takes no memory.
+    """Shapes of a model's tensors by name. The model is made on the meta device, so it takes no memory.
 
     Args:
-        make: Makes it.
-        **kwargs: To `make`.
+        make: Function that makes the model.
+        **kwargs: Arguments of `make`.
     """
     with torch.device('meta'):
         return {name: tuple(tensor.shape) for name, tensor in make(**kwargs).state_dict().items()}
 
 
 def tensors_by(make: Make, argument: str) -> Dict[str, Tuple[int, int]]:
-    """Tensors of a model whose shape goes by an argument of it, such as num_classes: their axis and its unit."""
+    """Tensors whose shape depends on a model's argument, such as num_classes: the axis, and its size per unit."""
     two, three = (shapes_of(make, **{argument: n}) for n in (2, 3))
     found = {}
     for name, shape in two.items():
@@ -39,13 +39,13 @@ def tensors_by(make: Make, argument: str) -> Dict[str, Tuple[int, int]]:
 
 
 def argument_of(make: Make, argument: str, state: State) -> Optional[int]:
-    """What an argument of a model, such as num_classes, was, by whichever tensors of a state dict go by it.
+    """Infer the value of a model's argument, such as num_classes, from the tensors that depend on it.
 
     Returns:
-        The number; None if no tensor tells it.
+        The value; None if no tensor in the state dict tells it.
 
     Raises:
-        ValueError: They tell different ones.
+        ValueError: The tensors give different values.
     """
     found = {}
     for name, (axis, unit) in tensors_by(make, argument).items():
@@ -57,7 +57,7 @@ def argument_of(make: Make, argument: str, state: State) -> Optional[int]:
 
 
 def misfit(own: Mapping[str, Tuple[int, ...]], state: State) -> str:
-    """How a state dict differs from a model, in words; '' if it fits.
+    """Describe how a state dict differs from a model; '' if it fits.
 
     Args:
         own: Shapes of the model's tensors by name.
@@ -75,28 +75,29 @@ def misfit(own: Mapping[str, Tuple[int, ...]], state: State) -> str:
 
 
 def native_state(name: str, state: State, num_classes: int, **kwargs: Any) -> State:
-    """A state dict by the names and in the shapes of timm's model.
+    """Translate a state dict to the names and shapes of timm's model.
 
-    It may have others, of another library, an older version or another size of image: timm knows how to read the
+    Its names and shapes may come from another library, an older version or another image size. timm can read the
     official checkpoints of its models.
 
     Args:
         name: timm's name of the model.
         state: The state dict.
-        num_classes: Number of classes of the state dict, 0 if it has no classifier.
-        **kwargs: Of `timm.create_model`, as the model is to be.
+        num_classes: Number of classes of the state dict; 0 if it has no classifier.
+        **kwargs: Arguments of `timm.create_model` for the model.
 
     Raises:
-        ValueError: It is of another architecture: how many tensors fit, and the first ones that do not.
+        ValueError: The state dict is of another architecture; the message counts the tensors that fit and names the
+            first that do not.
     """
     kwargs['num_classes'] = num_classes
     own = shapes_of(timm.create_model, model_name=name, **kwargs)
     why = misfit(own, state)
     if not why:
         return state
-    if sum(map(math.prod, own.values())) <= 4 * sum(t.numel() for t in state.values()):  # else none of this model's
+    if sum(map(math.prod, own.values())) <= 4 * sum(t.numel() for t in state.values()):  # else not this model's
         translated = _translated(name, state, kwargs)
-        # timm loads some models without a look at the names: what fits is told only by one that refuses what does not
+        # for some models timm ignores the names: a translation only proves a fit if a wrong state dict is refused
         if translated and not _translated(name, {'none': torch.zeros(1)}, kwargs):
             resized = [f'{k} from {tuple(state[k].shape)} to {tuple(v.shape)}' for k, v in translated.items()
                        if k in state and state[k].shape != v.shape]
@@ -107,15 +108,15 @@ def native_state(name: str, state: State, num_classes: int, **kwargs: Any) -> St
 
 
 def _translated(name: str, state: State, kwargs: Dict[str, Any]) -> Optional[State]:
-    """A state dict as timm loads it into a model, None if it does not."""
+    """The state dict after timm loaded it into a model; None if timm cannot."""
     overlay = dict(kwargs.get('pretrained_cfg_overlay') or {}, state_dict=dict(state), source='', custom_load=False,
                    num_classes=kwargs['num_classes'], label_offset=0)
-    logger = logging.getLogger('timm.models')  # it speaks of what is tried here
+    logger = logging.getLogger('timm.models')  # it would log these attempts
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         return timm.create_model(name, pretrained=True, **{**kwargs, 'pretrained_cfg_overlay': overlay}).state_dict()
-    except Exception:  # whatever code for one checkpoint makes of another one
+    except Exception:  # timm's code for one checkpoint may raise anything on another
         return None
     finally:
         logger.setLevel(level)

@@ -196,7 +196,7 @@ def _prepare(api: HfApi, publication: Publication, again: str) -> Tuple[Optional
     except RepositoryNotFoundError:
         if publication.create_pr:
             raise
-        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: the default of the Hub or the organisation
+        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: the Hub's or organisation's default
         info = api.model_info(repo_id, files_metadata=True)  # the actual state, whatever was asked for
     if private and not info.private:
         how = 'public' if info.private is False else 'not known to be private'

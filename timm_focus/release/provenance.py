@@ -1,7 +1,7 @@
 """Records on this machine which images a run was trained on, so that no pictures of other folders are published.
 
-A checkpoint names a folder, too, but it may come from anywhere, and its maker may have guessed a folder of this machine.
-So training keeps a note outside the run: in `timm_focus/runs` in `$XDG_STATE_HOME`, or in `~/.local/state`.
+A checkpoint names a folder, too, but it may come from anywhere, and its maker may have guessed a folder of this
+machine. So training keeps a note outside the run: in `timm_focus/runs` in `$XDG_STATE_HOME`, or in `~/.local/state`.
 """
 import hashlib
 import json

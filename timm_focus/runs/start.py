@@ -92,5 +92,5 @@ def _load_with_heads(model: nn.Module, checkpoint_path: str, *args: Any, **kwarg
     return load_checkpoint(model, checkpoint_path, *args, **kwargs)
 
 
-# create_model("focus_...", checkpoint_path=...) reads the file itself and only passes the plain weights to the model
+# create_model('focus_...', checkpoint_path=...) reads the file itself and only passes the plain weights to the model
 timm.models._factory.load_checkpoint = _load_with_heads
