@@ -2,8 +2,9 @@
 
 What it does
     Each training image gets a random patch size. The image is cut into a grid of that size, and each cell is
-    hidden (set to the mean colour) with a fixed probability. The network cannot rely on one region, which is often missing, so it
-    learns to use more of the picture. The loss is plain cross-entropy. At test time the image is left whole.
+    hidden (set to the mean colour) with a fixed probability. The network cannot rely on one region, which is
+    often missing, so it learns to use more of the picture. The loss is plain cross-entropy. At test time the image
+    is left whole.
 
 Hyper-parameters
     patch_sizes  (0, 16, 32, 44, 56)  cell sides in pixels for a 224-pixel image; one is drawn per image, uniformly;
