@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ from timm_focus import FocusNet
 from timm_focus.analysis import explain
 from timm_focus.analysis.pieces import connected_pieces
 from timm_focus.commands.classes import find_class, folder_classes
-from timm_focus.commands.explain import erased_boxes, spread
+from timm_focus.commands.explain import Manifest, _check_output, erased_boxes, spread
 from timm_focus.runs import load_model
-from timm_focus.commands.main import main
-from timm_focus.commands.sources import Placement, place
+from timm_focus.commands.main import build_parser, main
+from timm_focus.commands.sources import Placement, find_sources, place
 
 SMALL = ('--model', 'test_resnet', '--random-weights', '--img-size', '128', '-j', '0')
 
@@ -427,6 +428,25 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing(command, image_folder, monk
     assert '1.png cannot be drawn: RuntimeError: no fonts' in err
 
 
+def test_names_that_lead_out_of_the_output_folder(image_folder, tmp_path, monkeypatch):
+    """Of a shard of somebody else's, and of any other data set that names its images so."""
+    shards = tmp_path / 'shards'
+    shards.mkdir()
+    (shards / 'label.cls').write_text('0')
+    with tarfile.open(shards / 'val-0000.tar', 'w') as tar:
+        for key in ('../../evil', 'sub/../../../evil', '.hidden/a', 'good'):
+            tar.add(image_folder / 'val/left/0.jpg', arcname=f'{key}.jpg')
+            tar.add(shards / 'label.cls', arcname=f'{key}.cls')
+    (shards / '_info.json').write_text(json.dumps(dict(splits=dict(validation=dict(filenames=['val-0000.tar'])))))
+    args = build_parser().parse_args(['explain', str(shards)])
+    found, = find_sources(args, args.images, str(tmp_path / 'out'), ('.png',), ())
+    assert found.base == 'val-0000.tar/good'
+    for name in ('../evil.jpg', 'a/../../evil.jpg', '/evil.jpg'):
+        monkeypatch.setattr('timm_focus.commands.sources.find_images', lambda *_: [found._replace(name=name)])
+        with pytest.raises(ValueError, match='evil.jpg, so that what is made of it would lie outside of --output out'):
+            find_sources(args, args.images, 'out', ('.png',), ())
+
+
 # what can be looked at
 
 @pytest.mark.slow
@@ -442,6 +462,29 @@ def test_an_output_goes_with_its_weights_and_settings(command, refusal, image_fo
     torch.save(checkpoint, run_folder / 'model_best.pth.tar')
     assert '(weights in ' in _ends(argv, '--output', folder)
     assert json.loads((folder / 'explained.json').read_text()) == manifest
+
+
+def test_a_manifest_says_which_files_may_be_replaced(tmp_path):
+    path, settings = str(tmp_path / 'explained.json'), dict.fromkeys(
+        ('weights', 'threshold', 'label', 'data_config', 'feature', 'erased_by'), 1)
+    own = {'a.png', 'b.png', 'sheet.png', 'never.png'}
+    assert _check_output(path, settings, own) == set()
+    with Manifest(path, own) as manifest:
+        manifest.begin(settings)
+        assert set(json.loads((tmp_path / 'explained.json').read_text())['other_files']) == own, 'after a kill, too'
+        for name in ('a.png', 'b.png', 'sheet.png'):
+            (tmp_path / name).touch()
+        manifest.add(dict(files=dict(picture='a.png')))  # and it is interrupted before b
+    assert json.loads((tmp_path / 'explained.json').read_text())['other_files'] == ['b.png', 'sheet.png']
+    (tmp_path / 'c.png').touch()
+    known = _check_output(path, settings, {'b.png'})
+    assert known == {'a.png', 'b.png', 'sheet.png'}
+    with Manifest(path, {'b.png'} | known) as manifest:  # of another image
+        manifest.begin(settings)
+        manifest.add(dict(files=dict(picture='b.png')))
+    assert _check_output(path, settings, {'a.png', 'd.png'}) == known, 'and of the first one again'
+    with pytest.raises(ValueError, match=r'c\.png is there already, and no explained\.json beside it says'):
+        _check_output(path, settings, {'a.png', 'c.png'})
 
 
 def _ends(argv, *more):

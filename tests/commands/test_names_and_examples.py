@@ -66,3 +66,43 @@ def test_models_by_name_where_no_flag_names_them(sources, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(['export', sources['hub'], '--format', 'safetensors'])
     assert 'has no folder to write into: give --output' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, theirs, mark', [
+    ('explain', '0-mask.png', 'explained.json'), ('explain', '0.npy', 'explained.json'),
+    ('validate', 'images.csv', 'validate.json'), ('area', 'area.png', 'settings.json'),
+    ('area', 'area.json', 'settings.json')])
+def test_no_file_of_somebody_else_is_replaced(name, theirs, mark, image_folder, tmp_path, capsys):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / theirs).write_text('mine')
+    image = image_folder / 'val/left/0.jpg'
+    with pytest.raises(SystemExit) as e:
+        main([name, str(image if name == 'explain' else image_folder), '--model', 'test_resnet', '--random-weights',
+              '--img-size', '64', '--device', 'cpu', '-j', '0', '--output', str(out)])
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and error.startswith(f'timm-focus {name}: error: {out / theirs} is there already, and no '
+                                                  f'{mark} beside it'), error
+    assert [f.name for f in out.iterdir()] == [theirs] and (out / theirs).read_text() == 'mine'
+
+
+SAYS = {'status': 403, 'headers': {'X-Error-Message': 'Access to it is restricted. {headers}'}, 'times': 99}
+
+
+@pytest.mark.parametrize('name', ['validate', 'train'])
+def test_what_the_hub_says_is_told_without_the_token(name, hub, image_folder, tmp_path, capsys, quietly, monkeypatch):
+    hub.fail('HEAD', 'resolve', **SAYS)
+    hub.fail('GET', 'resolve', **SAYS)
+    argv = [str(image_folder), '--model', 'hf-hub:user/name', '--device', 'cpu', '-j', '0']
+    with pytest.raises(SystemExit) as e:
+        if name == 'train':
+            monkeypatch.setattr('sys.argv', ['train_focus.py', *argv, '--method', 'focus', '--output', str(tmp_path)])
+            train_focus.cli()
+        else:
+            main([name, *argv])
+    assert hub.requests[-1][2] == f'Bearer {hub.token}', 'the token was sent'
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and 'Access to it is restricted' in err and '***' in err, err
+    assert hub.token not in out + err
+    repository = 'the repository' if name == 'train' else 'user/name'
+    assert f'The token may not read {repository} (403): ask for access on its page' in err

@@ -1,5 +1,6 @@
 """Whatever a checkpoint is like, its model is made as it was trained, or one sentence says what is in the way."""
 import argparse
+import json
 import re
 
 import pytest
@@ -157,9 +158,12 @@ SPARSE = torch.eye(3).to_sparse()
      for name, value in (
     ('label_names', 5), ('label_names', [1]), ('model_kwargs', [1]), ('num_classes', -1), ('num_classes', 'many'),
     ('in_chans', 0), ('img_size', 'large'), ('input_size', [3, 10 ** 6, 10 ** 6]), ('input_size', [3, 64]),
-    ('img_size', 10 ** 6), ('mean', 5), ('crop_pct', 'all'), ('interpolation', 7), ('gp', 3))] + [
+    ('img_size', 10 ** 6), ('input_size', [10 ** 9, 64, 64]), ('mean', 5), ('crop_pct', 'all'),
+    ('interpolation', 7), ('gp', 3))] + [
     (dict(args=argparse.Namespace(**{'num_classes': 7, name: value})), words) for name, value, words in (
         ('interpolation', 'cubist', 'says of its images what cannot be done.*cubist'),
+        ('pretrained_cfg_overlay', dict(input_size=[3, 10 ** 6, 10 ** 6]), 'has the setting input_size '),
+        ('model_kwargs', dict(img_size=10 ** 6), 'has the setting img_size 1000000, where a size of at most'),
         ('model_kwargs', dict(nonsense=1), 'nonsense'), ('num_classes', 10 ** 12, 'of another architecture'))])
 def test_a_checkpoint_of_the_wrong_shape_is_one_sentence(save, change, words):
     path = save(checkpoint(make(), **change))
@@ -220,6 +224,18 @@ def test_an_export_is_a_checkpoint(focused, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(ValueError, match='model.safetensors is damaged'):
+        load_model(f'local-dir:{folder}')
+
+
+@pytest.mark.parametrize('part, change', [
+    ('pretrained_cfg', dict(input_size=[3, 10 ** 6, 10 ** 6])), ('pretrained_cfg', dict(input_size=[10 ** 9, 9, 9])),
+    ('model_args', dict(img_size=10 ** 6))])
+def test_an_export_of_images_that_fill_the_memory_is_one_sentence(tmp_path, part, change):
+    folder = save_for_hub(make(), tmp_path / 'hub', license='mit', dataset='drawn')
+    config = json.loads((folder / 'config.json').read_text())
+    config[part] = {**(config.get(part) or {}), **change}
+    (folder / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r'config\.json has the setting (input|img)_size .*, where .* belongs'):
         load_model(f'local-dir:{folder}')
 
 

@@ -344,15 +344,23 @@ def test_another_architecture_is_a_sentence(tmp_path):
     (dict(optimizer=5), 'does not fit this run'),
     (dict(optimizer=dict(state=5, param_groups=[])), 'does not fit this run'),
     (dict(epoch='two'), 'does not say where its run stands'),
+    (dict(epoch=float('inf')), 'does not say where its run stands'),
     (dict(saver=dict(progress=5)), 'does not say where its run stands'),
+    (dict(saver='plateau'), "where its run stands: its saver is 'plateau'"),
+    *((dict(saver=dict(progress=dict(epoch=1, batch=0, updates=5, **{name: value}))), f'run stands: its {name} is ')
+      for name, value in (('totals', 5), ('totals', dict(loss='x')), ('buffers', 5), ('focus_start', 'x'))),
+    *((dict(saver=dict(plateau=value)), 'run stands: its plateau is ') for value in (
+        5, dict(best=1., num_bad_epochs=0, cooldown_counter=0, last_epoch=0), dict(restore_lr=None),
+        dict(restore_lr='x', best=1., num_bad_epochs=0, cooldown_counter=0, last_epoch=0))),
 ])
+@pytest.mark.filterwarnings('ignore:.*Plateau:FutureWarning')
 def test_a_checkpoint_of_the_wrong_shape_is_a_sentence(tmp_path, change, words):
-    Run(tmp_path).save(0)
+    Run(tmp_path, sched='plateau').save(0)
     path = tmp_path / 'last.pth.tar'
     found = torch.load(path, weights_only=False)
     torch.save({**found, **change}, path)
     with pytest.raises(ValueError, match=words) as e:
-        Run(tmp_path).resume(path)
+        Run(tmp_path, sched='plateau').resume(path)
     assert '\n' not in str(e.value)
 
 

@@ -36,3 +36,5 @@ def test_what_this_package_refuses_is_told_as_it_is():
 def test_a_sentence_is_one_line_and_not_too_long():
     assert sentence(ValueError('a\n   b')) == 'a b' and sentence(KeyError()) == 'KeyError'
     assert len(sentence(ValueError('a' * 1000))) == 500
+    for n in range(450, 500):  # where a cut falls into a token
+        assert 'Cd' not in sentence(ValueError('a' * n + ' Authorization: Bearer hf_aBCdCdCdCdCdCdCdCd'))

@@ -19,6 +19,7 @@ SECRET = 'hf_aBcDeFgHiJkLmNoP'
     ('hf_oauth_abcdefgh', 'hf_***'),
     ('https://me:word@host/x', 'https://***@host/x'),
     ('GET https://s3/x?X-Amz-Signature=abc&X-Amz-Credential=d failed', 'GET https://s3/x?*** failed'),
+    ('/home/me/hf_scenes40/a.png and hf_datasets/a.png, of hf_hub_download', None),
     ('HF_HUB_DISABLE_XET=1 and https://huggingface.co/user/name', None),
     ('Invalid metadata in README.md: "license" must be an identifier', None),
 ])

@@ -3,20 +3,21 @@ import argparse
 import csv
 import json
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 from timm_focus.runs import Loaded, image_mode
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import csv_cell, from_csv_cell
 from timm_focus.utils.weight_files import digest
 
-from .checks import check_model, images_digest, tell
+from .checks import check_free, check_model, images_digest, tell
 from .data import add_data_arguments, open_data
 from .load import add_model_arguments, load_models
 from .table import add_picture_format
 
 __all__ = ['add_parser']
 
+SETTINGS = 'settings.json'
 COLUMNS = ('model', 'dataset', 'image', 'coverage', 'map_height', 'map_width')
 
 
@@ -60,9 +61,8 @@ def run(args: argparse.Namespace) -> None:
     datasets = {one.name: one.dataset for one in opened}
     modes = {loaded.name: image_mode(loaded) for loaded in models}
     notes = [check_model(loaded).note for loaded in models]
-    os.makedirs(args.output, exist_ok=True)
     path = os.path.join(args.output, 'area.csv')
-    _keep_settings(os.path.join(args.output, 'settings.json'), path, {
+    _keep_settings(args.output, ('area.csv', 'area.json', f'area.{args.format}'), {
         'threshold': args.threshold,
         'models': {loaded.name: dict(
             weights=digest(loaded.model.state_dict()), data_config=loaded.data_config, mode=modes[loaded.name])
@@ -93,16 +93,23 @@ def run(args: argparse.Namespace) -> None:
     print(f'{path}, area.json and area.{args.format} beside it')
 
 
-def _keep_settings(path: str, results: str, settings: Dict[str, Any]) -> None:
+def _keep_settings(folder: str, results: Sequence[str], settings: Dict[str, Any]) -> None:
     """Keep the settings of a measurement in its folder, where those of the same models and images must not change.
 
+    Args:
+        folder: Of the measurement; made if it is not there.
+        results: Names of the files that it consists of.
+        settings: Its settings.
+
     Raises:
-        ValueError: They have changed.
+        ValueError: They have changed, or files of these names are of something else.
     """
     from timm_focus.utils import write_whole
 
-    folder, settings = os.path.dirname(path) or '.', json.loads(json.dumps(settings, default=str))
-    if os.path.exists(path):
+    path, settings = os.path.join(folder, SETTINGS), json.loads(json.dumps(settings, default=str))
+    if not os.path.exists(path):
+        check_free(folder, results, SETTINGS)
+    else:
         try:
             with open(path, encoding='utf-8') as f:
                 before = json.load(f)
@@ -113,11 +120,10 @@ def _keep_settings(path: str, results: str, settings: Dict[str, Any]) -> None:
                 settings[kind] = {**before[kind], **settings[kind]}
         except (ValueError, TypeError, KeyError, AttributeError):
             differs = ['unknown settings']
-    else:
-        differs = ['unknown settings'] if os.path.exists(results) else []
-    if differs:
-        raise ValueError(f'{folder} holds a measurement with {differs[0]} ({path}): give another --output, or remove '
-                         'it.')
+        if differs:
+            raise ValueError(f'{folder} holds a measurement with {differs[0]} ({path}): give another --output, or '
+                             'remove it.')
+    os.makedirs(folder, exist_ok=True)
     write_whole(path, json.dumps(settings, indent=2) + '\n')
 
 

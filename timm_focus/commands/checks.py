@@ -2,12 +2,12 @@
 import hashlib
 import os
 import sys
-from typing import Any, NamedTuple, Sequence, Tuple
+from typing import Any, Iterable, NamedTuple, Sequence, Tuple
 
 from timm_focus.runs import Loaded
 from timm_focus.utils import shown
 
-__all__ = ['Checked', 'check_model', 'count_classes', 'images_digest', 'tell']
+__all__ = ['Checked', 'check_free', 'check_model', 'count_classes', 'images_digest', 'tell']
 
 
 class Checked(NamedTuple):
@@ -67,6 +67,23 @@ def count_classes(loaded: Loaded, needs_map: bool = True) -> Tuple[int, str]:
     if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f'{loaded.name} gives no logits of classes: take a model that classifies.')
     return logits.shape[1], note
+
+
+def check_free(folder: str, names: Iterable[str], mark: str) -> None:
+    """Check that files which a command is about to write replace nothing of somebody else's.
+
+    Args:
+        folder: Where they go.
+        names: Those that no earlier run of the command is known to have written, from the folder.
+        mark: Name of the file by which the command knows what it wrote.
+
+    Raises:
+        ValueError: One is there.
+    """
+    there = next((path for path in (os.path.join(folder, name) for name in names) if os.path.lexists(path)), None)
+    if there is not None:
+        raise ValueError(f'{shown(there)} is there already, and no {mark} beside it says that this command wrote it: '
+                         'give another --output, or move it.')
 
 
 def tell(notes: Sequence[str]) -> None:

@@ -5,14 +5,14 @@ import json
 import math
 import os
 import sys
-from typing import IO, Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import IO, Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from timm_focus.runs import Loaded, class_names, image_mode
-from timm_focus.utils import open_whole, shown
+from timm_focus.utils import open_whole, shown, write_whole
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.weight_files import digest
 
-from .checks import count_classes, tell
+from .checks import check_free, count_classes, tell
 from .classes import find_class, folder_classes, folder_key
 from .data import add_data_arguments
 from .load import add_model_arguments, check_single, load_models
@@ -76,7 +76,10 @@ def run(args: argparse.Namespace) -> None:
     target = None if args.label is None else find_class(args.label, names)
     settings = _settings(args, loaded, names, target)
     manifest_path = os.path.join(args.output, MANIFEST)
-    _check_output(manifest_path, settings)
+    files_of = {source.base: {what: source.base + ending for what, ending in endings.items()} for source in sources}
+    own = {name for files in files_of.values() for name in files.values()}
+    own |= {sheet_name} if len(sources) > 1 and args.sheet else set()
+    own |= _check_output(manifest_path, settings, own)
     tell([note])
     truths = _true_classes(sources, loaded, names)
     on_sheet = set(spread([source.label if i is None else i for source, i in zip(sources, truths)], args.sheet))
@@ -89,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
 
     os.makedirs(args.output, exist_ok=True)
     sheet, unread, tally = [], '', Tally()
-    with Manifest(manifest_path) as manifest, tqdm(
+    with Manifest(manifest_path, own) as manifest, tqdm(
             total=len(dataset), desc=shown(loaded.name), unit='image', disable=None) as bar:
         for batch in loader:
             for item in batch:
@@ -106,7 +109,8 @@ def run(args: argparse.Namespace) -> None:
             if not manifest.n:
                 manifest.begin({**settings, **_maps(found)})
             for j, (item, picture, entry) in enumerate(_describe(batch, found, loaded, sources, names, truths)):
-                files = _make_room(args.output, sources[item['i']], endings)
+                files = files_of[sources[item['i']].base]
+                os.makedirs(os.path.dirname(os.path.join(args.output, files['picture'])), exist_ok=True)
                 _write_arrays(args.output, files, found.map[j], picture.keep)
                 with _drawn(bar, files['picture']):
                     explanation_plot(picture, os.path.join(args.output, files['picture']))
@@ -240,21 +244,37 @@ def _maps(found: Any) -> Dict[str, Any]:
         convolutional=found.area.convolutional)
 
 
-def _check_output(path: str, settings: Dict[str, Any]) -> None:
-    """Check that a folder holds no explanations by other settings, which would be overwritten."""
-    if not os.path.exists(path):
-        return
-    keys = ('weights', 'threshold', 'label', 'data_config', 'feature', 'erased_by')
-    now = json.loads(json.dumps(settings))
-    try:
-        with open(path, encoding='utf-8') as f:
-            before = json.load(f)
-        other = next((key for key in keys if before.get(key) != now[key]), None)
-    except (ValueError, AttributeError):
-        other = 'content'
-    if other is not None:
-        raise ValueError(f'{os.path.dirname(path) or "."} holds explanations by other settings ({other} in {path}): '
-                         'give another --output, or remove it.')
+def _check_output(path: str, settings: Dict[str, Any], names: Set[str]) -> Set[str]:
+    """Check that nothing is overwritten but explanations by the same settings.
+
+    Args:
+        path: The manifest of the folder, which may not be there.
+        settings: Of the explanations.
+        names: Files that are to be written, from the folder.
+
+    Returns:
+        Files that earlier runs wrote.
+
+    Raises:
+        ValueError: The folder holds explanations by other settings, or one of these files is of something else.
+    """
+    folder = os.path.dirname(path)
+    known: Set[str] = set()
+    if os.path.exists(path):
+        keys = ('weights', 'threshold', 'label', 'data_config', 'feature', 'erased_by')
+        now = json.loads(json.dumps(settings))
+        try:
+            with open(path, encoding='utf-8') as f:
+                before = json.load(f)
+            other = next((key for key in keys if before.get(key) != now[key]), None)
+            known = {*before['other_files'], *(name for entry in before['images'] for name in entry['files'].values())}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            other = 'content'
+        if other is not None:
+            raise ValueError(f'{folder or "."} holds explanations by other settings ({other} in {path}): '
+                             'give another --output, or remove it.')
+    check_free(folder, sorted(names - known), MANIFEST)
+    return known
 
 
 def _describe(
@@ -322,12 +342,6 @@ def erased_boxes(keep: Any, at: Placement, size: Tuple[int, int]) -> List[Tuple[
     return boxes[:MOST_BOXES]
 
 
-def _make_room(output: str, source: Source, endings: Dict[str, str]) -> Dict[str, str]:
-    """Name the files of an image, from the output folder, and make the folder that they lie in."""
-    os.makedirs(os.path.join(output, os.path.dirname(source.base)), exist_ok=True)
-    return {what: source.base + ending for what, ending in endings.items()}
-
-
 def _write_arrays(output: str, files: Dict[str, str], activation: Any, keep: Any) -> None:
     """Write map and mask, each whole or not at all."""
     import numpy as np
@@ -344,14 +358,16 @@ class Manifest:
 
     Args:
         path: Where it goes.
+        own: Names of files in its folder that this or an earlier run of the command writes. Those that are there and
+            are of no image that came are its `other_files`; the next run may replace them, and nothing else.
 
     Attributes:
         n: Number of images so far.
         complete: Whether all have come; set it at the end.
     """
 
-    def __init__(self, path: str):
-        self.path, self.n, self.complete = path, 0, False
+    def __init__(self, path: str, own: Set[str]):
+        self.path, self.n, self.complete, self.others = path, 0, False, set(own)
         self._left_out: List[Dict[str, str]] = []
         self._opened = contextlib.ExitStack()
         self._file: Optional[IO[str]] = None
@@ -360,9 +376,9 @@ class Manifest:
         return self
 
     def begin(self, settings: Dict[str, Any]) -> None:
-        """Write what holds for all images, in place of what an earlier run wrote."""
-        if os.path.exists(self.path):
-            os.unlink(self.path)
+        """Write what holds for all images, in place of what an earlier run wrote; it is there even after a kill."""
+        none_yet = dict(settings, images=[], left_out=[], other_files=sorted(self.others), complete=False)
+        write_whole(self.path, json.dumps(none_yet, indent=2))
         self._file = self._opened.enter_context(open_whole(self.path))
         self._file.write(json.dumps(settings, indent=2)[:-2] + ',\n  "images": [')
 
@@ -370,6 +386,7 @@ class Manifest:
         if self._file is None:
             raise RuntimeError('A manifest is begun before images are added.')
         self._file.write((',' if self.n else '') + '\n    ' + json.dumps(entry))
+        self.others -= set(entry['files'].values())
         self.n += 1
 
     def leave_out(self, path: str, why: str) -> None:
@@ -379,5 +396,8 @@ class Manifest:
         if self._file is None:
             return
         left_out = ''.join((',' if i else '') + '\n    ' + json.dumps(e) for i, e in enumerate(self._left_out))
-        self._file.write(f'\n  ],\n  "left_out": [{left_out}],\n  "complete": {json.dumps(self.complete)}\n}}\n')
+        folder = os.path.dirname(self.path)
+        others = json.dumps(sorted(name for name in self.others if os.path.lexists(os.path.join(folder, name))))
+        self._file.write(f'\n  ],\n  "left_out": [{left_out}],\n  "other_files": {others},\n'
+                         f'  "complete": {json.dumps(self.complete)}\n}}\n')
         self._opened.close()

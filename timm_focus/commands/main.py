@@ -7,7 +7,7 @@ from typing import Optional, Sequence
 
 from timm_focus.utils.parser import Parser
 from timm_focus.utils.processes import end_workers
-from timm_focus.utils.secrets import discreet
+from timm_focus.utils.secrets import discreet, redact
 
 from . import area, explain, export, models, predict, push, report, rf, train, validate
 
@@ -41,7 +41,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.exit(0)
     except (ValueError, OSError, ImportError) as e:
-        print(f'timm-focus {args.command}: error: {" ".join(str(e).split())}', file=sys.stderr)
+        print(f'timm-focus {args.command}: error: {redact(" ".join(str(e).split()))}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # some press it more than once

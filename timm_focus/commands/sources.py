@@ -4,6 +4,8 @@ import math
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from timm_focus.utils import shown
+
 from .data import open_data
 
 __all__ = ['Placement', 'Source', 'SourceImages', 'file_source', 'find_images', 'find_sources', 'place']
@@ -123,9 +125,14 @@ def find_sources(
         reserved: Other files that are made there.
 
     Raises:
-        ValueError: Something is not there, or what is made would come to lie among the images.
+        ValueError: Something is not there, or what is made would come to lie among the images, or outside of the
+            output folder.
     """
     found = find_images(args, paths, output)
+    for source in found:  # archives and data sets of others may name an image as they like
+        if os.path.isabs(source.name) or os.pardir in source.name.split(os.sep):
+            raise ValueError(f'The image {shown(source.path)} is called {shown(source.name)}, so that what is made of '
+                             f'it would lie outside of --output {output}: give it another name.')
     folders = {os.path.dirname(source.name) for source in found}
     inputs = {os.path.realpath(folder): folder for folder in {os.path.dirname(source.path) for source in found}}
     for folder in folders:

@@ -13,7 +13,7 @@ from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import csv_cell, some
 from timm_focus.utils.weight_files import digest
 
-from .checks import check_model, images_digest, tell
+from .checks import check_free, check_model, images_digest, tell
 from .classes import folder_key
 from .data import add_data_arguments, open_data
 from .load import add_model_arguments, load_models
@@ -242,7 +242,9 @@ def _row(record: Dict[str, Any]) -> Dict[str, Any]:
 def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
     """Check that a folder holds no results of another command; the same one may be repeated."""
     path = os.path.join(folder, SUMMARY)
-    if os.path.exists(path):
+    if not os.path.exists(path):
+        check_free(folder, (CLASSES, IMAGES), SUMMARY)
+    else:
         before: List[Optional[Dict[str, Any]]]
         try:
             with open(path) as f:

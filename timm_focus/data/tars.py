@@ -297,7 +297,7 @@ def _samples(file: BinaryIO, path: str) -> Iterator[Tuple[str, Dict[str, Place]]
     for member in _members(file, path):
         folder, name = posixpath.split(member.name)
         stem, _, ending = name.partition('.')
-        if member.size is None or is_debris(name):
+        if member.size is None or any(map(is_debris, member.name.split('/'))):  # '..', too, which leads out
             continue
         this = posixpath.join(folder, stem)
         if this != key and sample:

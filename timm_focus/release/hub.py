@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import timm
 from huggingface_hub import (
@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from timm_focus.method import FocusNet
+from timm_focus.utils.hub_errors import explanation, short
+from timm_focus.utils.secrets import discreet
 from timm_focus.utils.weight_files import read_weight_file
-from timm_focus.utils.secrets import discreet, redact
 
 from .export import CARD, CONFIG, FILES, HEADS, REPORT, is_export, read_config, save_for_hub
 from .folder import some_names
@@ -156,7 +157,7 @@ def push_export(folder: Union[str, Path], publication: Publication) -> str:
         _logger.warning(f'{folder / CARD} does not name {repo_id}: look through what it says on loading.')
     again = f'The export is whole in {folder}: `{publication.again(folder)}` goes on with it.'
     api = HfApi(library_name=LIBRARY)
-    with _explained(repo_id, again):
+    with _explained(repo_id, again, writing=True):
         parent, there, new_branch = _prepare(api, publication, again)
         same = _same(folder, names, there)
         if there and not (same or create_pr or publication.overwrite):
@@ -242,23 +243,8 @@ def _refuse_secrets(folder: Path, names: List[str]) -> None:
             raise ValueError(f'{folder / name} contains your token of the Hub: take it out.')
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: Set[int] = set()
-    at: Optional[BaseException] = error
-    while at is not None and id(at) not in seen:
-        seen.add(id(at))
-        yield at
-        at = at.__cause__ or at.__context__
-
-
-def _first(error: BaseException, name: str) -> Any:
-    """The value of an attribute of the first error that has it, among an error and its causes."""
-    found = (getattr(e, name, None) for e in _causes(error))
-    return next((value for value in found if value is not None), None)
-
-
 @contextlib.contextmanager
-def _explained(repo_id: str, again: str) -> Iterator[None]:
+def _explained(repo_id: str, again: str, writing: bool = False) -> Iterator[None]:
     """Turn errors of the Hub's client into a `HubError`: what happened and how to go on, without the token."""
     try:
         yield
@@ -266,53 +252,7 @@ def _explained(repo_id: str, again: str) -> Iterator[None]:
         raise
     except Exception as e:  # from the client and the HTTP library of its version
         # not `from e`: a traceback must not print a request with its header
-        raise HubError(f'{redact(_explanation(e, repo_id))} {again}'.strip()) from None
-
-
-def _explanation(error: BaseException, repo_id: str) -> str:
-    """Explain an error of the client in a sentence or two, with the server's own message."""
-    response = _first(error, 'response')
-    kinds = [type(e).__name__ for e in _causes(error)]
-    endpoint = constants.ENDPOINT
-    if response is None:
-        disk = next((e for e in _causes(error) if isinstance(e, OSError) and e.filename), None)
-        if disk is not None and not isinstance(disk, ConnectionError):
-            return f'{disk.filename} cannot be read or written: {disk.strerror}.'
-        words = ('Connect', 'Timeout', 'Protocol', 'Network', 'Read', 'Write')
-        if any(word in kind for kind in kinds for word in words):
-            xet = not constants.HF_HUB_DISABLE_XET and 'huggingface.co' not in endpoint
-            hint = ' A Hub without Xet storage needs HF_HUB_DISABLE_XET=1.' if xet else ''
-            return f'The connection to {endpoint} cannot be made, or broke ({kinds[-1]}).{hint}'
-        return f'The Hub cannot be used: {_short(error)}.'
-    status = response.status_code
-    wait = response.headers.get('Retry-After')
-    meanings = {
-        401: f'{endpoint} does not know the token (401), or {repo_id} is private: `hf auth login`, or HF_TOKEN, with a '
-             'token that is valid and allows writing.',
-        403: f'The token does not allow this on {repo_id} (403): take one that may write there, another name, or open '
-             'a pull request.',
-        404: f'{endpoint} has no repository {repo_id}, or not this branch, or the token may not see it (404): check '
-             'the name.',
-        409: f'{repo_id} was changed by somebody else meanwhile (409): have a look at it.',
-        412: f'{repo_id} was changed by somebody else meanwhile (412): have a look at it.',
-        429: f'{endpoint} asks for fewer requests (429): wait {f"{wait} seconds" if wait else "some minutes"}.',
-    }
-    if status in meanings:
-        return meanings[status] + _said(error)
-    if status >= 500:
-        return f'{endpoint} has a fault ({status}): wait some minutes.{_said(error)}'
-    return f'{endpoint} refuses ({status}): {_short(error)}.'
-
-
-def _said(error: BaseException) -> str:
-    """The server's own message as a sentence, '' if there is none."""
-    words = _first(error, 'server_message')
-    return f' The server says: {_short(words)}.' if words else ''
-
-
-def _short(said: Union[BaseException, str]) -> str:
-    """A text or an error as one line, redacted before it is cut, so that no part of a token is left at the cut."""
-    return redact(' '.join(str(said).split())).rstrip('.')[:300] or type(said).__name__
+        raise HubError(f'{explanation(e, repo_id, writing)} {again}'.strip()) from None
 
 
 @discreet()
@@ -347,7 +287,7 @@ def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
         with contextlib.nullcontext() if local else _explained(source, ''):
             backbone = timm.create_model(source if local else f'{HUB}{source}', pretrained=True, **kwargs)
     except (AssertionError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
-        raise ValueError(f'{source} cannot be loaded: {_short(e)}.') from e
+        raise ValueError(f'{source} cannot be loaded: {short(e)}.') from e
     try:
         model = FocusNet(backbone, **focus_args)
         own = {k for k in model.state_dict() if not k.startswith('backbone.')}
@@ -355,7 +295,7 @@ def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
             raise ValueError(f'there are {", ".join(sorted(heads))}, not {", ".join(sorted(own))}')
         model.load_state_dict(heads, strict=False)
     except (RuntimeError, TypeError, ValueError) as e:
-        raise ValueError(f'The heads of {source} do not fit its model: {_short(e)}.') from e
+        raise ValueError(f'The heads of {source} do not fit its model: {short(e)}.') from e
     return model
 
 

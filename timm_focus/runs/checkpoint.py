@@ -1,19 +1,21 @@
 """Reads checkpoints of runs and weights from elsewhere; an unusable one is refused with one sentence."""
 import argparse
 import json
+import math
 import numbers
 import os
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Collection, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import EntryNotFoundError
 from timm.models import clean_state_dict, parse_model_name
 from torch import Tensor
 
 from timm_focus.method import HEADS
 from timm_focus.models import FOCUS_ARGS
 from timm_focus.utils.errors import sentence
+from timm_focus.utils.hub_errors import answered, explanation
 from timm_focus.utils.text import brief
 from timm_focus.utils.weight_files import read_weight_file
 
@@ -24,6 +26,7 @@ EXPORT_CONFIG, EXPORT_WEIGHTS, EXPORT_HEADS = 'config.json', 'model.safetensors'
 LOCAL, HUB = 'local-dir:', 'hf-hub:'
 STATES = ('state_dict', 'model', 'model_state_dict')  # keys of the weights in checkpoints of various scripts
 MOST_PIXELS = 8192 ** 2  # of an image; more would fill the memory
+INPUT_SIZE = f'channels, height and width of at most {MOST_PIXELS:,} pixels'
 State = Dict[str, Tensor]
 
 
@@ -114,10 +117,9 @@ def parse_checkpoint(found: Dict[str, Any], path: str) -> Checkpoint:
     """
     args, arch = found.get('args'), found.get('arch')
     settings = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
-    for name, (wanted, right) in SETTINGS.items():
-        value = settings.get(name)
-        if value is not None and not right(value):
-            raise ValueError(f'The checkpoint {path} has the setting {name} {brief(value)}, where {wanted} belongs.')
+    _check(settings, SETTINGS, path)
+    for part in ('pretrained_cfg_overlay', 'model_kwargs'):
+        _check(settings.get(part), SIZES, path)
     if not isinstance(arch, (str, type(None), Tensor)):  # in a state dict it may be a weight
         raise ValueError(f'The checkpoint {path} is of the model {brief(arch)}, which is no name.')
     average = '' if settings.get('model_ema_force_cpu') else next(
@@ -152,16 +154,19 @@ def _read_source(source: str) -> Checkpoint:
                          "timm's.")
     try:
         with open(config, encoding='utf-8') as f:
-            focus = json.load(f).get('focus') or {}
+            found = json.load(f)
+        focus = found.get('focus') or {}
         settings = {k: v for k, v in focus.items() if k in FOCUS_ARGS}
     except (AttributeError, OSError, ValueError) as e:
         raise ValueError(f'{config} cannot be read: {sentence(e)}') from e
+    for part in (found.get('pretrained_cfg', found), found.get('model_args')):
+        _check(part, SIZES, config)
     state = _tensors(clean_state_dict(read_weight_file(weights)), weights, '')
     heads: Dict[str, State] = {}
     file = _source_file(source, EXPORT_HEADS) if focus else None
     if file is not None:
-        found = _tensors(read_weight_file(file), file, '')
-        heads = {head: _under(f'{head}.', found) for head in HEADS}
+        tensors = _tensors(read_weight_file(file), file, '')
+        heads = {head: _under(f'{head}.', tensors) for head in HEADS}
     return Checkpoint(weights, source, settings, None, None, state, heads)
 
 
@@ -174,14 +179,26 @@ def _source_file(source: str, name: str) -> Optional[str]:
     repo_id, _, revision = place.partition('@')
     try:
         return hf_hub_download(repo_id, name, revision=revision or None)
-    except RepositoryNotFoundError as e:
-        raise ValueError(f'{source} is not on the Hub, or the token may not see it: check the name.') from e
-    except EntryNotFoundError as e:
-        if type(e).__name__ == 'LocalEntryNotFoundError':  # the Hub cannot be reached
-            raise ValueError(f'The Hub cannot be reached for {source}, and there is no copy of it here.') from e
-        return None
-    except Exception as e:  # messages of the client and its HTTP library may show addresses with a key
-        raise ValueError(f'{source} cannot be had from the Hub: {type(e).__name__}.') from e
+    except Exception as e:  # of the client and of its HTTP library
+        is_local = type(e).__name__ == 'LocalEntryNotFoundError'  # there is no copy here, and the Hub gave none
+        if isinstance(e, EntryNotFoundError) and not is_local:
+            return None
+        why = f'The Hub cannot be reached for {source}, and there is no copy of it here.'
+        if answered(e) or not is_local:
+            why = f'{source} cannot be had from the Hub: {explanation(e, repo_id)}'
+        raise ValueError(why) from None  # their texts may show a token, or addresses with a key
+
+
+def _check(settings: Any, names: Collection[str], path: str) -> None:
+    """Check that some of the settings that a file gives are what they must be.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name in names if isinstance(settings, dict) else ():
+        value, (wanted, right) = settings.get(name), SETTINGS[name]
+        if value is not None and not right(value):
+            raise ValueError(f'The checkpoint {path} has the setting {name} {brief(value)}, where {wanted} belongs.')
 
 
 def _tensors(found: Any, path: str, name: str) -> State:
@@ -217,6 +234,12 @@ def _size(value: Any) -> bool:
     return all(map(_whole, sides)) and len(sides) == 2 and sides[0] * sides[1] <= MOST_PIXELS
 
 
+def is_input_size(value: Any) -> bool:
+    """Whether these are channels, height and width of an image that does not fill the memory."""
+    return (isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_whole, value))
+            and math.prod(value) <= 3 * MOST_PIXELS and _size(list(value[1:])))
+
+
 def _several(value: Any, kind: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(v, kind) for v in value)
 
@@ -224,12 +247,12 @@ def _several(value: Any, kind: Any) -> bool:
 _TEXT = 'text', lambda v: isinstance(v, str)
 _NUMBERS = 'one number or more', lambda v: _several(v, numbers.Real)
 _NAMED = 'values by names', lambda v: isinstance(v, dict) and all(isinstance(k, str) for k in v)
+SIZES = 'img_size', 'input_size'  # which may be in other settings, too
 # requirements of the settings that determine a model and its images
 SETTINGS: Dict[str, Tuple[str, Any]] = dict(
     num_classes=('a number from 1 on', _whole), in_chans=('a number from 1 on', _whole),
     img_size=(f'a size of at most {MOST_PIXELS:,} pixels', _size),
-    input_size=(f'channels, height and width of at most {MOST_PIXELS:,} pixels',
-                lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and _whole(v[0]) and _size(list(v[1:]))),
-    model_kwargs=_NAMED, pretrained_cfg_overlay=_NAMED, label_names=('names', lambda v: _several(v, str)),
+    input_size=(INPUT_SIZE, is_input_size), model_kwargs=_NAMED, pretrained_cfg_overlay=_NAMED,
+    label_names=('names', lambda v: _several(v, str)),
     mean=_NUMBERS, std=_NUMBERS, crop_pct=('a number', lambda v: isinstance(v, numbers.Real)), gp=_TEXT,
     interpolation=_TEXT, crop_mode=_TEXT, method=_TEXT)

@@ -16,8 +16,9 @@ from timm_focus.method import HEADS, FocusNet
 from timm_focus.models import FOCUS_ARGS
 from timm_focus.models.weights import argument_of, misfit, native_state, shapes_of
 from timm_focus.utils.errors import as_settings_error
+from timm_focus.utils.text import brief
 
-from .checkpoint import Checkpoint, State, is_source, read_checkpoint
+from .checkpoint import INPUT_SIZE, Checkpoint, State, is_input_size, is_source, read_checkpoint
 
 __all__ = [
     'Loaded', 'check_name', 'check_plain', 'image_mode', 'load_heads', 'load_model', 'load_run', 'model_arguments']
@@ -197,6 +198,8 @@ def _data_config(model: nn.Module, settings: Mapping[str, Any], path: str) -> Di
     names = ('crop_pct', 'crop_mode', 'interpolation', 'mean', 'std', 'input_size', 'img_size')
     with as_settings_error(f'{path} says of its images what cannot be done'):
         config = resolve_data_config({k: settings.get(k) for k in names}, model=model)
+        if not is_input_size(config['input_size']):
+            raise ValueError(f'an input_size {brief(config["input_size"])}, where {INPUT_SIZE} belongs')
         fit_channels(config, getattr(model, 'in_chans', config['input_size'][0]))
         create_transform(**config, is_training=False)
     return config

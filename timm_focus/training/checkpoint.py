@@ -2,9 +2,10 @@
 import argparse
 import logging
 import math
+import numbers
 import os
 import re
-from typing import Any, Collection, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 from torch import Tensor
 
 from timm_focus.utils import copy_whole, open_whole
+from timm_focus.utils.text import brief
 from timm_focus.utils.weight_files import read_weight_file
 
 __all__ = [
@@ -26,6 +28,24 @@ PLATEAU_COUNTERS = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 RECOVERIES = 2  # the newest has not proved itself yet: see `FocusCheckpointSaver.doubt`
 # names of a run's checkpoints
 CHECKPOINT = re.compile(r'(last|model_best|(checkpoint|milestone)-\d+|recovery-\d+-\d+)\.pth\.tar')
+
+
+def _numbers(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(v, numbers.Real) for v in found.values())
+
+
+def _rates(found: Any) -> bool:
+    return found is None or isinstance(found, list) and all(isinstance(v, numbers.Real) for v in found)
+
+
+PLATEAU = 'plateau'
+PARTS: Dict[str, Callable[[Any], bool]] = {  # what says where a run stands, and what it must be where it is given
+    'totals': _numbers,
+    'buffers': lambda v: isinstance(v, list) and all(isinstance(own, dict) for own in v),
+    'focus_start': lambda v: isinstance(v, int) and v >= 0,
+    PLATEAU: lambda v: (isinstance(v, dict) and _rates(v.get('restore_lr', ''))
+                        and all(isinstance(v.get(name), numbers.Real) for name in PLATEAU_COUNTERS)),
+}
 
 
 class Progress(NamedTuple):
@@ -110,19 +130,24 @@ def read_kept(path: str, state: Optional[Dict[str, Any]] = None) -> Kept:
         ValueError: The file is missing, damaged, or no checkpoint of a run.
     """
     state = load(path) if state is None else state
-    saver, args, metric = state.get('saver'), state.get('args'), state.get('metric')
-    saver = saver if isinstance(saver, dict) else {}
+    saver, args, metric = state.get('saver') or {}, state.get('args'), state.get('metric')
     try:
+        if not isinstance(saver, dict):
+            raise ValueError(f'its saver is {brief(saver)}')
         epoch, saved = int(state['epoch']), saver.get('progress')
         progress = Progress(**saved) if saved else Progress(epoch + 1, 0, 0)
         if not all(isinstance(n, int) and n >= 0 for n in (epoch, *progress[:3])):
             raise ValueError('it names numbers below 0')
+        for name, right in PARTS.items():
+            found = saver.get(name) if name == PLATEAU else getattr(progress, name)
+            if found is not None and not right(found):
+                raise ValueError(f'its {name} is {brief(found)}')
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
         images, run = saver.get('images'), saver.get('run')
         return Kept(
             path, None if run is None else str(run), epoch, progress, metric, str(saver.get('ranked_by') or ''),
             None if images is None else int(images), vars(args) if isinstance(args, argparse.Namespace) else {})
-    except (TypeError, ValueError) as e:
+    except (OverflowError, TypeError, ValueError) as e:
         raise ValueError(f'The checkpoint {path} does not say where its run stands: {e}.') from e
 
 

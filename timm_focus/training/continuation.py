@@ -57,7 +57,7 @@ def resume(
         if loss_scaler is not None and loss_scaler.state_dict_key in state:
             loss_scaler.load_state_dict(state[loss_scaler.state_dict_key])
         saver = state.get('saver') or {}
-        if isinstance(scheduler, PlateauLRScheduler) and 'plateau' in saver:
+        if isinstance(scheduler, PlateauLRScheduler) and saver.get('plateau') is not None:
             scheduler.restore_lr = saver['plateau']['restore_lr']
             for name in PLATEAU_COUNTERS:
                 setattr(scheduler.lr_scheduler, name, saver['plateau'][name])

@@ -4,6 +4,9 @@ import pickle
 import traceback
 from typing import Iterator
 
+from .hub_errors import answered, explanation
+from .secrets import redact
+
 __all__ = ['SettingsError', 'as_settings_error', 'sentence']
 
 
@@ -12,8 +15,8 @@ class SettingsError(ValueError):
 
 
 def sentence(error: BaseException, longest: int = 500) -> str:
-    """The message of an exception on one line, cut to `longest` characters; its type if it has no message."""
-    return ' '.join(str(error).split())[:longest] or type(error).__name__
+    """The message of an exception on one line, without tokens, cut to `longest` characters; its type if it is empty."""
+    return redact(' '.join(str(error).split()))[:longest] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -33,9 +36,14 @@ def as_settings_error(what: str) -> Iterator[None]:
     except (AssertionError, AttributeError, LookupError, TypeError) as e:
         if _is_ours(e):
             raise
-        raise SettingsError(f'{what}: {sentence(e)}') from e
+        raise SettingsError(f'{what}: {_why(e)}') from e
     except (ArithmeticError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as e:
-        raise SettingsError(f'{what}: {sentence(e)}') from e
+        raise SettingsError(f'{what}: {_why(e)}') from e
+
+
+def _why(error: BaseException) -> str:
+    """What an exception says; where a server's refusal is behind it, what that means, as the client may not tell."""
+    return explanation(error, 'the repository') if answered(error) else sentence(error)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -1,7 +1,9 @@
 """The parser of all command lines here: errors are one line with the nearest flag, and help shows each default."""
 import argparse
 import difflib
-from typing import Any, Iterable, NoReturn, Sequence
+from typing import Any, Iterable, NoReturn, Optional, Sequence
+
+from .secrets import redact
 
 __all__ = ['Parser', 'nearest']
 
@@ -51,6 +53,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
+
+    def exit(self, status: int = 0, message: Optional[str] = None) -> NoReturn:
+        super().exit(status, redact(message) if message else None)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse has three overloads
         found, unknown = self.parse_known_args(args, namespace)

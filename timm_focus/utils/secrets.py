@@ -20,7 +20,8 @@ LOOKS_LIKE = (
     (re.compile(r'(\bauthorization\b[\'"]?\s*[:=]\s*[\'"]?)(?:(?:bearer|basic|token)\b\s*)?[^\s\'",;<>}]+', re.I),
      r'\1'),
     (re.compile(r'(\bbearer\s+)[\w.~+/=-]{6,}', re.I), r'\1'),
-    (re.compile(r'(?<![A-Za-z0-9])(hf_)(?:[a-z]+_)?[A-Za-z0-9]{6,}'), r'\1'),
+    # but not a step of a path, or a function of huggingface_hub
+    (re.compile(r'(?<![A-Za-z0-9/])(hf_)(?!hub_)(?:[a-z]+_)?[A-Za-z0-9]{6,}(?![\w-]*/)'), r'\1'),
     (re.compile(r'(://)[^/\s@\'"]+(?=@)'), r'\1'),
     (re.compile(r'(https?://[^\s?\'"<>]+\?)[^\s\'"<>]+'), r'\1'),  # the signature of a signed address is in its query
 )
