@@ -93,7 +93,8 @@ def read_checkpoint(path: str) -> Checkpoint:
         path: A file, a folder of a run or of an export, local-dir:FOLDER, or hf-hub:user/name.
 
     Raises:
-        ValueError: There is no such file. it is damaged, or it is no checkpoint: which part of it, and why.
+        ValueError: There is no such file, it is damaged, or it is no checkpoint; the message says which part is
+            wrong, and why.
     """
     if not is_source(path) and all(os.path.isfile(os.path.join(path, f)) for f in (EXPORT_CONFIG, EXPORT_WEIGHTS)):
         path = LOCAL + path
