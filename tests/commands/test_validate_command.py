@@ -17,6 +17,7 @@ from timm_focus.analysis import faithfulness
 from timm_focus.runs import Loaded, load_model
 from timm_focus.commands.main import main
 from timm_focus.commands.validate import match_classes
+from timm_focus.data.places365 import CATEGORIES
 
 
 @pytest.fixture
@@ -156,6 +157,11 @@ def test_matching():
     assert names_of([], 3, folders) == ([0, 1, 2], folders), 'fine-tuned on these'
     assert names_of(synsets, 3, folders) == ([0, 1, 2], folders), "names of the weights that it began with"
     assert names_of(['goldfish', 'dog'] * 500, 1000, folders)[0][0] == 0
+    written = ['swimming_pool_outdoor', 'subway_station_platform', 'arena-hockey']
+    places = ['swimming_pool/outdoor', 'subway_station/platform', 'arena/hockey']
+    assert names_of([], 365, written)[0] == [CATEGORIES.index(name) for name in places]
+    with pytest.raises(ValueError, match=r'1 of the 4 classes .* none of the 365 .*: my_attic\. Rename'):
+        names_of([], 365, [*written, 'my_attic'])
     with pytest.raises(ValueError, match='1 of the 1 classes of the data are none of the 1000 .*n00000000'):
         names_of([], 1000, ['n00000000'])
     with pytest.raises(ValueError, match='data has 2 classes, but m has 1000 and no names'):

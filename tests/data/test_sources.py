@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from timm_focus.data import create_dataset, open_images
+from timm_focus.data.libraries import saved_as
 from timm_focus.data.tars import class_info, scan_tar
 
 NAMES = ['left', 'right']
@@ -199,6 +200,14 @@ def test_folders_of_hugging_face_are_named_for_what_they_are(saved):
                        ('one', 'a data set that save_to_disk wrote')):
         with pytest.raises(ValueError, match=f'holds {what}: give --dataset hfds/.*{name} in its place'):
             open_images(saved[name])
+
+
+@pytest.mark.parametrize('place, found', [
+    ('.', True), ('data', True), ('train', True), ('default/train', True), ('a/b/c', False), ('.cache/train', False)])
+def test_parquet_files_are_found_below_configurations_and_splits(place, found, tmp_path):
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / 'train-00000-of-00001.parquet').touch()
+    assert saved_as(str(tmp_path)) == ('parquet files' if found else '')
 
 
 def test_data_sets_of_torchvision_know_their_classes(image_folder):

@@ -2,6 +2,7 @@
 import argparse
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -11,7 +12,10 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 
+from timm_focus.runs.kinds import ORDER
 from timm_focus.training import FocusCheckpointSaver, FocusTask, Progress, resume
+from timm_focus.training.checkpoint import Kept
+from timm_focus.training.continuation import check_order
 
 NAME = 'resnet10t'
 
@@ -395,3 +399,18 @@ def test_a_flipped_bit_is_told(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r'last.pth.tar is damaged: .*: the newest good one is .*checkpoint-1'):
         Run(tmp_path).resume(path)
+
+
+@pytest.mark.parametrize('name, before, now', [
+    ('world_size', 1, 2), ('train_split', 'train', 'other'), ('dataset', '', 'folder'), ('class_map', '', 'map.txt'),
+    ('places_version', None, 'challenge'), ('places_size', '256', 'large')])
+def test_the_rest_of_an_epoch_is_of_the_same_images(name, before, now):
+    def kept(batch, **settings):
+        return Kept('run/recovery-0-3.pth.tar', None, 0, Progress(0, batch, batch), None, '', 24, settings)
+    args = SimpleNamespace(**{**dict.fromkeys(ORDER), 'world_size': 1, name: now})
+    said = f'{name.replace("_", "-")}' if name != 'world_size' else 'processes'
+    with pytest.raises(ValueError, match=f'in the middle of epoch 0, after batch 4, .* since {said} '):
+        check_order(kept(4, **{name: before}), args, 24)
+    check_order(kept(4, **{name: now}), args, 24)
+    check_order(kept(0, **{name: before}), args, 24)
+    check_order(kept(4), args, 24)  # of an older version, which does not tell

@@ -173,7 +173,7 @@ def test_shards_are_found_by_their_info(train, image_folder, tmp_path, refusal):
         with webdataset.ShardWriter(f'{shards}/{split}-%04d.tar', maxcount=8, verbose=0) as writer:
             for i, file in enumerate(files):
                 label = ['left', 'right'].index(file.parent.name)
-                writer.write({'__key__': f'{i:06}', 'jpg': file.read_bytes(), 'cls': label})
+                writer.write({'__key__': f'{i:06}', ('jpg', 'jpeg')[i % 2]: file.read_bytes(), 'cls': label})
         names = sorted(p.name for p in shards.glob(f'{split}-*.tar'))
         info['splits'][name] = dict(
             name=name, num_samples=len(files), filenames=names,

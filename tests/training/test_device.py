@@ -36,10 +36,13 @@ def test_freed_memory_is_not_cleared_again():
 
 
 @pytest.mark.parametrize('flags, cores, processes, workers', [
-    ([], 2, 1, 2), ([], 64, 1, 4), ([], 8, 4, 2), ([], 2, 4, 1), (['-j', '4'], 2, 1, 4), (['--workers', '0'], 2, 1, 0)])
+    ([], 2, 1, 2), ([], 64, 1, 4), ([], 8, 4, 2), ([], 2, 4, 1), (['-j', '4'], 2, 1, 4), (['--workers', '0'], 2, 1, 0),
+    (['--dataset', 'synthetic'], 1, 1, 1), (['--dataset', 'synthetic'], 8, 1, 2),
+    (['--dataset', 'synthetic', '-j', '2'], 1, 1, 2)])
 def test_no_more_workers_than_cores_unless_asked(flags, cores, processes, workers, monkeypatch, quietly):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
-    args, _ = parse_args(build_parser(), ['d', '--device', 'cpu', *flags])
+    data = [] if '--dataset' in flags else ['d']
+    args, _ = parse_args(build_parser(), [*data, '--device', 'cpu', *flags])
     args, *_ = set_up_device(args)
     assert args.workers == workers

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import timm
+import torch
 
 from timm_focus.training import report
 from timm_focus.utils.errors import SettingsError
+from timm_focus.training.loop import _keep_picture
 from timm_focus.training.report import Journal, describe_cost
 
 
@@ -70,3 +72,13 @@ def test_a_dashboard_that_fails_ends_no_run(tmp_path, caplog):
         'TensorBoard is not closed: RuntimeError: the network is gone',
         'Weights & Biases is not closed: RuntimeError: the network is gone']
     assert (tmp_path / 'summary.csv').read_text().splitlines()[1].startswith('0,1.0')
+
+
+@pytest.mark.parametrize('channels, ending', [(1, 'jpg'), (2, 'png'), (3, 'jpg'), (4, 'png'), (5, None)])
+def test_a_batch_that_cannot_be_drawn_ends_no_run(channels, ending, tmp_path, caplog):
+    _keep_picture(torch.rand(2, channels, 8, 8), str(tmp_path / 'batch'))
+    assert [path.name for path in tmp_path.iterdir()] == ([f'batch.{ending}'] if ending else [])
+    assert bool(caplog.records) == (ending is None)
+    caplog.clear()
+    _keep_picture(torch.rand(2, channels, 8, 8), '/dev/null/batch')
+    assert len(caplog.records) == 1 and 'cannot be drawn' in caplog.text

@@ -9,8 +9,8 @@ __all__ = ['find_class', 'folder_classes', 'folder_key']
 
 
 def folder_key(name: str) -> str:
-    """A class's name as a folder can have it: Places365's arena/hockey is also kept in arena-hockey."""
-    return str(name).replace('/', '-')
+    """A class's name as folders have it: Places365's arena/hockey is also kept as arena-hockey and arena_hockey."""
+    return str(name).replace('/', '-').replace('_', '-')
 
 
 def folder_classes(loaded: Loaded, names: Sequence[str]) -> Dict[str, int]:

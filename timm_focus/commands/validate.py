@@ -112,7 +112,8 @@ def match_classes(
     folders = [names[i] for i in present]
     if subset and all(re.fullmatch(r'n\d{8}', name) for name in folders):
         candidates.append(ImageNetInfo(subset).label_names())
-    if n_classes == len(CATEGORIES) and set(map(folder_key, folders)) <= set(map(folder_key, CATEGORIES)):
+    categories = set(map(folder_key, CATEGORIES))
+    if n_classes == len(CATEGORIES) and 2 * sum(folder_key(name) in categories for name in folders) > len(folders):
         candidates.append(list(CATEGORIES))
     unknown, known = [], []
     for known in candidates:

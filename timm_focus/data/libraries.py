@@ -1,5 +1,6 @@
 """Readers of images by number for data sets of other libraries: Hugging Face's `datasets` and torchvision."""
 import io
+import itertools
 import os
 from typing import Any, List, Optional, Sequence, Tuple
 
@@ -9,11 +10,13 @@ from PIL import EpsImagePlugin
 from timm_focus.utils import shown, some
 from timm_focus.utils.errors import sentence
 
+from .folders import is_debris
 from .images import open_regular
 from .numbered import NumberedReader
 
 __all__ = ['HfdsReader', 'TorchReader', 'forbid_programs', 'saved_as']
 
+MOST_FOLDERS = 9  # a data set has at most about as many configurations or splits; more folders are classes
 SAVED = ('state.json', 'dataset_dict.json')  # save_to_disk writes these for one split, and for several
 
 
@@ -26,10 +29,26 @@ def saved_as(folder: str) -> str:
     """Say in words whether a folder holds a data set of save_to_disk or parquet files; '' if neither."""
     if any(os.path.isfile(os.path.join(folder, name)) for name in SAVED):
         return 'a data set that save_to_disk wrote'
-    for place in (folder, os.path.join(folder, 'data')):
-        if os.path.isdir(place) and any(name.endswith('.parquet') for name in os.listdir(place)):
-            return 'parquet files'
-    return ''
+    return 'parquet files' if _has_parquet(folder, 2) else ''
+
+
+def _has_parquet(folder: str, depth: int) -> bool:
+    """Say whether a folder, or one of its folders down to `depth`, has parquet files: <configuration>/<split>/ is two.
+
+    It stays cheap in a tree of images: it looks at 1,000 entries of a folder at most, and where a folder has more than
+    MOST_FOLDERS folders, which are classes then, it enters `data` alone.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            kept = [entry for entry in itertools.islice(entries, 1000) if not is_debris(entry.name)]
+        inner = [entry for entry in kept if entry.is_dir()]
+    except OSError:  # whoever reads it tells
+        return False
+    if any(entry.name.endswith('.parquet') for entry in kept):
+        return True
+    if len(inner) > MOST_FOLDERS:
+        inner = [entry for entry in inner if entry.name == 'data']
+    return depth > 0 and any(_has_parquet(entry.path, depth - 1) for entry in inner)
 
 
 class HfdsReader(NumberedReader):

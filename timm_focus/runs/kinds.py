@@ -9,7 +9,8 @@ PLACES = ('data', 'data_dir', 'output', 'config')
 # settings that decide which images come in which step: a run resumed within an epoch needs them unchanged
 ORDER = (
     'batch_size', 'grad_accum_steps', 'seed', 'epoch_repeats', 'aug_repeats', 'train_list', 'images_per_class',
-    'subset_seed', 'train_img_sizes', 'train_batch_sizes', 'train_size_probs', 'train_size_schedule',
+    'subset_seed', 'dataset', 'train_split', 'class_map', 'places_version', 'places_size', 'train_img_sizes',
+    'train_batch_sizes', 'train_size_probs', 'train_size_schedule',
     'train_size_schedule_spread', 'train_size_random_mix', 'train_batches_per_epoch')
 # settings that are never published, as regular expressions: places on a machine, accounts, and the push's target, so
 # that a copy of the run does not push there, too

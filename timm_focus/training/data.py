@@ -14,7 +14,7 @@ from timm.data import AugMixDataset, FastCollateMixup, IterableImageDataset, Mix
 
 from timm_focus.data import SceneDataset, create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, STREAMS, found_name
-from timm_focus.data.images import image_mode
+from timm_focus.data.images import image_endings, image_mode
 from timm_focus.data.libraries import forbid_programs
 from timm_focus.data.readers import PartReader, label_names
 from timm_focus.data.tars import class_info
@@ -152,8 +152,11 @@ def _streams(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Imag
         if getattr(args, flag) is not None:
             raise SettingsError(f'--{flag.replace("_", "-")} is of images with numbers, and {args.dataset or name} is '
                                 'a stream: leave it out.')
+    input_key = args.input_key
+    if not input_key and name.lower().startswith('wds/'):  # timm would drop what is neither jpg nor png nor webp
+        input_key = ';'.join(sorted(ending[1:] for ending in image_endings()))
     common = dict(
-        name=name, root=args.data_dir, download=args.dataset_download, seed=args.seed, input_key=args.input_key,
+        name=name, root=args.data_dir, download=args.dataset_download, seed=args.seed, input_key=input_key,
         target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code, class_map=args.class_map)
 
     def load(split: str, flag: str, **kwargs: Any) -> Images:

@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from timm_focus.data.dataset import DataError
 from timm_focus.utils import open_whole
+from timm_focus.utils.warned import warned
 
 from .checkpoint import FocusCheckpointSaver, Progress, check_finite, gather_buffers
 from .device import cores
@@ -141,6 +142,14 @@ def _loss_scale(args: argparse.Namespace, input: Tensor) -> float:
     """Weight of the loss of a batch whose size the schedule of resolutions chose."""
     scale = input.shape[0] / args.batch_size
     return {'none': 1., 'sqrt': scale ** 0.5, 'linear': scale}[args.variable_batch_loss_scale]
+
+
+def _keep_picture(input: Tensor, stem: str) -> None:
+    """Draw a batch into a file, whose ending is added: JPEG has 1 or 3 channels. A failure is only warned about."""
+    name, ending = ('jpeg', 'jpg') if input.shape[1] in (1, 3) else ('png', 'png')
+    path = f'{stem}.{ending}'
+    with warned(f'{path} cannot be drawn', _logger), open_whole(path, 'wb') as f:
+        save_image(input.float(), f, format=name, padding=0, normalize=True)
 
 
 def _backward(loss: Tensor, scale: float, scaler: Any = None) -> None:
@@ -280,9 +289,7 @@ def train_one_epoch(
                         f'{rate:.1f} img/s  waiting {100 * idle / (now - max(began, waited.began)):.0f}%  '
                         f'left {_duration(left * seconds)}')
                     if args.save_images and saver is not None:
-                        path = os.path.join(saver.checkpoint_dir, f'train-batch-{batch}.jpg')
-                        with open_whole(path, 'wb') as f:
-                            save_image(input.float(), f, format='jpeg', padding=0, normalize=True)
+                        _keep_picture(input, os.path.join(saver.checkpoint_dir, f'train-batch-{batch}'))
                 recent, began, logged = Averages(device), time.perf_counter(), batch + 1
                 waited.seconds = 0.
 

@@ -216,32 +216,40 @@ def conclude(
     if focus_start is not None and focus_start.is_auto:
         _logger.info(focus_start.conclusion(args.last_epoch))
     draw_sheet(args, task, dataset_eval, data_config, os.path.join(output_dir, 'focus.png'))
-    network = unwrap_model(task.get_eval_model())
+    best = os.path.join(output_dir, 'model_best.pth.tar')
+    if not os.path.exists(best):
+        return
+    _logger.info(f'Compare it with another run: timm-focus report {shlex.quote(output_dir)} OTHER_RUN')
+    with warned('How to load it cannot be told', _logger):
+        told = _how_to_load(args, unwrap_model(task.get_eval_model()), best)
+        if told:
+            _logger.info(told)
+
+
+def _how_to_load(args: argparse.Namespace, network: Any, best: str) -> str:
+    """How to load the best weights of a run, '' where nobody knows its architecture."""
     plain = network.backbone if isinstance(network, AcolNet) else network
     architecture = (getattr(plain, 'pretrained_cfg', None) or {}).get('architecture')
-    best = os.path.join(output_dir, 'model_best.pth.tar')
-    if os.path.exists(best):
-        _logger.info(f'Compare it with another run: timm-focus report {shlex.quote(output_dir)} OTHER_RUN')
-    if architecture and os.path.exists(best):
-        with torch.device('meta'):
-            default = get_model_args(timm.create_model(architecture))
-        kwargs = {k: v for k, v in get_model_args(plain).items() if k not in default or default[k] != v}
-        if plain is not network:
-            given = {**kwargs, 'num_classes': args.num_classes, 'checkpoint_path': best}
-            listed = ''.join(f', {k}={v!r}' for k, v in given.items())
-            _logger.info('ACoL classifies by a head of its own, so what is kept is no plain timm model. Load it: '
-                         f'from timm_focus.baselines import create_acol; create_acol({architecture!r}{listed})')
-            return
-        listed = ''.join(f', {k}={v!r}' for k, v in {'num_classes': args.num_classes, **kwargs}.items())
-        needs = 'import timm_focus; ' if architecture.startswith('shufflenetv2_') else ''
-        line = f'timm.create_model({architecture!r}{listed}, checkpoint_path={best!r})'
-        unlike = ', strict=False' if args.split_bn else ''  # the statistics of the other splits are in it, too
-        if args.model_ema and args.model_ema_force_cpu:  # the running average was not validated
-            unlike += ', use_ema=False'
-        if unlike:
-            line = (f'model = timm.create_model({architecture!r}{listed}); '
-                    f'timm.models.load_checkpoint(model, {best!r}{unlike})')
-        _logger.info(f'Load it with timm: {needs}{line}')
+    if not architecture:
+        return ''
+    with torch.device('meta'):
+        default = get_model_args(timm.create_model(architecture))
+    kwargs = {k: v for k, v in get_model_args(plain).items() if k not in default or default[k] != v}
+    if plain is not network:
+        given = {**kwargs, 'num_classes': args.num_classes, 'checkpoint_path': best}
+        listed = ''.join(f', {k}={v!r}' for k, v in given.items())
+        return ('ACoL classifies by a head of its own, so what is kept is no plain timm model. Load it: '
+                f'from timm_focus.baselines import create_acol; create_acol({architecture!r}{listed})')
+    listed = ''.join(f', {k}={v!r}' for k, v in {'num_classes': args.num_classes, **kwargs}.items())
+    needs = 'import timm_focus; ' if architecture.startswith('shufflenetv2_') else ''
+    line = f'timm.create_model({architecture!r}{listed}, checkpoint_path={best!r})'
+    unlike = ', strict=False' if args.split_bn else ''  # the statistics of the other splits are in it, too
+    if args.model_ema and args.model_ema_force_cpu:  # the running average was not validated
+        unlike += ', use_ema=False'
+    if unlike:
+        line = (f'model = timm.create_model({architecture!r}{listed}); '
+                f'timm.models.load_checkpoint(model, {best!r}{unlike})')
+    return f'Load it with timm: {needs}{line}'
 
 
 def draw_sheet(

@@ -80,7 +80,8 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[Se
         given['dataset'] = SYNTHETIC
     followed = {**_defaults(parser), **_layer(given.get('recipe', parser.get_default('recipe')), given.get('scheme'))}
     demo = SYNTHETIC_SETTINGS if given.get('dataset') == SYNTHETIC else {}
-    asked = Settings(**{**followed, **demo, **given, 'config': config, GIVEN: sorted({*given, *demo})})
+    named = sorted({*given, *(demo.keys() - {'workers'})})  # a machine of one core has one worker for the demo, too
+    asked = Settings(**{**followed, **demo, **given, 'config': config, GIVEN: named})
     model, method = choose_method(asked.model, asked.method, named='model' in given)
     args = asked.completed(model=model, method=method)
     check(parser, args, given)
