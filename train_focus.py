@@ -32,8 +32,8 @@ from timm_focus.data.dataset import BadImages, DataError, DataLost
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.training import (
     FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, Settings,
-    SettingsError, TwoSteps, as_settings_error, build_model, build_parser, changed_settings, check_erased_size,
-    check_order, check_readable, check_smallest_batch, conclude, create_datasets, create_loaders, create_task,
+    SettingsError, TwoSteps, as_settings_error, build_model, build_parser, changed_settings, check_order,
+    check_readable, check_sizes, check_smallest_batch, conclude, create_datasets, create_loaders, create_task,
     decide, default_lr, describe, describe_cost, describe_training, differing, draw_sheet, fit_images, keep_lists,
     note_data, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
@@ -82,8 +82,8 @@ def main() -> None:
     note_data(model, args, data_config)
     with as_settings_error('The augmentation or interpolation cannot be made'):
         loader_train, loader_eval, mixup_fn = create_loaders(args, dataset_train, dataset_eval, data_config, device)
+    check_sizes(model, args, data_config['input_size'])
     check_smallest_batch(model, args, data_config['input_size'])
-    check_erased_size(model, data_config['input_size'])
     model_dtype = getattr(torch, args.model_dtype or 'float32')
     model.to(device, model_dtype)
     if args.channels_last:

@@ -19,13 +19,19 @@ FINE = 4  # positions along a side of a map, below which a share of them says li
 STEPS = (2, 4, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 192, 224, 256)
 
 
-def check_size(model: nn.Module, input_size: Sequence[int], name: Optional[str] = None) -> Tensor:
+def check_size(
+        model: nn.Module,
+        input_size: Sequence[int],
+        name: Optional[str] = None,
+        anew: bool = True,
+) -> Tensor:
     """Check that a model runs on images of this size: return its output for an image of zeros, in evaluation.
 
     Args:
         model: Any model, on any device.
         input_size: Channels, height and width of the images.
         name: Name of the model in messages; by default its class.
+        anew: See `find_size`, which finds a nearby size.
 
     Raises:
         ValueError: The model cannot be run; the message gives a nearby size that works, if one is found.
@@ -38,29 +44,35 @@ def check_size(model: nn.Module, input_size: Sequence[int], name: Optional[str] 
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # whatever the layers of any library say
-            near = find_size(model, input_size)
+            near = find_size(model, input_size, anew=anew)
             advice = f'{near[0]} x {near[1]} works.' if near else 'Give another size, such as the one it is made for.'
             said = sentence(e, 200).rstrip('.')
             raise ValueError(f'{name or type(model).__name__} cannot be run on images of {input_size[1]} x '
                              f'{input_size[2]} ({said}): {advice}') from e
 
 
-def find_size(model: nn.Module, input_size: Sequence[int], least: int = 1) -> Optional[Tuple[int, int]]:
+def find_size(
+        model: nn.Module,
+        input_size: Sequence[int],
+        least: int = 1,
+        anew: bool = True,
+) -> Optional[Tuple[int, int]]:
     """Find the nearest height and width for which a model gives a last feature map of some size; None if none is found.
 
     Likely sizes are tried, the nearest first, on models on the meta device, so nothing is computed.
 
     Args:
-        model: Any model. A timm model is made anew for each size, as `img_size` would make it.
+        model: Any model.
         input_size: Channels, height and width.
         least: Positions that the last map should have along each side; above 1, only larger images are tried.
+        anew: Whether a timm model is made anew for each size, as `img_size` would make it; else it is taken as it is.
     """
     model = plain_model(model)
     channels, *size = input_size
     for candidate in _candidates(model, size, least):
         try:
             with torch.no_grad():
-                twin = _resized(model, candidate)
+                twin = _resized(model, candidate) if anew else meta_twin(model)
                 x = torch.zeros(1, channels, *candidate, device='meta', dtype=next(twin.parameters()).dtype)
                 twin(x)
                 if least == 1 or min(last_map(twin, x)[0].shape[-2:]) >= least:

@@ -5,13 +5,13 @@ from typing import List, Sequence
 import torch
 from torch import nn
 
-from timm_focus.analysis import check_size
+from timm_focus.analysis import check_size, plain_model
 from timm_focus.baselines import ACoL
 from timm_focus.method import FocusNet
 from timm_focus.utils.errors import SettingsError, as_settings_error
-from timm_focus.utils.meta import meta_twin
+from timm_focus.utils.meta import ShapesAlone, meta_twin
 
-__all__ = ['advice_on_batches', 'check_erased_size', 'check_smallest_batch']
+__all__ = ['advice_on_batches', 'check_sizes', 'check_smallest_batch']
 
 
 def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: int, window: int = 1) -> str:
@@ -34,19 +34,40 @@ def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: in
             f'--batch-size, {better} images at a time or fewer.')
 
 
-def check_erased_size(model: nn.Module, input_size: Sequence[int]) -> None:
-    """Check that a model takes its erased images where these are smaller; nothing is computed.
+def check_sizes(model: nn.Module, args: argparse.Namespace, input_size: Sequence[int]) -> None:
+    """Check that a model takes the images of a run, of every size that they have; where it does, nothing is computed.
+
+    Args:
+        model: What is trained.
+        args: Settings of the run.
+        input_size: Channels, height and width of the images of validation, and of training if it has no other.
 
     Raises:
-        SettingsError: It does not take them.
+        SettingsError: It does not take them; a nearby size that works, if one is found.
     """
-    if not isinstance(model, FocusNet) or model.size == 1:
-        return
     channels, *size = input_size
-    twin = meta_twin(model.backbone).eval()
-    what = f'--focus-size {model.size:g} makes erased images that the model does not take, so give more'
-    with as_settings_error(what):
-        check_size(twin, [channels, *model.erased_size(size)], 'It')
+    trained: List[Sequence[int]] = [(n, n) for n in args.train_img_sizes or ()]
+    try:
+        _check_size(model, input_size, args.model)
+        for other in trained:
+            _check_size(model, (channels, *other), args.model, anew=False)
+    except ValueError as e:
+        raise SettingsError(str(e)) from e
+    if isinstance(model, FocusNet) and model.size != 1:
+        what = f'--focus-size {model.size:g} makes erased images that the model does not take, so give more'
+        with as_settings_error(what):
+            for other in trained or [size]:
+                _check_size(model, (channels, *model.erased_size(other)), 'It', anew=False)
+
+
+def _check_size(model: nn.Module, input_size: Sequence[int], name: str, anew: bool = True) -> None:
+    twin = meta_twin(plain_model(model))
+    dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
+    try:
+        with torch.no_grad(), ShapesAlone():
+            twin(torch.zeros(1, *input_size, device='meta', dtype=dtype))
+    except Exception:  # a few do not run without numbers: the model itself tells
+        check_size(model, input_size, name, anew)
 
 
 def check_smallest_batch(model: nn.Module, args: argparse.Namespace, input_size: Sequence[int]) -> None:

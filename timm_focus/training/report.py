@@ -14,10 +14,10 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
-from timm_focus.analysis import check_size, focus_sheet, multiply_adds
+from timm_focus.analysis import focus_sheet, multiply_adds
 from timm_focus.baselines import ACoL, AcolNet, MaskSub, adl_modules, trace_maps
 from timm_focus.method import FocusNet
-from timm_focus.utils.errors import SettingsError, as_settings_error
+from timm_focus.utils.errors import as_settings_error
 from timm_focus.utils.modes import evaluating
 from timm_focus.utils.warned import warned
 
@@ -176,10 +176,6 @@ def describe(
 def describe_cost(model: nn.Module, input_size: Sequence[int]) -> None:
     """Say what a model costs at inference, and how large the feature is that a CAM head taps."""
     plain = model.backbone if isinstance(model, FocusNet) else model
-    try:
-        check_size(plain, input_size, 'The model')
-    except ValueError as e:
-        raise SettingsError(str(e)) from e
     with warned('The multiply-adds cannot be counted', _logger):
         _logger.info(f'Cost at inference: {multiply_adds(plain, input_size):,} multiply-adds an image')
     if isinstance(model, FocusNet) and not isinstance(model, MaskSub):
