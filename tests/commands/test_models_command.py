@@ -65,19 +65,22 @@ def test_a_table_is_as_wide_as_it_has_to_be(capsys):
 
 # models
 
-@pytest.mark.slow('cait', 'tnt')
+@pytest.mark.slow('cait', 'tnt', 'gemma4')
 @pytest.mark.parametrize('name, parameters, tap, through', [
     ('cait_xxs24_224', 12e6, (192, 14, 14), 'blocks.0.attn'),
     ('pit_ti_224', 5e6, (128, 14, 14), 'transformers.0.blocks.0.attn'),
     ('tnt_s_legacy_patch16_224', 24e6, (384, 14, 14), 'blocks.0.attn_in'),
     ('naflexvit_base_patch16_gap', 86e6, (768, 24, 24), 'blocks.0.attn'),
+    ('gemma4_vit_167m', 167e6, (768, 48, 48), 'encoder.blocks.0.attn'),  # its grid is the values of a tensor
     ('resnet18', 11.4e6, (256, 14, 14), None)])
 def test_models_of_every_kind_are_listed(name, parameters, tap, through):
+    if not timm.is_model(name):
+        pytest.skip('this timm does not have it')
     row = describe_model(name, 365)
     assert row['parameters'] == pytest.approx(parameters, rel=0.1)
     assert (row['channels'], row['height'], row['width']) == tap
     assert row['through'] == through and (row['receptive_field'] == 'inf') == (through is not None)
-    assert 1e8 < row['multiply_adds'] < 1e11
+    assert 1e8 < row['multiply_adds'] < 1e12
 
 
 @pytest.mark.slow

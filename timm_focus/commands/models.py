@@ -107,15 +107,20 @@ def describe_model(name: str, num_classes: int, img_size: Optional[int] = None) 
     size = resolve_data_config(dict(img_size=img_size), model=model)['input_size']
     info: Any = getattr(model.feature_info, 'info', model.feature_info)
     stage = default_stage(info)
-    with torch.no_grad():
-        tap, = model.forward_intermediates(
-            torch.zeros(1, *size, device='meta'), indices=[stage], norm=False, output_fmt='NCHW',
-            intermediates_only=True, stop_early=True)
+    try:
+        with torch.no_grad():
+            tap, = model.forward_intermediates(
+                torch.zeros(1, *size, device='meta'), indices=[stage], norm=False, output_fmt='NCHW',
+                intermediates_only=True, stop_early=True)
+        channels, height, width = tap.shape[1:]
+    except RuntimeError:  # one that reads its grid off its positions, which are no numbers here (Gemma4Vit)
+        told = info[stage]
+        channels, height, width = told['num_chs'], *(side // told['reduction'] for side in size[1:])
     field = _receptive_field(model, size)
     return dict(
         model=name, parameters=sum(p.numel() for p in model.parameters()), multiply_adds=multiply_adds(model, size),
-        input='x'.join(map(str, size)), receptive_field=field['receptive_field'], channels=tap.shape[1],
-        height=tap.shape[2], width=tap.shape[3], feature=info[stage]['module'], through=field['through'])
+        input='x'.join(map(str, size)), receptive_field=field['receptive_field'], channels=channels,
+        height=height, width=width, feature=info[stage]['module'], through=field['through'])
 
 
 def _receptive_field(model: Any, size: Sequence[int]) -> Dict[str, Any]:
