@@ -2,6 +2,7 @@
 import csv
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -16,7 +17,7 @@ from conftest import TINY
 from timm_focus.analysis import faithfulness
 from timm_focus.runs import Loaded, load_model
 from timm_focus.commands.main import main
-from timm_focus.commands.validate import match_classes
+from timm_focus.commands.validate import _check_output, _write, match_classes
 from timm_focus.data.places365 import CATEGORIES
 
 
@@ -220,8 +221,47 @@ def test_a_folder_of_results_is_not_overwritten_by_others(command, refusal, imag
     image = image_folder / 'val/left/0.jpg'
     image.write_bytes(image.read_bytes() + b' ')
     assert 'holds results of other models' in refusal(*argv), 'another image'
-    (out / 'validate.json').write_text('{"half')
-    assert 'holds results of other models' in refusal(*argv)
+    for content in ('{"half', '[]', '{}'):
+        (out / 'validate.json').write_text(content)
+        assert 'holds results of other models' in refusal(*argv)
+
+
+def test_a_kill_between_two_files_leaves_a_folder_of_the_same_command(tmp_path, monkeypatch):
+    """Two models, three files after each: killed before each of them in turn, and run again."""
+    settings = [dict(model=m, weights=m * 9, data='d', images='i', settings={}) for m in 'ab']
+    rows = [dict(model=m, n=1) for m in 'ab']
+    replaces, replace = [], os.replace
+
+    def run(folder):
+        _check_output(str(folder), settings)
+        for n in (1, 2):
+            _write(str(folder), [{**one, 'n': 1} for one in settings[:n]], settings, rows[:n], rows[:n])
+        return {file.name: file.read_text() for file in folder.iterdir()}
+
+    def counted(*args):
+        replaces.append(args)
+        if len(replaces) == lives + 1:
+            raise SystemExit('killed')
+        replace(*args)
+    monkeypatch.setattr(os, 'replace', counted)
+    lives = 100
+    whole = run(tmp_path / 'whole')
+    assert run(tmp_path / 'whole') == whole and json.loads(whole['validate.json']) == [
+        {**one, 'n': 1} for one in settings]
+    n, left = len(replaces) // 2, set()
+    assert n == 8
+    for lives in range(n):
+        replaces.clear()
+        folder = tmp_path / str(lives)
+        with pytest.raises(SystemExit):
+            run(folder)
+        left.add(frozenset(file.name for file in folder.iterdir()))
+        if lives:
+            with pytest.raises(ValueError, match='holds results of other models'):
+                _check_output(str(folder), [{**one, 'weights': 'other'} for one in settings])
+        assert run(folder) == whole
+    assert left == {frozenset(names) for names in (
+        (), ('validate.json',), ('validate.json', 'classes.csv'), ('validate.json', 'classes.csv', 'images.csv'))}
 
 
 @pytest.mark.parametrize('argv, words', [

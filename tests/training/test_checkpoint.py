@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, and a run goes on from them as if nothing had happened."""
 import argparse
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,8 @@ from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 
 from timm_focus.runs.kinds import ORDER
-from timm_focus.training import FocusCheckpointSaver, FocusTask, Progress, resume
-from timm_focus.training.checkpoint import Kept
+from timm_focus.training import FocusCheckpointSaver, FocusTask, Progress, SettingsError, resume
+from timm_focus.training.checkpoint import Kept, gather_buffers, restore_buffers
 from timm_focus.training.continuation import check_order
 
 NAME = 'resnet10t'
@@ -366,6 +367,35 @@ def test_a_checkpoint_of_the_wrong_shape_is_a_sentence(tmp_path, change, words):
     with pytest.raises(ValueError, match=words) as e:
         Run(tmp_path, sched='plateau').resume(path)
     assert '\n' not in str(e.value)
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A group of one process."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_buffers_of_the_processes_are_restored_or_refused(tmp_path, group):
+    run = Run(tmp_path, ema=True)
+    run.step()
+    gathered = gather_buffers(run.task)
+    other = Run(tmp_path, ema=True, seed=1)
+    restore_buffers(other.task, gathered)
+    assert equal(gather_buffers(other.task)[0], gathered[0])
+    weights = {name: v for name, v in gathered[0].items() if not name.startswith('ema.')}
+    restore_buffers(other.task, [weights])
+    found = gather_buffers(other.task)[0]
+    assert equal({name: v for name, v in found.items() if not name.startswith('ema.')}, weights)
+    assert all(torch.equal(v, weights[name.removeprefix('ema.')]) for name, v in found.items()), 'it begins here'
+    first = next(iter(weights))
+    sentence = rf'^The checkpoint has no {re.escape(first)} of shape \(24,\) of each of its 1 processes'
+    for wrong in ({}, {f'module.{k}': v for k, v in weights.items()}, {**weights, first: weights[first][:1]},
+                  {**weights, first: 1}):
+        with pytest.raises(SettingsError, match=sentence):
+            restore_buffers(other.task, [wrong])
+    restore_buffers(other.task, [{}, {}])  # of another number of processes: as it was
 
 
 @pytest.mark.parametrize('name, needed', [('adamw', 'step'), ('sgd', 'momentum_buffer'), ('lamb', 'exp_avg')])

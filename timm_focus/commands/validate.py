@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from timm_focus.runs import Loaded, image_mode
 from timm_focus.utils.processes import shield_workers
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         class_rows += [dict(model=loaded.name, label=label, **found) for label, found in record['classes'].items()]
         image_rows += by_image
         if args.output:
-            _write(args.output, records, class_rows, image_rows)
+            _write(args.output, records, settings, class_rows, image_rows)
     bad = records[-1]['unreadable']
     if bad:
         print(f'{len(bad)} of {len(dataset)} images cannot be read and are left out: {some(bad)}', file=sys.stderr)
@@ -246,10 +246,11 @@ def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
     if not os.path.exists(path):
         check_free(folder, (CLASSES, IMAGES), SUMMARY)
     else:
-        before: List[Optional[Dict[str, Any]]]
+        before: Any
         try:
             with open(path) as f:
-                before = [{key: record[key] for key in settings[0]} for record in json.load(f)]
+                before = json.load(f)
+            before = [{key: record[key] for key in settings[0]} for record in before] if before else [None]
         except (ValueError, TypeError, KeyError):
             before = [None]
         if not all(one in settings for one in before):
@@ -258,13 +259,36 @@ def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
     os.makedirs(folder, exist_ok=True)
 
 
-def _write(folder: str, records: List[Dict], class_rows: List[Dict], image_rows: List[Dict]) -> None:
+def _write(
+        folder: str,
+        records: List[Dict],
+        settings: List[Dict],
+        class_rows: List[Dict],
+        image_rows: List[Dict],
+) -> None:
+    """Write what was found of the models so far.
+
+    The record is written before the other files, too, then without the last model: wherever a process is killed, the
+    record says what it was about to do, so that the same command can do it again.
+
+    Args:
+        folder: Where it goes.
+        records: Settings and results of the models that are measured.
+        settings: Settings of all models; of those to come, the record has nothing else.
+        class_rows: Rows of the table of classes.
+        image_rows: Rows of the table of images.
+    """
     from timm_focus.utils import write_whole
 
+    def write_record(n: int) -> None:
+        record = [*records[:n], *settings[n:]]
+        write_whole(os.path.join(folder, SUMMARY), json.dumps(record, indent=2) + '\n')
+
+    write_record(len(records) - 1)
     for name, rows in ((CLASSES, class_rows), (IMAGES, image_rows)):
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
         writer.writeheader()
         writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
         write_whole(os.path.join(folder, name), text.getvalue())
-    write_whole(os.path.join(folder, SUMMARY), json.dumps(records, indent=2) + '\n')
+    write_record(len(records))

@@ -15,6 +15,7 @@ from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 from torch import Tensor
 
 from timm_focus.utils import copy_whole, open_whole
+from timm_focus.utils.errors import SettingsError
 from timm_focus.utils.text import brief
 from timm_focus.utils.weight_files import read_weight_file
 
@@ -234,11 +235,22 @@ def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, Tensor]]]:
 
 
 def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, Tensor]]]) -> None:
-    """Restore this process's buffers from `gather_buffers`, after `prepare_distributed`, which makes them all alike."""
-    if buffers and dist.is_initialized() and len(buffers) == dist.get_world_size():
-        own = buffers[dist.get_rank()]
-        for name, buffer in _buffers(task).items():
-            buffer.copy_(own[name])
+    """Restore this process's buffers from `gather_buffers`, after `prepare_distributed`, which makes them all alike.
+
+    A running average that begins here begins with the buffers of the weights.
+
+    Raises:
+        SettingsError: They are of another model; each process looks at those of all, so that all of them end.
+    """
+    if not buffers or not dist.is_initialized() or len(buffers) != dist.get_world_size():
+        return
+    for name, buffer in _buffers(task).items():
+        kept = [own.get(name, own.get(name.removeprefix('ema.'))) for own in buffers]
+        if not all(isinstance(one, Tensor) and one.shape == buffer.shape for one in kept):
+            raise SettingsError(
+                f'The checkpoint has no {name} of shape {tuple(buffer.shape)} of each of its {len(buffers)} processes: '
+                'it is of another model or of another version. --initial-checkpoint begins a run from its weights.')
+        buffer.copy_(kept[dist.get_rank()])
 
 
 def _buffers(task: TrainingTask) -> Dict[str, Tensor]:
