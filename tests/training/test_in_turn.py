@@ -132,20 +132,20 @@ SWITCHES = {
     'main': '--focus-scored-by main --focus-kl-detach main', 'copied': '--focus-copy-head --focus-start 1',
     'tokens': '--focus-drop-tokens',
 }
+MIXED = ('in turn', 'tokens')  # the others take the same way through autocast, which is slow on many processors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SWITCHES)
 def test_a_run_goes_on_bit_for_bit(train, name):
-    """Stopped between two epochs; what is kept is a plain model."""
+    """Stopped after the first epoch of two; what is kept is a plain model."""
     from conftest import equal
     model = 'test_vit' if name == 'tokens' else 'test_resnet'
-    more = f'--img-size 64 --epochs 3 {SWITCHES[name]} --model-ema --amp'
+    more = f'--img-size 64 --epochs 2 {SWITCHES[name]} --model-ema{" --amp" if name in MIXED else ""}'
     whole = train(more, 'whole', model=f'focus_{model}')
-    for stop in (1, 2):
-        train(f'{more} --stop-epoch {stop}', f'stopped-{stop}', model=f'focus_{model}')
-        again = train(f'{more} --resume auto', f'stopped-{stop}', model=f'focus_{model}')
-        assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
+    train(f'{more} --stop-epoch 1', 'stopped', model=f'focus_{model}')
+    again = train(f'{more} --resume auto', 'stopped', model=f'focus_{model}')
+    assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
     timm.create_model(model, num_classes=2, **(dict(img_size=64) if name == 'tokens' else {})).load_state_dict(
         whole.weights())
 
