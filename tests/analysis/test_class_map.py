@@ -44,6 +44,7 @@ def sized(name):
     return 96 if name.startswith('swin') else 64
 
 
+@pytest.mark.slow('swin', 'densenet')
 @pytest.mark.parametrize('name', LINEAR)
 def test_where_the_pool_is_linear_it_is_the_class_activation_map(name, photos):
     model, x, target = make(name, sized(name)), photos(3, sized(name)), torch.tensor([4, 0, 2])
@@ -65,7 +66,7 @@ def test_where_the_pool_is_linear_it_is_the_class_activation_map(name, photos):
     assert torch.equal(classifier_map(model, x).map, classifier_map(model, x, logits.argmax(1)).map)
 
 
-@pytest.mark.slow('resnet10t')
+@pytest.mark.slow('resnet10t', 'efficientnet')
 @pytest.mark.parametrize('name', ['resnet10t', 'test_efficientnet', 'swin_tiny_patch4_window7_224', 'mixer_s32_224'])
 def test_grad_cam_of_a_linear_pool_is_its_class_activation_map(name, photos):
     model, x, target = make(name, sized(name)), photos(3, sized(name)), torch.tensor([1, 3, 3])
@@ -78,6 +79,7 @@ def test_grad_cam_of_a_linear_pool_is_its_class_activation_map(name, photos):
     assert torch.allclose(gradient * n, linear.map, atol=1e-3 * linear.map.abs().max().item())
 
 
+@pytest.mark.slow('davit', 'cait', 'hiera', 'poolformer', 'xcit')
 @pytest.mark.parametrize('name, size', OTHERS)
 def test_grad_cam_where_the_pool_is_not_linear(name, size, photos):
     model, x, target = make(name), photos(3), torch.tensor([4, 0, 2])

@@ -49,6 +49,7 @@ def test_by_hand():
     assert multiply_adds(model, (3, 4, 4)) == 16 * 8 * 27 + 128 * 5
 
 
+@pytest.mark.slow('cait', 'tnt')
 @pytest.mark.parametrize('name', ODD)
 def test_models_that_torchs_counter_of_modules_refuses(name):
     with torch.device('meta'):

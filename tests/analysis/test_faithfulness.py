@@ -65,6 +65,7 @@ def test_random_maps_go_by_the_image_alone():
     assert abs(many.mean()) < 0.05 and abs(many.std() - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_image_by_image(model, photos):
     x = photos(12, 96)
     with torch.no_grad():

@@ -191,6 +191,7 @@ def test_a_copy_has_it_too(photos):
     assert torch.equal(*outputs)
 
 
+@pytest.mark.slow('modules')
 @pytest.mark.parametrize('modules', [None, ['layer3', 'layer4'], ['layer2.0']])
 def test_gradient_checkpointing_changes_nothing(modules, photos):
     x, results = photos(2, 64), []

@@ -281,7 +281,7 @@ def test_weights_that_answer_with_nan_are_refused(refusal, image_folder, diverge
     assert sorted(tmp_path.rglob('*')) == before, 'nothing is written'
 
 
-@pytest.mark.slow('vgg11')
+@pytest.mark.slow('vgg11', 'vit')
 @pytest.mark.parametrize('model, size, near, argv', [
     *(('dla34', 70, 64, command) for command in ('area', 'explain', 'validate')),
     *(('test_vit', 70, 64, command) for command in ('area', 'explain', 'validate')),

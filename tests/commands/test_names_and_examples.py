@@ -47,6 +47,7 @@ COMMANDS = {
     'report': ['--no-data', '--output', 'OUT']}
 
 
+@pytest.mark.slow('explain', 'report')
 @pytest.mark.parametrize('name', COMMANDS)
 def test_every_command_takes_every_name(name, sources, image_folder, tmp_path, capsys):
     places = dict(DATA=str(image_folder), IMAGE=str(image_folder / 'val/left/0.jpg'), OUT=str(tmp_path / 'out'))

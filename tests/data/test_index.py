@@ -125,6 +125,7 @@ def test_select_in_blocks_is_the_same():
     assert selected.relative(-1) == files[order[-1]][0]
 
 
+@pytest.mark.slow
 def test_no_python_object_is_kept_for_an_image(tmp_path):
     n = 50_000
     (tmp_path / 'list.txt').write_text(''.join(f'/some/folder/{i:08d}.jpg {i % 3}\n' for i in range(n)))

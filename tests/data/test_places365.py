@@ -156,6 +156,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow('other name', 'the lists', 'nested', 'lists,')
 @pytest.mark.parametrize('lay, kind, version, size', LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_every_layout_gives_the_same_images(lay, kind, version, size, copy):
     lay(copy)
@@ -422,6 +423,7 @@ def test_list_without_a_class(copy):
         f'2 of the 365 classes have no images in {file}, such as airfield, airplane_cabin: unpack the archive again.')
 
 
+@pytest.mark.slow('text')
 @pytest.mark.parametrize('text, words', [
     (OFFICIAL.replace('/a/alley 4', '/a/alley 5'), "it has 365 lines, 1 of the first 365 differ, such as '/a/alley 5'"),
     (OFFICIAL.replace('zen_garden', 'zen garden'), 'it has 365 lines, 1 of the first 365 differ'),

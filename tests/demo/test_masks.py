@@ -68,6 +68,7 @@ def test_what_tells_a_class_doubles_its_odds(scene):
         assert (piece in TELLING[scene]) == (not others or exact(scene, piece) / others >= 2 * odds)
 
 
+@pytest.mark.slow
 def test_the_telling_pieces_settle_the_class_and_the_others_do_not(monkeypatch):
     # Guesses the class with the highest likelihood of the pieces drawn, among those of the backdrop. Without looking it
     # is right for one picture in four: of six classes under the sky one, and of two in a room one.

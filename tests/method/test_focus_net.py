@@ -447,6 +447,7 @@ def test_settings_are_recorded_so_that_the_model_rebuilds():
 
 # export
 
+@pytest.mark.slow('deit', 'lite0', 'convnext')
 @pytest.mark.parametrize('name, kwargs', [
     ('resnet10t', {}),
     ('vit_tiny_patch16_224', dict(img_size=64, in_chans=1)),

@@ -55,7 +55,7 @@ def assert_equal(a, b, **tolerance):
             torch.testing.assert_close(other[key], value, msg=lambda m: f'{key}: {m}', **tolerance)
 
 
-@pytest.mark.slow('-bfloat16')
+@pytest.mark.slow('-bfloat16', 'evos', 'shufflenet', 'convnext', 'resnetv2')
 @pytest.mark.parametrize('amp', [False, True], ids=['float32', 'bfloat16'])
 @pytest.mark.parametrize('bn', ['shared', 'clean'])
 @pytest.mark.parametrize('name', [

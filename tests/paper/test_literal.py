@@ -58,7 +58,7 @@ def literal_step(model, x, target):
     return main, torch.stack(side), erased, loss / batch, 1 - masks.mean()
 
 
-@pytest.mark.slow('densenet121')
+@pytest.mark.slow('densenet121', 'convnext')
 @pytest.mark.parametrize('name', MODELS)
 def test_module_equals_literal_loops(name, photos):
     backbone = timm.create_model(name, num_classes=4, **MODELS[name])

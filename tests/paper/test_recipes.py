@@ -139,6 +139,7 @@ def test_index_and_files_name_each_other():
     assert {configs(row.command)[1] for row in TABLES + TODAY} == files
 
 
+@pytest.mark.slow('small', 'resnet34', 'resnet50')
 @pytest.mark.parametrize('path', sorted(FOLDER.glob('*/*.yaml')),
                          ids=lambda p: str(p.relative_to(FOLDER)))
 def test_a_recipe_begins_with_command_number_and_time(path):
@@ -302,6 +303,7 @@ def cost(model, classes, method):
         return 3 * (2 * multiply_adds(create_acol(model, classes), (3, 224, 224)) - backbone)
 
 
+@pytest.mark.slow('ACoL', 'DenseNet', 'ResNet34', 'ImageNet', 'small')
 @pytest.mark.parametrize('row', ROWS, ids=identify)
 def test_the_time_is_what_the_index_says_how_to_count(row):
     args = parse(row.command)
@@ -319,6 +321,7 @@ def test_the_time_is_what_the_index_says_how_to_count(row):
     assert f'{IMAGES[data]:,}' in INDEX and '10 trillion multiply-adds a second' in INDEX
 
 
+@pytest.mark.slow('ACoL', 'DenseNet', 'ResNet34', 'ResNet50', 'ImageNet')
 @pytest.mark.parametrize('row', [row for row in TABLES if not (
     row.section in ('Table 3', 'Table 4', 'Table 6', 'Table 7') and 'table2/' in row.command)] + TODAY, ids=identify)
 def test_what_is_built_is_what_the_paper_states(row, build):

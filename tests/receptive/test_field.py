@@ -24,7 +24,7 @@ FAMILIES = [
 LINEAR = ('norm', 'relu', 'silu', 'gelu', 'swish', 'mish', 'drop')
 
 
-@pytest.mark.slow('shufflenet')
+@pytest.mark.slow('shufflenet', 'resnet34', 'resnet50')
 @pytest.mark.parametrize('name', PAPER)
 def test_the_papers_growth(name):
     model = timm.create_model(name, num_classes=2)
@@ -102,7 +102,7 @@ def linearised(model):
 
 @pytest.mark.slow(
     'vgg11', 'resnext50', 'densenet121', 'darknet53', 'xception41', 'inception_v4', 'resnetv2_50', 'dla34',
-    'cspresnet50')
+    'cspresnet50', 'dpn', 'repvgg', 'regnet', 'lite0', 'mobilenetv1', 'hgnet')
 @pytest.mark.parametrize('name', FAMILIES)
 def test_it_is_the_support_of_the_gradient(name):
     torch.set_num_threads(1)
@@ -122,6 +122,7 @@ def test_it_is_the_support_of_the_gradient(name):
         assert pixels[0] == found.start + found.stride * place
 
 
+@pytest.mark.slow('seresnet', 'efficientnet')
 @pytest.mark.parametrize('name, word', [
     ('seresnet18', 'se'), ('efficientnet_b0', 'se'), ('vit_tiny_patch16_224', 'attn'), ('regnety_002', 'se')])
 def test_global_operations_make_it_infinite(name, word):

@@ -203,6 +203,7 @@ def test_a_branch_is_made_when_the_push_goes_ahead(hub, export, model, tmp_path)
 
 # faults
 
+@pytest.mark.slow('call1')
 @pytest.mark.parametrize('call, words', [
     (('GET', '^/api/models/', 503), r'has a fault \(503\)'),
     (('POST', 'repos/create', 401), r'does not know the token \(401\)'),

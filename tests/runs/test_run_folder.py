@@ -181,6 +181,7 @@ HARMS = {
 }
 
 
+@pytest.mark.slow('recovery')
 @pytest.mark.parametrize('during', ['epoch', 'recovery'])
 @pytest.mark.parametrize('how', HARMS)
 def test_a_disk_that_fails_is_a_sentence(ends, disk, monkeypatch, how, during):

@@ -90,6 +90,7 @@ def test_a_plain_run_goes_by_the_same_loop(train, image_folder):
     assert (top1, loss) == (run.column('eval_top1')[best], pytest.approx(run.column('eval_loss')[best], rel=1e-4))
 
 
+@pytest.mark.slow('shufflenet', 'smooth', 'gp max')
 @pytest.mark.parametrize('more, model', [
     ('--in-chans 1', TINY), ('--gp max', TINY), ('--model-kwargs act_layer=silu', TINY), ('', 'shufflenetv2_x0_5'),
     ('--model-ema --model-ema-decay 0.5 --smoothing 0.2', TINY)])
@@ -130,7 +131,7 @@ def seen_weights():
     return {}
 
 
-@pytest.mark.slow('acol')
+@pytest.mark.slow('acol', 'by method', 'focus+has', 'random', 'attention')
 @pytest.mark.parametrize('name', METHODS)
 def test_every_method_trains_resumes_and_exports(train, image_folder, seen_weights, name):
     model, more = METHODS[name]
@@ -226,6 +227,7 @@ def base(train, _base):
     return weights
 
 
+@pytest.mark.slow('--amp-test', '--mixup', '--bce-loss --smoothing')
 @pytest.mark.parametrize('more, model', [(more, f'focus_{TINY}') for more in (
     '--amp', '--mixup 0.2 --cutmix 1', '--bce-loss', '--bce-loss --mixup 0.2 --smoothing 0.1 --bce-target-thresh 0.2',
     '--reprob 0.9', '--scheme complex', '--opt adamw --lr 1e-3 --layer-decay 0.5', '--grad-accum-steps 2'
@@ -694,7 +696,7 @@ def test_a_run_that_diverges_says_so(settings, monkeypatch, capsys):
     assert re.search(r'error: The loss of epoch \d is (nan|inf).*--lr', capsys.readouterr().err.splitlines()[-1])
 
 
-@pytest.mark.slow('levit', 'pit_ti')
+@pytest.mark.slow('levit', 'pit_ti', 'lite0')
 @pytest.mark.parametrize('model, more', [
     ('focus_efficientnet_lite0', '--bn-eps 0.5'),
     ('focus_levit_128s', '--head-init-scale 0.5 --head-init-bias 0.1 --img-size 224 -b 4'),

@@ -340,6 +340,7 @@ def test_another_architecture_is_a_sentence(tmp_path):
 
 # of the wrong shape
 
+@pytest.mark.slow('change1')
 @pytest.mark.parametrize('change, words', [
     (dict(state_dict=[1]), 'does not fit this run'),
     (dict(state_dict=None), 'does not fit this run'),
@@ -398,6 +399,7 @@ def test_buffers_of_the_processes_are_restored_or_refused(tmp_path, group):
     restore_buffers(other.task, [{}, {}])  # of another number of processes: as it was
 
 
+@pytest.mark.slow('lamb', 'sgd')
 @pytest.mark.parametrize('name, needed', [('adamw', 'step'), ('sgd', 'momentum_buffer'), ('lamb', 'exp_avg')])
 def test_an_optimizer_without_a_part_of_its_state_is_a_sentence(tmp_path, name, needed):
     def run():

@@ -603,6 +603,7 @@ def two_processes(tmp_path_factory, _fork_server):
     return [torch.load(folder / f'{rank}.pt') for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('row', ROWS)
 def test_two_processes_train_every_row_alike(row, two_processes):
     ranks = [found[row] for found in two_processes]

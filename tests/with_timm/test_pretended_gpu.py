@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import train_focus
 from conftest import TINY
-from test_model_table import TABLE, flags, focus
+from test_model_table import LARGER, TABLE, flags, focus
 from timm_focus.baselines import HideAndSeek
 from timm_focus.training import Progress, create_task, train_one_epoch, validate
 
@@ -117,7 +117,7 @@ def images(args, n=BATCH):
     return torch.zeros(n, 3, size, size, dtype=torch.uint8), torch.zeros(n, dtype=torch.long)
 
 
-@pytest.mark.slow('swin', 'hiera', 'crossvit', 'efficientnet', 'levit')
+@pytest.mark.slow(*LARGER)
 @pytest.mark.parametrize('name', TABLE)
 def test_a_forward_and_its_loss_stay_on_the_card(name):
     mode = FakeTensorMode()
@@ -162,6 +162,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow('vit')
 @pytest.mark.parametrize('row', [
     row if row in ('focus', 'mixed', 'vit') else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
 def test_an_epoch_waits_for_the_card_at_its_log_line_alone(row, monkeypatch):

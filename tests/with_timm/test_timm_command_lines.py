@@ -183,6 +183,7 @@ def test_class_weights_of_statistics(tmp_path, train):
         assert finite(train(flags, model, model=model).weights())
 
 
+@pytest.mark.slow('poly', 'asl')
 @pytest.mark.parametrize('loss', ['bce', 'asl', 'poly'])
 def test_a_focus_model_takes_the_loss(train, loss):
     plain, other = train('--lr 0'), train(f'--lr 0 --loss {loss}', 'other')
