@@ -31,6 +31,27 @@ def test_every_command_has_examples_that_are_understood(name, capsys):
         (train_focus.parser if name == 'train' else parser).parse_args(words[2 if name == 'train' else 1:])
 
 
+@pytest.mark.parametrize('name', sorted(set(parsers()[1]) - {'train'}))
+def test_help_shows_every_default(name):
+    """Those of train_focus.py are tested with its flags."""
+    parser = parsers()[1][name]
+    text = ''.join(parser.format_help().split())
+    for action in parser._actions:
+        if not action.option_strings or action.required or action.default is argparse.SUPPRESS:
+            continue
+        told = parser._get_formatter()._expand_help(action)
+        assert 'default: ' in told and ''.join(told.split()) in text, action.option_strings
+        if action.default not in (None, True, False) and not isinstance(action.default, list):
+            assert f'default: {action.default}' in told or 'default: one a core' in told, action.option_strings
+
+
+def test_help_explains_the_columns_of_rf():
+    text = ' '.join(parsers()[1]['rf'].format_help().split())
+    for words in ('start, the first pixel that position 0 sees, negative where it looks over the border',
+                  'start + p * stride', 'through names the first module by which it does', 'stride, how far'):
+        assert words in text
+
+
 @pytest.fixture
 def sources(hub, finished_run, tmp_path):
     """The same weights by every name that a command may be given."""

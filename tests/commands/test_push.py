@@ -188,6 +188,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(hub, finished_run, refused
             ((finished_run, 'user/name'), 'licence of the weights is not given.*--license'),
             ((finished_run, 'user/name', '--license', 'mit'), 'data set .* is not given.*--dataset'),
             (('nowhere', 'user/name', *ABOUT), 'There is no checkpoint nowhere'),
+            (('hf-hub:user/other', 'user/name', *ABOUT), 'hf-hub:user/other has no folder to write into: .* --output'),
             ((tmp_path, 'user/name', *ABOUT), 'has neither model_best.pth.tar nor'),
             ((finished_run, 'user/name', *ABOUT, '--data', 'nowhere'), 'There is no folder nowhere'),
             ((finished_run, 'user/name', *ABOUT, '--class-map', 'nowhere'), 'nowhere'),

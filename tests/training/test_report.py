@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 
-from timm_focus.training import report
+from timm_focus.training import build_parser, parse_args, report
 from timm_focus.training.loop import _keep_picture
-from timm_focus.training.report import Journal, describe_cost
+from timm_focus.training.report import Journal, _headline, describe_cost
 
 
 def said(caplog, *args):
@@ -34,6 +34,16 @@ def test_a_count_that_fails_is_no_fault_of_the_size(caplog, monkeypatch):
     assert lines[1] == 'Tapped feature: layer3, 256 channels of 4 x 4'
 
 
+@pytest.mark.parametrize('argv, line', [
+    ('d', 'Training focus_resnet50 by focus training, as no --model is given (--model resnet50 trains it by its '
+     'classifier alone)'),
+    ('d --method adl', 'Training resnet50 by ADL, as no --model is given'),
+    ('d --model focus_resnet18', 'Training focus_resnet18 by focus training'),
+    ('d --model resnet18', 'Training resnet18 by its classifier alone')])
+def test_the_first_line_says_what_is_trained_and_why(argv, line):
+    assert _headline(parse_args(build_parser(), argv.split())[0]) == line
+
+
 def test_class_names_are_drawn_as_they_are(train, image_folder):
     for split in ('train', 'val'):
         (image_folder / split / 'left').rename(image_folder / split / r'$\frac{1$')
@@ -49,6 +59,7 @@ def test_a_picture_that_cannot_be_drawn_ends_no_run(train, monkeypatch):
     run = train('--img-size 64 --focus-save-images --sheet-images 2')
     assert run.err.count('focus-0.png cannot be drawn: RuntimeError: no fonts at all') == 1
     assert run.err.count('focus.png cannot be drawn') == 1 and 'Load it with timm' in run.err
+    assert f'Compare it with another run: timm-focus report {run.folder} OTHER_RUN\n' in run.err
     assert (run.folder / 'model_best.pth.tar').exists()
 
 

@@ -245,7 +245,7 @@ def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, Tensor]
     if not buffers or not dist.is_initialized() or len(buffers) != dist.get_world_size():
         return
     for name, buffer in _buffers(task).items():
-        kept = [own.get(name, own.get(name.removeprefix('ema.'))) for own in buffers]
+        kept: List[Any] = [own.get(name, own.get(name.removeprefix('ema.'))) for own in buffers]
         if not all(isinstance(one, Tensor) and one.shape == buffer.shape for one in kept):
             raise SettingsError(
                 f'The checkpoint has no {name} of shape {tuple(buffer.shape)} of each of its {len(buffers)} processes: '
