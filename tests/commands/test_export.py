@@ -108,10 +108,11 @@ def test_onnx_is_an_extra(finished_run, capsys, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('name, kwargs', [
     ('test_vit', dict(img_size=64)),
-    ('test_convnext', dict(depths=(1, 1, 2, 1))),
     ('shufflenetv2_x0_5', dict(stages_repeats=(2, 2, 2))),
-    ('densenet121', dict(block_config=(1, 2, 2, 1), growth_rate=8)),
-    ('swin_tiny_patch4_window7_224', dict(img_size=64, depths=(1, 1, 2, 1), embed_dim=24))])
+    pytest.param('test_convnext', dict(depths=(1, 1, 2, 1)), marks=pytest.mark.long),
+    pytest.param('densenet121', dict(block_config=(1, 2, 2, 1), growth_rate=8), marks=pytest.mark.long),
+    pytest.param('swin_tiny_patch4_window7_224', dict(img_size=64, depths=(1, 1, 2, 1), embed_dim=24),
+                 marks=pytest.mark.long)])
 def test_onnx_of_other_models(name, kwargs, tmp_path, photos):
     import numpy as np
     onnxruntime = pytest.importorskip('onnxruntime')

@@ -15,7 +15,7 @@ from timm_focus.training.device import keep_freed_memory
 
 def faults():
     for i in range(12):
-        tensors = [torch.ones(2 ** 20) for _ in range(64)]  # 256 MiB, in parts that are neither small nor huge
+        tensors = [torch.ones(2 ** 20) for _ in range(16)]  # 64 MiB, in parts that are neither small nor huge
         del tensors
         if i == 1:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -26,6 +26,7 @@ TABLE = {
 }
 LARGER = (  # than what is tried without --slow
     'densenet', 'shufflenet', 'convnext', 'swin', 'hiera', 'deit', 'crossvit', 'efficientnet', 'mobilenet', 'levit')
+TAKING_LONG_TO_COMPILE = ('hiera_tiny_224', 'crossvit_9_240', 'mobilenetv4_conv_small_050', 'levit_128s')
 NO_DROP_PATH = ('densenet121', 'shufflenetv2_x0_5')
 BASE = '-b 4 --lr 0.01 --epochs 2 --model-ema --model-ema-decay 0.5 --grad-accum-steps 2'
 
@@ -108,7 +109,8 @@ def test_a_model_trains_in_mixed_precision_and_with_gradient_checkpointing(train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', TABLE)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.long) if name in TAKING_LONG_TO_COMPILE else name for name in TABLE])
 def test_a_model_compiles_without_a_graph_break(train, name):
     """Dynamo alone says whether there is one; what AOTAutograd makes of the graphs, takes a multiple of its time."""
     backend = 'aot_eager' if name in ('test_resnet', 'vit_tiny_patch16_224') else 'eager'
