@@ -1,7 +1,7 @@
-"""Boxes of pixels that the elements of a tensor see, and what is done with them; see `receptive_field`.
+"""Operations on the boxes of pixels that the elements of a tensor see; `receptive_field` says what they are for.
 
-An edge of all the boxes of a tensor is a tensor of its shape, expanded (stride 0) along the dimensions in which it is
-known to be constant, so that boxes are cheap.
+The boxes of a tensor are kept edge by edge: the first row of every box, for example, is one tensor of the same shape.
+That tensor is expanded (stride 0) along the dimensions in which it is known to be constant, so it takes little memory.
 """
 import functools
 import math
@@ -10,25 +10,26 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
-# What the elements of a tensor see: the four edges of their boxes, and the number of the first global operation, each
-# of the tensor's shape. Infinite where no pixel is seen, and where no global operation was used.
+# What the elements of a tensor see: five tensors of its shape. The first four hold the edges of the boxes, and are
+# infinite where an element sees no pixel. The fifth holds the number of the first global operation that an element
+# depends on, and is infinite where there is none.
 Seen = List[Tensor]
 Number = Union[int, float]
 
 
 def thinned(edge: Tensor) -> Tensor:
-    """Size 1 along the dimensions that are expanded."""
+    """Return the edge with size 1 along the dimensions that are expanded."""
     return edge[tuple(slice(1) if stride == 0 else slice(None) for stride in edge.stride())]
 
 
 def densified(edge: Tensor, dims: Sequence[int]) -> Tensor:
-    """Thin, but for some dimensions, along which it is not expanded."""
+    """Return a copy of the edge that is full along `dims`, and has size 1 along all other expanded dimensions."""
     keep = [d in dims or stride for d, stride in enumerate(edge.stride())]
     return edge[tuple(slice(None) if k else slice(1) for k in keep)].clone(memory_format=torch.contiguous_format)
 
 
 def settled(edge: Tensor) -> Tensor:
-    """Expanded along all dimensions in which it is constant."""
+    """Return the same edge, expanded along every dimension in which its values turn out to be constant."""
     thin = thinned(edge)
     for dim in range(thin.dim()):
         if thin.shape[dim] > 1 and bool((thin == thin.narrow(dim, 0, 1)).all()):
@@ -37,32 +38,33 @@ def settled(edge: Tensor) -> Tensor:
 
 
 def blind(shape: Sequence[int], through: Number = math.inf) -> Seen:
-    """What elements see that see no pixel, as constants."""
+    """Return what the elements of a constant see: no pixel."""
     return [torch.tensor(float(value)).expand(shape) for value in (math.inf,) * 4 + (through,)]
 
 
 def sees(seen: Seen) -> bool:
-    """Whether any element sees a pixel."""
+    """Return whether any element sees a pixel."""
     return bool(thinned(seen[0]).min() < math.inf)
 
 
 def breadth(seen: Seen) -> Number:
-    """Sum of the sides of the largest boxes, infinite if no pixel is seen."""
+    """Return the largest height plus the largest width of the boxes; infinite if no element sees a pixel."""
     sides = [-(thinned(first) + thinned(last)) for first, last in (seen[:2], seen[2:4])]
     return sum(side.where(side.isfinite(), 0).max().item() for side in sides) if sees(seen) else math.inf
 
 
 def at_most(edge: Tensor, limit: Number) -> Tensor:
+    """Return the edge with values above the limit replaced by the limit."""
     return thinned(edge).clamp(max=limit).expand(edge.shape)
 
 
 def union(seen: Sequence[Seen], shape: Sequence[int]) -> Seen:
-    """The boxes around those of tensors that are combined element by element."""
+    """Return the boxes of a result whose elements combine the elements of several tensors, place by place."""
     return [functools.reduce(torch.minimum, map(thinned, edges)).expand(shape) for edges in zip(*seen)]
 
 
 def over(edge: Tensor, dims: Sequence[int]) -> Tensor:
-    """Around all that lies along some dimensions, of which size 1 remains."""
+    """Return the edge of the boxes around all elements along `dims`, which keep size 1."""
     if not dims:
         return edge
     shape = [1 if d in dims else n for d, n in enumerate(edge.shape)]
@@ -70,18 +72,18 @@ def over(edge: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def slide(edge: Tensor, shape: Sequence[int], tables: Dict[int, Tensor]) -> Tensor:
-    """Around the elements under a sliding kernel.
+    """Return the edge of the boxes around the elements under a sliding kernel.
 
     Args:
-        edge: An edge of boxes.
+        edge: An edge of the boxes that the kernel slides over.
         shape: Shape of the result.
-        tables: By dimension the positions `[n, taps]` under the kernel for each of n results; those out of range are
-            padding, which sees nothing.
+        tables: For each dimension that the kernel slides along, the positions `[n, taps]` that are under it for each of
+            n results. A position out of range is padding, which sees nothing.
     """
     edge = thinned(edge)
     for dim, table in tables.items():
         n = edge.shape[dim]
-        if n > 1:  # else it is constant, and remains so
+        if n > 1:  # an edge that is constant along this dimension stays constant
             padded = torch.cat([edge, torch.full_like(edge.narrow(dim, 0, 1), math.inf)], dim)
             table = table.where((table >= 0) & (table < n), n)
             edge = padded.index_select(dim, table.flatten()).unflatten(dim, table.shape).amin(dim + 1)
@@ -90,7 +92,7 @@ def slide(edge: Tensor, shape: Sequence[int], tables: Dict[int, Tensor]) -> Tens
 
 def kernel_taps(
         n: int, kernel: int, stride: int, padding: int, dilation: int, transposed: bool = False) -> Tensor:
-    """Positions `[n, kernel]` under a sliding kernel, -1 for those that a transposed one skips."""
+    """Return the positions `[n, kernel]` under a sliding kernel; -1 where a transposed kernel has none."""
     results, offsets = torch.arange(n)[:, None], torch.arange(kernel) * dilation
     if not transposed:
         return results * stride - padding + offsets
@@ -99,12 +101,15 @@ def kernel_taps(
 
 
 def reshaped(edge: Tensor, shape: Sequence[int]) -> Tensor:
-    """The elements in another shape, still expanded where whole groups of dimensions that merge or split are."""
+    """Return the edge in another shape.
+
+    Dimensions that merge or split do so in groups. A group that is expanded as a whole remains expanded.
+    """
     old, new = list(edge.shape), list(shape)
     thin: List[slice] = []
     target: List[int] = []
     while old or new:
-        a, b = 1, 1  # so many of the old dimensions become so many of the new ones
+        a, b = 1, 1  # the next `a` old dimensions become the next `b` new ones
         while math.prod(old[:a]) != math.prod(new[:b]):
             a, b = (a + 1, b) if math.prod(old[:a]) < math.prod(new[:b]) else (a, b + 1)
         constant = all(n == 1 or edge.stride(len(thin) + i) == 0 for i, n in enumerate(old[:a]))
@@ -115,7 +120,7 @@ def reshaped(edge: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _slices(base: Tensor, view: Tensor) -> Optional[Tuple[slice, ...]]:
-    """The slices that make a view of a tensor, None if it is made otherwise."""
+    """Return the slices of `base` that give `view`; None if slices alone cannot give it."""
     offset, slices = view.storage_offset() - base.storage_offset(), [slice(None)] * base.dim()
     if base.dim() != view.dim():
         return None
@@ -132,19 +137,19 @@ def _slices(base: Tensor, view: Tensor) -> Optional[Tuple[slice, ...]]:
 
 
 def _in_memory(edge: Tensor, base: Tensor, view: Tensor) -> Tuple[Tensor, Tensor]:
-    """A copy of an edge of a tensor, laid out as the tensor is, and the view of it."""
+    """Copy the edge into memory laid out as that of `base`; return the copy, and its part that belongs to `view`."""
     buffer = torch.empty_strided(base.shape, base.stride()).copy_(edge)
     return buffer, buffer.as_strided(view.shape, view.stride(), view.storage_offset() - base.storage_offset())
 
 
 def part_of(edge: Tensor, base: Tensor, view: Tensor) -> Tensor:
-    """Of an edge of a tensor what belongs to a view."""
+    """Return the part of an edge of `base` that belongs to `view`."""
     slices = _slices(base, view)
     return _in_memory(edge, base, view)[1] if slices is None else edge[slices]
 
 
 def put(edge: Tensor, base: Tensor, view: Tensor, new: Tensor) -> Tensor:
-    """An edge of a tensor with another one where a view is."""
+    """Return the edge of `base` with the part that belongs to `view` replaced by `new`."""
     slices = _slices(base, view)
     if slices is None:
         buffer, target = _in_memory(edge, base, view)
@@ -158,7 +163,7 @@ def put(edge: Tensor, base: Tensor, view: Tensor, new: Tensor) -> Tensor:
 
 
 def joined(edges: Sequence[Tensor], dim: int) -> Tensor:
-    """One after the other along a dimension."""
+    """Concatenate edges along a dimension."""
     shape = list(edges[0].shape)
     shape[dim] = sum(edge.shape[dim] for edge in edges)
     keep = [dim] + [d for d in range(len(shape)) if any(edge.stride(d) for edge in edges)]

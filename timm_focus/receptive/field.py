@@ -1,24 +1,25 @@
 """Receptive field of any network: the pixels that a position of a feature sees ("See More for Scene", Table 2, RF).
 
 The network runs on boxes instead of numbers. Every element of every tensor carries the box of input pixels that it
-depends on, and every operation gives its results the smallest boxes around those of what they are computed from: the
-elements under the kernel of a convolution or a pool, the two terms of a sum, the same element for an activation. Views,
-slices, concatenations and permutations move boxes as they move numbers, so nobody has to say which dimensions of a
-tensor are the image's. At the feature the boxes are read off: away from the border they have one size, and move by one
-stride from a position to the next. For plain convolutions that is the textbook's r += (k - 1) j, j *= s, with the
-maximum where paths join.
+depends on. An operation gives each of its results the smallest box around the boxes of the elements that the result is
+computed from: the elements under the kernel of a convolution or a pool, the two terms of a sum, the one element that an
+activation takes. Views, slices, concatenations and permutations move boxes as they move numbers, so nobody has to say
+which dimensions of a tensor are the height and width of the image.
 
-A box is (first row, -last row, first column, -last column), so that the box around boxes is a minimum.
+At the feature the boxes are read: away from the border they have one size, and move by one stride from a position to
+the next. For plain convolutions this gives the textbook's r += (k - 1) j, j *= s, and the maximum where paths join.
 
-No number is computed, and boxes are cheap: the rows that elements see change along the height alone, so an edge of all
-the boxes of a tensor is a line, expanded over the other dimensions (stride 0). An image of 7168 x 7168 pixels costs
-about 7168 numbers.
+A box is (first row, -last row, first column, -last column), so the smallest box around several is their minimum.
 
-Some operations are global: what they see grows with the image, as a mean over all positions does (the pool of a
-squeeze-and-excite gate), or depends on the place or the data, as in attention. They are left out of the boxes: a gate
-then adds nothing, and attention leaves each query its own box. Beside its box each element carries the number of the
-first global operation that it depends on. So one run tells the size without them, and whether, and through which
-module, the receptive field is infinite.
+No activation is computed, and boxes take little memory. The rows that an element sees depend on its height alone, so an
+edge of all boxes of a tensor is one line of numbers, expanded over the other dimensions (stride 0). An image of
+7168 x 7168 pixels costs about 7168 numbers.
+
+Some operations are global. What they see grows with the image, as for a mean over all positions (the pool of a
+squeeze-and-excite gate), or depends on the position or the data, as in attention. Boxes leave these operations out: a
+gate adds nothing, and attention gives each query its own box. Beside its box, each element carries the number of the
+first global operation that it depends on. So a single run finds the size without global operations, whether the
+receptive field is infinite with them, and which module makes it so.
 """
 import copy
 import difflib
@@ -37,22 +38,25 @@ from .rules import Refused, Run, Traced, seen_by
 
 __all__ = ['ReceptiveField', 'receptive_field']
 
-GROWTH = (1, 4, 16, 64)  # sides of the image in those a model is made for, until the border is away from the middle
-ENOUGH = 33  # positions away from the border that show a sliding window if there is one
+GROWTH = (1, 4, 16, 64)  # sizes to try, in times the model's own: the middle must be away from the border
+ENOUGH = 33  # so many positions away from the border show a sliding window, if there is one
 
 
 class ReceptiveField(NamedTuple):
-    """What position p of a feature sees of the image: `size` pixels, the first of them at `start + stride * p`.
+    """Receptive field: position p of a feature sees `size` pixels of the image, and the first is `start + stride * p`.
 
-    All in input pixels. A field is one number where rows and columns have the same, else a pair (of rows, of columns).
+    All numbers are input pixels. Each is one number if it is the same for rows and columns, else a pair (rows,
+    columns).
 
     Attributes:
-        size: Number of pixels from the first to the last that is seen; infinite through a global operation. The largest
-            where positions differ, as after interpolation.
-        stride: Pixels from one position to the next (the jump); nan where the image is too small to tell, which is no
-            error if the size is infinite.
-        start: First pixel that position 0 sees, negative if that is padding; minus infinity if the size is infinite.
-        through: Name of the module of the first global operation on the way to the feature, None if there is none.
+        size: Number of pixels from the first to the last that a position sees. Infinite if the feature depends on a
+            global operation. Where positions differ, as after interpolation, the largest.
+        stride: Pixels from one position to the next (the jump). nan if the size is infinite and the traced image was
+            too small to find the stride.
+        start: First pixel that position 0 sees; negative if it lies in the padding, minus infinity if the size is
+            infinite.
+        through: Name of the module that has the first global operation on the way to the feature; None if there is
+            none.
     """
     size: Union[Number, Tuple[Number, Number]]
     stride: Union[Number, Tuple[Number, Number]]
@@ -67,25 +71,28 @@ def receptive_field(
         through_global: bool = False,
         input_size: Optional[Sequence[int]] = None,
 ) -> ReceptiveField:
-    """Receptive field of a feature of any model, by default of the last before the global pool or the classifier.
+    """Find the receptive field of a feature of any model (RF in Table 2 of "See More for Scene").
 
-    What counts is what can matter, whatever the weights: the support of the gradient of one position with respect to
-    the image, were the network linear and all its weights positive (Table 2 of "See More for Scene").
+    A pixel belongs to the receptive field of a position if it can change the value there for some weights. So the
+    field is the set of pixels with a nonzero gradient if the network were linear and had only positive weights.
 
-    It is infinite through global operations: means over all positions that come back to the feature
-    (squeeze-and-excite), norms over positions (GroupNorm), layers that mix all positions, and attention of every kind,
-    also in windows, whose reach is no sliding window.
+    The field is infinite if the feature depends on a global operation: a mean over all positions whose result comes
+    back to the feature (squeeze-and-excite), a norm over positions (GroupNorm), a layer that mixes all positions, or
+    attention of any kind. Attention in windows counts too, because its windows do not slide.
 
     Args:
-        model: The model, of any library. A copy that shares its parameters is traced in evaluation mode.
-        feature: Name of a submodule, whose output (of its first call) is meant, or an index into timm's `feature_info`.
-        through_global: Leave the global operations out, and tell the size without them.
-        input_size: Channels, height and width of the image to trace the model on. By default what the model is made
-            for, and multiples of it if the model takes them and the border is not away from the middle.
+        model: A model of any library. It is not changed: a copy that shares its parameters is traced in evaluation
+            mode.
+        feature: Name of a submodule, which stands for the output of its first call, or an index into timm's
+            `feature_info`. By default the last feature before the global pool or the classifier.
+        through_global: Leave global operations out, and return the size without them.
+        input_size: Channels, height and width of the image to trace the model on. By default the size that the model is
+            made for; if every position feels the border there, multiples of that size, as far as the model takes them.
 
     Raises:
-        ValueError: There is no such feature, or it does not see the image through a sliding window; the model cannot be
-            run, or does what is not known here; or the image is too small to tell.
+        ValueError: The model has no such feature; the feature does not see the image through a sliding window; the
+            model cannot be run on the image; the model uses an operation that is not known here; or the image is too
+            small to find the size.
     """
     name, before = _find_feature(model, feature)
     what = f'the last feature of {type(model).__name__}' if name is None else f'the feature {name!r}'
@@ -102,7 +109,7 @@ def receptive_field(
         if not sees(seen):
             if infinite:
                 return ReceptiveField(math.inf, math.inf, -math.inf, through)
-            raise ValueError(f'No position of {what} sees a place of the image of its own: name another feature.')
+            raise ValueError(f'No position of {what} has a place of its own in the image: name another feature.')
         lines = _lines(seen)
         laws = [_law(*line) for line in lines]
         if all(laws):
@@ -114,16 +121,16 @@ def receptive_field(
     if infinite:
         return ReceptiveField(math.inf, math.nan, -math.inf, through)
     if lawless:
-        raise ValueError(f'The positions of {what} are not those of a sliding window: name another feature.')
+        raise ValueError(f'What {what} sees of the image is no sliding window: name another feature.')
     raise ValueError(
-        f'An image of {tried[-1][1]} x {tried[-1][2]} pixels is too small to tell the receptive field of {what}: '
+        f'An image of {tried[-1][1]} x {tried[-1][2]} pixels is too small to find the receptive field of {what}: '
         'give a larger input_size, or make the model for larger images (img_size).')
 
 
 # ---- the model, its feature, its images ----
 
 def _find_feature(model: nn.Module, feature: Union[None, int, str]) -> Tuple[Optional[str], bool]:
-    """Name of the module of a feature, and whether the feature goes into the module instead of coming out of it."""
+    """Return the name of a feature's module, and whether the feature is the input of the module, not its output."""
     if feature is None:
         return None, False
     info = getattr(model, 'feature_info', [])
@@ -149,7 +156,7 @@ def _find_feature(model: nn.Module, feature: Union[None, int, str]) -> Tuple[Opt
 
 
 def _images(model: nn.Module, input_size: Optional[Sequence[int]]) -> List[Tuple[int, int, int]]:
-    """Channels, height and width of the images to try, the smallest first."""
+    """Return channels, height and width of the images to try, the smallest first."""
     if input_size is not None:
         if len(input_size) != 3 or not all(isinstance(n, numbers.Integral) and n > 0 for n in input_size):
             raise ValueError(f'input_size is {input_size!r}: give the channels, height and width of an image.')
@@ -164,21 +171,21 @@ def _images(model: nn.Module, input_size: Optional[Sequence[int]]) -> List[Tuple
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that shares the parameters, to be hooked and run without a trace on the model."""
+    """Copy the model, in evaluation mode and with shared parameters, so that hooks on the copy leave it unchanged."""
     memo: Dict[int, Any] = {}
     for module in model.modules():
         memo.update((id(p), p) for p in module.parameters(recurse=False))
-        # results of autograd, as the weight that torch.nn.utils.weight_norm leaves, cannot be copied as they are
+        # deepcopy refuses results of autograd, such as the weight that torch.nn.utils.weight_norm leaves
         memo.update((id(t), t.detach().clone()) for t in vars(module).values() if isinstance(t, Tensor))
     return copy.deepcopy(model, memo).eval()
 
 
 class _CannotRun(ValueError):
-    """The model fails on an image of this size."""
+    """The model fails on an image of this size; raised with the model's own error."""
 
 
 class _Reached(Exception):
-    """The feature is known: what comes after it does not matter."""
+    """The run has reached the feature; raised to skip the rest of the model."""
 
 
 def _trace(
@@ -187,7 +194,7 @@ def _trace(
         name: Optional[str],
         before: bool,
 ) -> Tuple[Seen, Optional[str]]:
-    """What the elements of a feature see of an image, and the module of the first global operation on the way to it."""
+    """Return what the elements of a feature see of an image, and the module of its first global operation, if any."""
     skeleton, run = _skeleton(model), Run([type(model).__name__], [])
 
     def enter(path: str, module: nn.Module, args: Tuple) -> None:
@@ -202,7 +209,7 @@ def _trace(
 
     def reach(feature: Any) -> None:
         if not isinstance(feature, Tensor):
-            raise Refused(f'The feature {name!r} is a {type(feature).__name__}, not a tensor: name a part of it.')
+            raise Refused(f'The feature {name!r} is a {type(feature).__name__}, not a tensor: name a module inside it.')
         run.last = seen_by(feature) or blind(feature.shape)
         raise _Reached
 
@@ -216,11 +223,11 @@ def _trace(
     edges = [rows[:, None], -rows[:, None], columns, -columns, torch.tensor(math.inf)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # attention is to be seen in the operations that it consists of
+        torch.backends.mha.set_fastpath_enabled(False)  # so that attention runs as the single operations it consists of
         with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             skeleton(Traced(run, x, like.device, [edge.expand(x.shape) for edge in edges]))
         if name is not None:
-            raise Refused(f'{type(model).__name__} does not run its module {name!r} in evaluation: name another.')
+            raise Refused(f'{type(model).__name__} does not run its module {name!r} in evaluation mode: name another.')
     except _Reached:
         pass
     except Refused:
@@ -232,7 +239,7 @@ def _trace(
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     if run.last is None:
-        raise Refused(f'{type(model).__name__} has no feature that sees places of the image: name a module that has.')
+        raise Refused(f'No result of {type(model).__name__} sees a part of the image at each position: name a feature.')
     number = thinned(run.last[4]).min()
     return run.last, run.globals[int(number)] if number.isfinite() else None
 
@@ -240,9 +247,9 @@ def _trace(
 # ---- reading a feature ----
 
 def _lines(seen: Seen) -> List[Tuple[Tensor, Tensor]]:
-    """First and last pixel that each position sees, for the rows and for the columns: vectors of all positions.
+    """Return the first and the last pixel that each position sees: a pair of vectors for rows, and one for columns.
 
-    The positions of an axis are along the dimension of the feature where the edges change most.
+    The positions of an axis lie along the dimension of the feature in which that axis' edges change most.
     """
     dims = [max(range(edge.dim()), key=functools.partial(_spread, edge)) for edge in (seen[0], seen[2])]
     lines = []
@@ -257,17 +264,18 @@ def _lines(seen: Seen) -> List[Tuple[Tensor, Tensor]]:
 
 
 def _spread(edge: Tensor, dim: int) -> float:
-    """Largest change of an edge along a dimension."""
+    """Return the largest change of an edge along a dimension."""
     edge = thinned(edge)
     spread = edge.where(edge.isfinite(), -math.inf).amax(dim) - edge.amin(dim)
     return spread.where(spread.isfinite(), 0).max().item()
 
 
 def _inner(first: Tensor, last: Tensor) -> range:
-    """Positions that do not feel the border.
+    """Return the positions that do not feel the border.
 
-    They see more than those that do, each as much as the next; or, where that changes from position to position, as
-    after upsampling, neither the first nor the last pixel.
+    These are the neighbouring positions that see the most pixels, each as many as the next. Where the number changes
+    from position to position, as after upsampling, these are the positions that see neither the first nor the last
+    pixel.
     """
     sides = last - first
     largest = (sides == sides.max()).nonzero().flatten()
@@ -278,9 +286,9 @@ def _inner(first: Tensor, last: Tensor) -> range:
 
 
 def _law(first: Tensor, last: Tensor) -> Optional[Tuple[Number, Number, Number]]:
-    """Size, stride and start of a sliding window from the first and last pixel of each position, None if there is none.
+    """Return size, stride and start of the sliding window that explains each position's first and last pixel, or None.
 
-    After upsampling the window moves by the same once in a period of positions.
+    After upsampling, single steps differ, but the window moves equally far in each period of positions.
     """
     inner = _inner(first, last)
     first, last = (edge[inner.start:inner.stop] for edge in (first, last))
@@ -288,7 +296,7 @@ def _law(first: Tensor, last: Tensor) -> Optional[Tuple[Number, Number, Number]]
         steps = torch.cat([first[period:] - first[:-period], last[period:] - last[:-period]])
         if steps[0] > 0 and bool((steps == steps[0]).all()):
             stride = steps[0].item() / period
-            i = -inner.start % period  # whole periods from position 0
+            i = -inner.start % period  # the first inner position that is whole periods away from position 0
             size, start = (last - first).max().item() + 1, first[i].item() - inner[i] * stride
             whole = [int(n) if n == int(n) else n for n in (size, stride, start)]
             return whole[0], whole[1], whole[2]

@@ -1,6 +1,6 @@
-"""A network run on boxes instead of numbers: a tensor that carries them, and what each operation does to them.
+"""A tensor that carries boxes instead of numbers, and what each operation does to boxes.
 
-See `receptive_field`, for which this is.
+`receptive_field` runs networks on such tensors, and says what boxes are.
 """
 import math
 from dataclasses import dataclass
@@ -25,28 +25,27 @@ class Refused(ValueError):
 
 @dataclass
 class Run:
-    """State of a run.
+    """State of one run of a network on boxes.
 
     Attributes:
         path: Names of the modules that are running, the innermost last.
         globals: Name of the module of each global operation so far.
-        last: What the elements of the last result see, of those that see places of the image.
+        last: What the elements of the most recent result see, counting only results that see any pixel.
     """
     path: List[str]
     globals: List[str]
     last: Optional[Seen] = None
 
     def new_global(self) -> int:
-        """Number of another global operation, that of the module that is running."""
+        """Note a global operation of the running module, and return its number."""
         self.globals.append(self.path[-1])
         return len(self.globals) - 1
 
     def mix(self, seen: Seen, dims: Optional[Sequence[int]]) -> Seen:
         """Reduce over some dimensions (by default all), which keep size 1.
 
-        Each result sees the box around all that it combines. If every result then sees the whole extent in height or
-        width, and that was not so before, the reduction is a global operation: it is noted, and its results see
-        nothing.
+        Each result sees the box around everything that it combines. If the reduction makes every result see the full
+        height or the full width, it is a global operation: it is noted, and its results see nothing.
         """
         rank = seen[0].dim()
         dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
@@ -58,23 +57,25 @@ class Run:
         return [*blind(through.shape)[:4], through]
 
     def refuse(self, func: Any, why: str = 'which mixes positions in a way that is not known here') -> NoReturn:
+        """Raise `Refused` for an operation of the running module."""
         raise Refused(f'{self.path[-1]} uses {func}, {why}: name a feature before it.')
 
 
 def _all_reach(edges: Sequence[Tensor], of: Sequence[Tensor]) -> bool:
-    """Whether all that see anything see as far as any of others does."""
+    """Return whether every element that sees anything sees as far as the farthest of `of`."""
     ends = [thinned(edge).min() for edge in of]
     return all(bool(((thinned(edge) == end) | thinned(edge).isinf()).all()) for edge, end in zip(edges, ends))
 
 
 class Traced(Tensor):
-    """A tensor without numbers, which knows what its elements see (`seen_by`).
+    """A tensor without numbers that knows what its elements see; `seen_by` returns it.
 
     Attributes:
-        run: The run.
-        meta: Its shape, strides and type: a tensor on the meta device.
-        base: The tensor whose memory it shares, if it is a view of one.
-        changes: How often operations in place changed what its memory sees.
+        run: The run that made the tensor.
+        meta: A tensor on the meta device with its shape, strides and type.
+        seen: What its elements saw when `changes` was last brought up to date.
+        base: The tensor whose memory it shares if it is a view, else None.
+        changes: How many operations in place on its memory `seen` takes into account.
     """
     run: Run
     meta: Tensor
@@ -129,25 +130,26 @@ class Traced(Tensor):
 
 
 def _name(func: Any) -> str:
-    """Name of an operation, the same in place or not."""
+    """Return the name of an operation, which is the same for its in-place variant."""
     return func._schema.name.removeprefix('aten::').removesuffix('_')
 
 
 def _on_meta(tree: Any) -> Any:
+    """Replace each tensor in a tree of arguments by one on the meta device."""
     return tree_map(lambda t: t.meta if isinstance(t, Traced) else t.to('meta') if isinstance(t, Tensor) else t, tree)
 
 
 def seen_by(t: Any) -> Optional[Seen]:
-    """What the elements of a tensor see, None for a constant."""
+    """Return what the elements of a tensor see, None for a constant."""
     if not isinstance(t, Traced):
         return None
-    if t.base is not None and t.changes < t.base.changes:  # the memory was written to through another view
+    if t.base is not None and t.changes < t.base.changes:  # another view wrote to the shared memory
         t.seen, t.changes = [part_of(edge, t.base.meta, t.meta) for edge in t.base.seen], t.base.changes
     return t.seen
 
 
 def _seen(t: Traced) -> Seen:
-    """What the elements of a tensor see that depends on the image."""
+    """Return what the elements of a tensor see; raise TypeError for a constant."""
     seen = seen_by(t)
     if seen is None:
         raise TypeError(f'A constant of shape {tuple(t.shape)} sees nothing of the image.')
@@ -155,7 +157,7 @@ def _seen(t: Traced) -> Seen:
 
 
 def _change(t: Traced, seen: Seen) -> None:
-    """Note what a tensor sees after an operation in place, which others that share its memory see, too."""
+    """Note what a tensor sees after an operation in place; tensors that share its memory then see it, too."""
     if seen is t.seen:
         return
     t.seen, base = seen, t if t.base is None else t.base
@@ -171,10 +173,10 @@ _RULES: Dict[str, Callable] = {}
 
 
 def _rule(*names: str) -> Callable:
-    """Registers a function for operations of torch.ops.aten, by their names without the _ of those in place.
+    """Register a function as the rule for operations of torch.ops.aten; names are without the _ of in-place variants.
 
-    It is called with the run, the operation, its arguments by name and its result without numbers, and returns what the
-    elements of the result see, or a list of that for several results.
+    A rule is called with the run, the operation, the operation's arguments by name, and its result on the meta device.
+    It returns what the elements of the result see, or a list with one such entry for each of several results.
     """
     def register(function: Callable) -> Callable:
         _RULES.update(dict.fromkeys(names, function))
@@ -182,31 +184,34 @@ def _rule(*names: str) -> Callable:
     return register
 
 
-@_rule('hardswish', '_prelu_kernel')  # the others are marked as such by torch
+@_rule('hardswish', '_prelu_kernel')  # torch tags all other pointwise operations
 def _pointwise(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """Each element from those at its place."""
+    """Each result depends on the elements at its own place."""
     seen = [s for s in map(seen_by, tree_leaves(list(a.values()))) if s is not None]
     return seen[0] if len(seen) == 1 and seen[0][0].shape == result.shape else union(seen, result.shape)
 
 
 @_rule('clone', '_to_copy')
 def _same(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
+    """A copy sees what the original sees."""
     return _seen(a['self'])
 
 
 @_rule('copy', 'fill', 'zero')
 def _overwrite(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
+    """A tensor that is written over sees what the new elements see."""
     seen = seen_by(a.get('src', a.get('value')))
     return [edge.expand(result.shape) for edge in seen] if seen else blind(result.shape)
 
 
 @_rule('zeros_like', 'ones_like', 'empty_like', 'full_like', 'new_zeros', 'new_ones', 'new_empty', 'new_full')
 def _constant(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> None:
-    """Takes the shape of a tensor and none of its numbers."""
+    """The result has the shape of a tensor and none of its numbers, so it sees nothing."""
 
 
 @_rule('view', '_unsafe_view')
 def _view(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
+    """The same elements in another shape."""
     if not result.numel() or result.numel() != a['self'].numel():
         run.refuse(func)
     return [reshaped(edge, result.shape) for edge in _seen(a['self'])]
@@ -214,13 +219,14 @@ def _view(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
 
 @_rule('as_strided')
 def _as_strided(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
+    """A view by strides, which are relative to the memory of the base."""
     base = a['self'] if a['self'].base is None else a['self'].base
     return [part_of(edge, base.meta, result) for edge in base.seen]
 
 
 @_rule('index', 'index_select', 'gather', 'roll', 'flip', 'repeat', 'pixel_shuffle', 'pixel_unshuffle', 'unsafe_split')
 def _move(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, List[Seen]]:
-    """Views, and all else that takes elements from elsewhere as they are: they move boxes as they move numbers."""
+    """Views, and all other operations that only move elements: they move boxes as they move numbers."""
     others = {name: value for name, value in a.items() if name != 'self'}
     if any(isinstance(t, Traced) for t in tree_leaves(others)):
         run.refuse(func, 'which takes elements that depend on the data')
@@ -231,6 +237,7 @@ def _move(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, Li
 
 @_rule('cat', 'stack')
 def _cat(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
+    """The parts one after the other; a constant part sees nothing."""
     dim, stack = a['dim'] % result.dim(), _name(func) == 'stack'
     parts = [seen_by(t) or blind(t.shape) for t in a['tensors'] if t.numel()]
     return [joined([edge.unsqueeze(dim) if stack else edge for edge in edges], dim) for edges in zip(*parts)]
@@ -244,6 +251,7 @@ _PADS = {
 
 @_rule(*_PADS)
 def _pad(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
+    """Padding sees the elements that it repeats, and nothing if it is constant."""
     seen, ends = _seen(a['self']), a.get('pad') or a['padding']
     mode, tables = _PADS[_name(func)], {}
     for i in range(len(ends) // 2):
@@ -252,14 +260,14 @@ def _pad(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
         ends_here = ends[2 * i:2 * i + 2]
         padded = F.pad(positions, ends_here, mode, -1) if mode == 'constant' else F.pad(positions, ends_here, mode)
         tables[dim] = padded.long().view(-1, 1)
-    # along channels boxes are constant, and what is padded sees nothing
+    # boxes are usually constant along channels, but constant padding of channels sees nothing: these need full edges
     channels = [dim for dim in tables if not any(edge.stride(dim) for edge in seen) and mode == 'constant']
     return [slide(densified(edge, channels), result.shape, tables) for edge in seen]
 
 
 @_rule('convolution')
 def _convolution(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """The channels of a group together, then a sliding kernel; one that depends on the image is a global operation."""
+    """A sliding kernel over all channels of a group. A kernel computed from the image makes it a global operation."""
     def channels(edge: Tensor) -> Tensor:
         edge = thinned(edge)
         if edge.shape[1] > 1:
@@ -278,17 +286,21 @@ def _convolution(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen
 
 @_rule('max_pool2d_with_indices', 'max_pool3d_with_indices', 'avg_pool1d', 'avg_pool2d', 'avg_pool3d')
 def _pool(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
+    """A sliding kernel, or a reduction if one kernel covers all positions."""
     result, kernels = result if isinstance(result, Tensor) else result[0], a['kernel_size']
     kernels = [kernels[i % len(kernels)] for i in range(int(_name(func).split('pool')[1][0]))]
     spatial = range(result.dim() - len(kernels), result.dim())
-    if all(result.shape[d] == 1 for d in spatial):  # over all positions
+    if all(result.shape[d] == 1 for d in spatial):  # one kernel covers all positions
         return [edge.expand(result.shape) for edge in run.mix(_seen(a['self']), spatial)]
     tables = _tables(result, kernels, a['stride'] or kernels, a['padding'], a.get('dilation', [1]), [False])
     return [slide(edge, result.shape, tables) for edge in _seen(a['self'])]
 
 
 def _tables(result: Tensor, kernels: Sequence[int], *settings: Sequence[Any]) -> Dict[int, Tensor]:
-    """For `slide`: `kernel_taps` along the last dimensions, of a setting for each of them, or of one for all."""
+    """Return the tables of `slide`: `kernel_taps` along the last dimensions.
+
+    Each of the settings has one entry for each of these dimensions, or one entry for all.
+    """
     first = result.dim() - len(kernels)
     return {
         first + i: kernel_taps(result.shape[first + i], kernel, *(setting[i % len(setting)] for setting in settings))
@@ -296,7 +308,7 @@ def _tables(result: Tensor, kernels: Sequence[int], *settings: Sequence[Any]) ->
 
 
 def _windows(a: Dict[str, Any], size: Sequence[int]) -> List[int]:
-    """How many windows of a kernel fit into a map, by height and width."""
+    """Return how many windows of a kernel fit along the height and the width of a map."""
     return [
         (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for n, kernel, dilation, padding, stride in zip(
             size, a['kernel_size'], a['dilation'], a['padding'], a['stride'])]
@@ -304,7 +316,7 @@ def _windows(a: Dict[str, Any], size: Sequence[int]) -> List[int]:
 
 @_rule('im2col')
 def _unfold(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """The elements under a kernel as channels: those of each of its taps."""
+    """The elements under each tap of a kernel become channels."""
     (h, w), shape = a['kernel_size'], [*a['self'].shape[:2], *_windows(a, a['self'].shape[2:])]
     rows, columns = (kernel_taps(n, *setting) for n, *setting in zip(
         shape[2:], a['kernel_size'], a['stride'], a['padding'], a['dilation']))
@@ -316,7 +328,7 @@ def _unfold(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
 
 @_rule('col2im')
 def _fold(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """The reverse: each element from the taps that lie on it."""
+    """The reverse of `_unfold`: each result combines the taps that lie on it."""
     (h, w), shape = a['kernel_size'], result.shape
     settings = zip(shape[2:], a['kernel_size'], a['stride'], a['padding'], a['dilation'])
     rows, columns = (kernel_taps(*setting, transposed=True) for setting in settings)
@@ -330,7 +342,7 @@ def _fold(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
        'upsample_linear1d', 'upsample_bilinear2d', 'upsample_bicubic2d', '_upsample_bilinear2d_aa',
        '_upsample_bicubic2d_aa')
 def _upsample(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """Interpolation: what it takes along an axis shows in what becomes of each unit vector."""
+    """Interpolation: interpolating each unit vector of an axis shows which elements a result is computed from."""
     x, tables = a['self'].meta, {}
     scales = [name for name in a if name.startswith('scales')]
     for dim, scale in zip(range(2, x.dim()), scales):
@@ -346,7 +358,7 @@ def _upsample(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
 
 @_rule('_adaptive_avg_pool2d', '_adaptive_avg_pool3d', 'adaptive_max_pool2d', 'adaptive_max_pool3d')
 def _adaptive_pool(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
-    """Nothing where the size is as it should be; else a global operation, whose windows grow with the image."""
+    """No change if the size is already right; else a global operation, because its windows grow with the image."""
     seen, shape = _seen(a['self']), (result if isinstance(result, Tensor) else result[0]).shape
     if seen[0].shape == shape:
         return seen
@@ -356,6 +368,7 @@ def _adaptive_pool(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
 @_rule('mean', 'sum', 'amax', 'amin', 'max', 'min', 'prod', 'var', 'var_mean', 'std', 'std_mean', 'logsumexp',
        'linalg_vector_norm', 'norm', 'any', 'all', 'argmax', 'argmin')
 def _reduce(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, List[Seen]]:
+    """A reduction over some or all dimensions."""
     dims = a.get('dim')
     mixed = run.mix(_seen(a['self']), [dims] if isinstance(dims, int) else dims)
     if isinstance(result, Tensor):
@@ -366,7 +379,10 @@ def _reduce(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Union[Seen, 
 @_rule('_softmax', '_log_softmax', '_safe_softmax', 'cumsum', 'native_layer_norm', 'native_group_norm',
        'native_batch_norm')
 def _normalize(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
-    """Each element by all along some dimensions: if that is a global operation, it keeps its own box."""
+    """Each result depends on all elements along some dimensions.
+
+    If that is a global operation, the result keeps the box of its own element.
+    """
     seen, name = _seen(a['self'] if 'self' in a else a['input']), _name(func)
     dims = list(range(seen[0].dim()))
     if name == 'native_batch_norm':
@@ -383,9 +399,10 @@ def _normalize(run: Run, func: Any, a: Dict[str, Any], result: Any) -> Seen:
 
 @_rule('mm', 'bmm', 'addmm', 'baddbmm')
 def _matmul(run: Run, func: Any, a: Dict[str, Any], result: Tensor) -> Seen:
-    """A layer with weights mixes what it sums over. The product of two that see the image is attention, so global.
+    """A product with weights mixes the elements that it sums over. A product of two factors that see the image is
+    attention, and so a global operation.
 
-    Without global operations such a product sees what its queries see: the factor whose boxes the sum widens less.
+    Without global operations, attention sees what its queries see. They are the factor whose boxes the sum widens less.
     """
     *bias, left, right = [t for t in a.values() if isinstance(t, Tensor)]
     sides = [(seen_by(left), -1), (seen_by(right), -2)]
