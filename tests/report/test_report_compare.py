@@ -26,7 +26,8 @@ def test_the_answer_is_a_sentence_with_its_interval():
     first, second = said([run('plain'), run('focus', passes=2., **FOCUS)], [right(200), right(220)])
     assert first == (
         'focus is 5.0 points better than plain (95 %: 3.0 to 7.2, paired over 400 images) at 2.0 times the compute.')
-    assert second == 'At equal compute these runs tell nothing: train plain for 12 epochs in place of 6.'
+    assert second == ('These runs do not show which is better at equal compute: '
+                      'to compare them, train plain for 12 epochs instead of 6.')
 
 
 def test_a_loss_and_a_difference_that_is_none():

@@ -1,5 +1,8 @@
-"""The page that compares runs: facts.py what a run says of itself, measure.py what it says of images, compare.py what
-differs, charts.py and page.py how that is shown."""
+"""The page that compares runs.
+
+facts.py reads what a run records about itself, measure.py measures runs on images, compare.py finds what differs, and
+charts.py and page.py show it.
+"""
 from .compare import Comparison, choose
 from .facts import Run, read_run
 from .measure import Measured, Shown, explain_images, measure, thumbnails, view

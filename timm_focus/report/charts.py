@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn here: their colours are the page's, and whatever shows the page shows them without a script."""
+"""Draw charts as SVG, in the colours of the page, so that they are seen without a script."""
 import math
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -11,7 +11,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
 
 
 class Series(NamedTuple):
-    """A line: of which run, what it is, and its points; `dashed` is of training, or of random regions."""
+    """A line of a chart: number of the run, label and points. Lines of training and of random regions are dashed."""
     run: int
     label: str
     points: Sequence[Tuple[float, float]]
@@ -19,13 +19,13 @@ class Series(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart: its SVG, and for the script that shows values its lines and where they are drawn."""
+    """A chart: its SVG, and `data` for the script that shows values: the lines, and where they are drawn."""
     svg: Markup
     data: Dict[str, Any]
 
 
 def ticks(low: float, high: float, n: int = 5) -> List[float]:
-    """Round numbers from at most `low` to at least `high`, about n of them."""
+    """Return about n round numbers, the first at most `low` and the last at least `high`."""
     if not high > low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     rough = (high - low) / max(n - 1, 1)
@@ -36,18 +36,18 @@ def ticks(low: float, high: float, n: int = 5) -> List[float]:
 
 
 def number(value: float) -> str:
-    """A number as a person writes it, in four digits."""
+    """Write a number in four significant digits, or whole from 1000 on."""
     return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
 
 
 def line_chart(name: str, series: Sequence[Series], x_label: str, percent: bool = False) -> Chart:
-    """Lines over a shared axis.
+    """Draw lines over a shared axis.
 
     Args:
-        name: What the chart shows, for those who do not see it.
+        name: What the chart shows, for screen readers.
         series: The lines, with finite numbers.
-        x_label: What goes to the right.
-        percent: The axis upwards is a percentage, which it does not leave.
+        x_label: Label of the horizontal axis.
+        percent: The vertical axis is a percentage: it has no marks below 0 or above 100 if all values are within.
     """
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points]
@@ -91,14 +91,14 @@ def box_chart(
         x_label: str,
         runs: Sequence[int],
 ) -> Markup:
-    """Boxes from quartile to quartile, a row each, with the median, the mean and whiskers.
+    """Draw a row for each box, from quartile to quartile, with the median, the mean and whiskers.
 
     Args:
-        name: What the chart shows.
+        name: What the chart shows, for screen readers.
         boxes: 'low', 'q25', 'median', 'q75', 'high' and 'mean' of each row, from 0 to 100.
-        names: Of the rows.
-        x_label: What goes to the right.
-        runs: Of which run each row is.
+        names: Names of the rows.
+        x_label: Label of the horizontal axis.
+        runs: For each row the number of the run, which chooses its colour.
     """
     row, left, height = 40, 12, 40 * len(boxes) + BOTTOM + 6
     low, high = min(b['low'] for b in boxes), max(b['high'] for b in boxes)
@@ -126,7 +126,7 @@ def box_chart(
 
 
 def box(values: Any) -> Dict[str, float]:
-    """What a box shows of values: whiskers end at the last value within 1.5 box heights."""
+    """Return what `box_chart` draws of some values. Whiskers end at the last value within 1.5 lengths of the box."""
     import numpy as np
 
     q25, median, q75 = np.percentile(values, (25, 50, 75)).tolist()

@@ -1,4 +1,4 @@
-"""What differs between runs: in accuracy, by class, in what is confused, and in which images show it."""
+"""Find what differs between runs: accuracy, overall and by class, confusions, and the images that show it."""
 import os
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -11,29 +11,45 @@ from .measure import Measured
 
 __all__ = ['Comparison', 'Confusion', 'Pair', 'answer', 'changed_confusions', 'choose', 'differing', 'pairs']
 
-CONFUSIONS = 12
-ALIKE = 0.05  # of the compute, within which it is equal
-NOTHING = '–'
+CONFUSIONS = 12  # how many confusions the page lists
+ALIKE = 0.05  # compute counts as equal within this share
+NOTHING = '–'  # in place of a value that is not known
 
 
 class Group(NamedTuple):
-    """Runs that differ in their seed alone: their numbers are in the list of all runs."""
+    """Runs that differ in their seed alone. `runs` holds their numbers in the list of all runs."""
     name: str
     runs: List[int]
 
 
 class Pair(NamedTuple):
-    """A group of runs against the one that all are compared with."""
+    """Two groups of runs that are compared.
+
+    Attributes:
+        name: Name of the one group.
+        base: Name of the group that it is compared with.
+        runs: Numbers of the runs of the one group in the list of all runs.
+        base_runs: Numbers of the runs of the other.
+        difference: Top-1 of the one group minus that of the other in points, None without images.
+        compute: Training compute of the one group over that of the other, None if it is not known.
+    """
     name: str
     base: str
     runs: List[int]
     base_runs: List[int]
     difference: Optional[Difference]
-    compute: Optional[float]  # times that of the base
+    compute: Optional[float]
 
 
 class Confusion(NamedTuple):
-    """Images of a class that are taken for another, by run, and how much more there are by one than by the other."""
+    """Images of one class that are taken for another class.
+
+    Attributes:
+        truth: Number of the true class.
+        taken: Number of the predicted class.
+        counts: How many images each run confuses in this way.
+        change: How many more there are for the run than for the one that it is compared with.
+    """
     truth: int
     taken: int
     counts: List[int]
@@ -41,14 +57,14 @@ class Confusion(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What is compared: runs, and what they say of the same images.
+    """Runs, and what was measured of them on the same N images.
 
     Attributes:
-        runs: What they say of themselves.
-        measured: What they say of the images, [] without images.
-        target: True class of each image, `[N]`.
-        classes: Names of the data's classes.
-        data: What the images are of, '' without.
+        runs: What each run records about itself.
+        measured: What was measured of each run, [] without images.
+        target: Number of the true class of each image, `[N]`.
+        classes: Names of the classes of the data.
+        data: Name of the data, '' without images.
     """
     runs: List[Run]
     measured: List[Measured]
@@ -57,14 +73,17 @@ class Comparison(NamedTuple):
     data: str = ''
 
     def name_of(self, k: int) -> str:
-        """Name of a class of the data, or of a model."""
+        """Return the name of a class of the data, or of a class that only a model has."""
         if k < len(self.classes):
             return self.classes[k]
         return next((m.others[k] for m in self.measured if k in m.others), str(k))
 
 
 def groups(runs: Sequence[Run]) -> List[Group]:
-    """Runs that differ in their seed alone, together; the one to compare with first: plain, if there is one."""
+    """Group runs that differ in their seed alone.
+
+    The first group is the one that the others are compared with: the first of plain training if there is one.
+    """
     found: Dict[str, List[int]] = {}
     for i, run in enumerate(runs):
         found.setdefault(run.key, []).append(i)
@@ -74,7 +93,7 @@ def groups(runs: Sequence[Run]) -> List[Group]:
 
 
 def _common(names: Sequence[str]) -> str:
-    """What to call runs of several seeds: what their names begin with."""
+    """Return a name for runs of several seeds: the words with which all their names begin, or the first name."""
     if len(names) == 1:
         return names[0]
     prefix = os.path.commonprefix(list(names)).rstrip('-_. /0123456789')
@@ -82,14 +101,17 @@ def _common(names: Sequence[str]) -> str:
 
 
 def compute(run: Run) -> Optional[float]:
-    """Multiply-adds of a run's training, forward alone, up to the factor that all have."""
+    """Return the multiply-adds of a run's forward passes in training, None if they are not known.
+
+    Where the number of images is not noted, one image stands for all; such runs are compared with each other alone.
+    """
     if run.passes is None or run.multiply_adds is None:
         return None
     return run.passes * run.multiply_adds * (run.images or 1)
 
 
 def pairs(compared: Comparison) -> List[Pair]:
-    """Each group against the first, and against those of equal compute."""
+    """Pair each group with the first, and each group of another method with plain ones of equal compute."""
     runs, found = compared.runs, []
     parts = groups(runs)
     for a, base in enumerate(parts):
@@ -104,6 +126,7 @@ def pairs(compared: Comparison) -> List[Pair]:
 
 
 def _ratio(run: Run, base: Run) -> Optional[float]:
+    """Return the compute of a run over that of another, None if it is not known."""
     own, other = compute(run), compute(base)
     if not own or not other or (run.images is None) != (base.images is None):
         return None
@@ -118,6 +141,7 @@ def _difference(compared: Comparison, parts: List[Group], group: Group, base: Gr
 
 
 def _cells(compared: Comparison, parts: Sequence[Group]) -> Tuple[List[Dict], Images]:
+    """Return the accuracy of each run of some groups, and its hits and misses image by image, as `contrast` asks."""
     rows, images = [], {}
     for group in parts:
         for i in group.runs:
@@ -128,7 +152,7 @@ def _cells(compared: Comparison, parts: Sequence[Group]) -> Tuple[List[Dict], Im
 
 
 def own_interval(compared: Comparison, i: int) -> Difference:
-    """Accuracy of a run by itself, with its interval over images."""
+    """Return the top-1 accuracy of one run, with its interval over images."""
     part = Group(compared.runs[i].name, [i])
     return contrast(*_cells(compared, [part]), {part.name: 1.}, 'top1')
 
@@ -136,7 +160,7 @@ def own_interval(compared: Comparison, i: int) -> Difference:
 # the answer in words
 
 def answer(compared: Comparison) -> List[List[Tuple[str, bool]]]:
-    """What the comparison says, in sentences of pieces: a text, and whether it stands out."""
+    """Say what the comparison found, in sentences. A sentence is a list of pieces: a text, and whether it is strong."""
     if len(compared.runs) == 1:
         return [_alone(compared)]
     found = pairs(compared)
@@ -220,7 +244,7 @@ def _cost(pair: Pair) -> str:
 
 def _equal(pair: Pair) -> List[Tuple[str, bool]]:
     if pair.difference is None:
-        return [(f'At equal compute, {pair.base} is there to compare with.', False)]
+        return [(f'{pair.base} used as much compute as {pair.name}.', False)]
     return [('At equal compute, ', False), *_better(pair), (f' ({_interval(pair)}).', False)]
 
 
@@ -229,8 +253,8 @@ def _unknown(compared: Comparison, pair: Pair) -> List[Tuple[str, bool]]:
     ratio = pair.compute or 1.
     less, ratio = (base, ratio) if ratio > 1 else (run, 1 / ratio)
     how = '' if less.epochs is None else \
-        f': train {less.name} for {round(less.epochs * ratio):,} epochs in place of {less.epochs:,}'
-    return [(f'At equal compute these runs tell nothing{how}.', False)]
+        f': to compare them, train {less.name} for {round(less.epochs * ratio):,} epochs instead of {less.epochs:,}'
+    return [(f'These runs do not show which is better at equal compute{how}.', False)]
 
 
 def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
@@ -241,7 +265,7 @@ def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
 # settings
 
 def differing(runs: Sequence[Run]) -> List[Tuple[str, List[str]]]:
-    """Settings in which the runs differ, and what each has."""
+    """Return the settings in which the runs differ, each with the value of every run as text."""
     names = sorted({name for run in runs for name in run.settings})
     rows = []
     for name in names:
@@ -266,7 +290,7 @@ def _text(value: object) -> str:
 # classes and confusions
 
 def by_class(compared: Comparison) -> List[Tuple[int, int, List[float]]]:
-    """Of each class with images its number, how many, and the top-1 of each run, in percent."""
+    """Return for each class with images its number, its number of images, and the top-1 of each run in percent."""
     rows = []
     for k in np.unique(compared.target).tolist():
         here = compared.target == k
@@ -275,7 +299,10 @@ def by_class(compared: Comparison) -> List[Tuple[int, int, List[float]]]:
 
 
 def changed_confusions(compared: Comparison, run: int, base: Optional[int], n: int = CONFUSIONS) -> List[Confusion]:
-    """The confusions that changed most between two runs; of a run alone, its most frequent ones."""
+    """Return the `n` confusions whose number changed most from the run `base` to `run`.
+
+    Without a base these are the most frequent confusions of the run.
+    """
     counts: List[Dict[Tuple[int, int], int]] = []
     for measured in compared.measured:
         wrong = ~measured.right
@@ -292,14 +319,16 @@ def changed_confusions(compared: Comparison, run: int, base: Optional[int], n: i
 # which images are shown
 
 def choose(compared: Comparison, n: int, confusions: Sequence[Confusion] = (), each: int = 3) -> List[int]:
-    """Numbers of the images to show: some of each confusion; those that one run gets right and another wrong, both ways
-    and of as many classes as there are; then others of all classes.
+    """Choose the images that the page shows, and return their numbers in order.
+
+    First come some images of each confusion, then images that one run gets right and another wrong, in turn for every
+    combination of runs and every class, and then images of all classes on which the runs agree.
 
     Args:
-        compared: Runs and what they say.
-        n: How many.
-        confusions: Those that can be asked for.
-        each: At most this many images of each confusion. Together they fill at most a third of `n`.
+        compared: Runs, and what was measured of them.
+        n: Number of images to choose.
+        confusions: The confusions that the page lists.
+        each: Most images of one confusion. All confusions together take at most a third of `n`.
     """
     right = np.stack([m.right for m in compared.measured])
     predictions = np.stack([m.prediction for m in compared.measured])
@@ -315,7 +344,7 @@ def choose(compared: Comparison, n: int, confusions: Sequence[Confusion] = (), e
     for i in np.flatnonzero(mixed).tolist():
         ways.setdefault(tuple(right[:, i].tolist()), []).append(i)
     spread = [_by_class(members, compared.target) for members in ways.values()]
-    limit = max(n * 3 // 4, len(chosen))  # some are kept for what all agree on
+    limit = max(n * 3 // 4, len(chosen))  # the rest of the places is for images on which the runs agree
     for i in _in_turn(spread):
         if len(chosen) >= min(limit, n):
             break
@@ -330,7 +359,7 @@ def choose(compared: Comparison, n: int, confusions: Sequence[Confusion] = (), e
 
 
 def _by_class(members: Sequence[int], target: np.ndarray) -> List[int]:
-    """Images in an order that goes round the classes."""
+    """Order images so that their classes take turns."""
     parts: Dict[int, List[int]] = {}
     for i in members:
         parts.setdefault(int(target[i]), []).append(i)
@@ -338,7 +367,7 @@ def _by_class(members: Sequence[int], target: np.ndarray) -> List[int]:
 
 
 def _in_turn(lists: Sequence[Sequence[int]]) -> Iterator[int]:
-    """One of each, in turn."""
+    """Yield the first of each list, then the second of each, and so on."""
     for k in range(max(map(len, lists), default=0)):
         for members in lists:
             if k < len(members):

@@ -1,4 +1,4 @@
-"""What a run says of itself, without an image: settings, numbers of its epochs, costs."""
+"""Read what a run records about itself, without looking at images: settings, the numbers of its epochs, costs."""
 import json
 import math
 import os
@@ -17,31 +17,32 @@ from timm_focus.utils.text import one_line
 __all__ = ['Run', 'read_run']
 
 LOSS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
-LARGEST = 1e100  # of a number that is drawn
+LARGEST = 1e100  # numbers from here on are not drawn
 METHODS = dict(none='classifier alone', focus='focus training', adl='ADL', acol='ACoL')
-# where a run is and what it is called, which tells no method from another
+# settings that say where a run is and what it is called, which are no part of its method
 OWN = (*IDENTITY, *PLACES, 'given', 'label_names')
 
 
 class Run(NamedTuple):
-    """A run, or a checkpoint from elsewhere.
+    """A run, or a checkpoint from elsewhere. What is not recorded is None, '' or {}.
 
     Attributes:
-        name: What the page calls it.
+        name: Name of the run in the page.
         model: timm's name of its model.
-        method: By what it was trained, in words, '' if it does not say.
-        settings: Those that may be shown, {} if it has none.
-        rows: Numbers of its epochs, by column of summary.csv.
-        work: Passes of an image up to each of these, None if it does not say.
-        epoch: Of the weights that count, None if they do not say.
-        epochs: That it has trained, None if it does not say.
-        planned: That it was to train.
-        passes: Of an image through the network in its training, over all epochs, None if it does not say.
-        images: In an epoch, None if it does not say.
-        seconds: That it took, None if it does not say.
-        parameters: Of the plain model.
-        multiply_adds: Of one image at inference, None if they cannot be counted.
-        input_size: Channels, height and width.
+        method: Training method in words, '' if it is not recorded.
+        settings: The settings that may be published, {} if none are recorded.
+        rows: The numbers of each epoch that summary.csv has, by column.
+        work: For each row, how many passes each image had made through the network by the end of that epoch.
+        epoch: Number of the epoch (from 0) after which the evaluated weights were saved.
+        epochs: Number of epochs that the run has trained.
+        planned: Number of epochs that the run was meant to train.
+        passes: Passes of each image through the network in training, over all epochs. An epoch with a second pass
+            counts as up to two.
+        images: Number of training images in an epoch.
+        seconds: Duration of training in seconds.
+        parameters: Number of parameters of the plain model.
+        multiply_adds: Multiply-adds of the plain model for one image, None if they cannot be counted.
+        input_size: Channels, height and width of an image.
     """
     name: str
     model: str
@@ -61,28 +62,28 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What runs share that differ in their seed alone; its name without settings."""
+        """The same text for runs that differ in their seed alone. A run without settings has a key of its own."""
         same = {k: v for k, v in self.settings.items() if k not in (*OWN, 'seed')}
         return json.dumps(same, sort_keys=True, default=str) if same else f'name {self.name}'
 
     @property
     def plain(self) -> bool:
-        """Whether it was trained by its classifier alone."""
+        """Whether it was trained by its classifier alone, as far as is recorded."""
         return self.method in ('', METHODS['none'])
 
     def best(self, column: str = 'eval_top1') -> Optional[float]:
-        """What its own validation measured of the weights that count."""
+        """The number in a column of summary.csv for the epoch of the evaluated weights, None if there is none."""
         found = {row['epoch']: row.get(column, math.nan) for row in self.rows}
         value = found.get(self.epoch, math.nan) if self.epoch is not None else math.nan
         return value if math.isfinite(value) else None
 
 
 def read_run(name: str, loaded: Loaded) -> Run:
-    """What a run says of itself.
+    """Read what a run records about itself, from its checkpoint and the files beside that.
 
     Args:
-        name: What to call it.
-        loaded: Its model.
+        name: Name of the run in the page.
+        loaded: Its model, as `load_model` returns it.
     """
     about, model = loaded.checkpoint, plain_model(loaded.model)
     settings, home = about.get('settings') or {}, os.path.dirname(about.get('path') or '')
@@ -112,7 +113,7 @@ def _method(settings: Dict[str, Any]) -> str:
 
 
 def _named(settings: Dict[str, Any], home: str) -> Dict[str, Any]:
-    """Settings that a run's args.yaml names, as they turned out, or all."""
+    """Return the settings that the run's args.yaml names, with their final values; all settings if there is none."""
     try:
         with open(os.path.join(home, 'args.yaml'), encoding='utf-8') as f:
             given = yaml.safe_load(f)
@@ -123,7 +124,7 @@ def _named(settings: Dict[str, Any], home: str) -> Dict[str, Any]:
 
 
 def _rows(home: str) -> List[Dict[str, float]]:
-    """Numbers of each epoch; what is none, as of an epoch that was not validated, or none to draw, is left out."""
+    """Return the numbers of each epoch. Cells without a number that can be drawn are left out."""
     rows = [{one_line(name): _number(text) for name, text in row.items()}
             for row in read_summary(os.path.join(home, 'summary.csv'))]
     found = [{name: value for name, value in row.items() if abs(value) < LARGEST} for row in rows]
@@ -138,7 +139,7 @@ def _number(text: str) -> float:
 
 
 def _noted(home: str) -> Dict[str, Any]:
-    """Seconds and images, which train_focus.py notes in run.json."""
+    """Return `seconds` and `images`, as far as train_focus.py has noted them in run.json."""
     try:
         with open(os.path.join(home, 'run.json'), encoding='utf-8') as f:
             found = json.load(f)
@@ -149,7 +150,10 @@ def _noted(home: str) -> Dict[str, Any]:
 
 
 def _passes(settings: Dict[str, Any], rows: List[Dict[str, float]], epochs: Optional[int]) -> Optional[float]:
-    """Passes of an image through the network in epochs of training: two a step while images are erased, or less."""
+    """Return how many passes each image makes through the network in the first `epochs` epochs.
+
+    There is one pass an epoch, and a second one, of all images or of a part, in epochs that erase.
+    """
     if not settings or epochs is None:
         return None
     more, first = 0., 0
@@ -168,7 +172,7 @@ def _passes(settings: Dict[str, Any], rows: List[Dict[str, float]], epochs: Opti
 
 
 def _start(given: Any, rows: List[Dict[str, float]], epochs: int) -> int:
-    """How many of the first epochs erased nothing; summary.csv says when `--focus-start auto` began."""
+    """Return how many of the first epochs erase nothing; for `--focus-start auto`, summary.csv says it."""
     if given == 'auto':
         given = next((row['focus_start'] for row in rows if 'focus_start' in row), epochs)
     return min(int(given or 0), epochs)
@@ -177,5 +181,5 @@ def _start(given: Any, rows: List[Dict[str, float]], epochs: int) -> int:
 def _multiply_adds(model: Any, size: Tuple[int, int, int]) -> Optional[int]:
     try:
         return multiply_adds(model, size)
-    except Exception:  # whatever a model says that does not run without numbers
+    except Exception:  # a model that cannot run on the meta device may raise anything
         return None

@@ -1,4 +1,4 @@
-"""What a run says of images: all of them in numbers, some of them in pictures."""
+"""Measure runs on images: numbers of all images, and pictures of some."""
 import base64
 import io
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -18,25 +18,27 @@ from timm_focus.utils.processes import shield_workers
 
 __all__ = ['SHARES', 'Measured', 'Shown', 'explain_images', 'measure', 'thumbnails', 'view']
 
-SHARES = (0.1, 0.25, 0.5)  # of the pixels that are erased
-LONGEST = 160  # pixels of a thumbnail
-MOST_PLACES = 32  # along a side of a map in the page
-QUALITY = 72
+SHARES = (0.1, 0.25, 0.5)  # shares of the pixels to erase
+LONGEST = 160  # pixels along the longer side of a thumbnail
+MOST_PLACES = 32  # most places along a side of a map in the page
+QUALITY = 72  # of thumbnails, as Pillow counts it
 
 
 class Measured(NamedTuple):
-    """What a run says of N images, in the numbers of the data's classes.
+    """What was measured of a run on N images. S is the number of `SHARES`.
 
     Attributes:
-        prediction: Class with the highest logit, `[N]`; that it is none of the data's is told by `others`.
-        others: Names of classes of the model that the data does not have, by the numbers in `prediction`.
-        right: Whether it is the true class, bool `[N]`.
-        in_top5: Whether that is among the five highest, bool `[N]`.
-        cam: Right with the highest of its map erased, bool `[S, N]`, None without a map.
-        random: Right with random regions erased, bool `[S, N]`, None without a map.
-        coverage: Coverage ratio of the focus area, `[N]`, None without a map.
-        map_size: Height and width of the last feature map, None without a map.
-        convolutional: Whether it is one of convolutions, whose coverage ratio is the paper's.
+        prediction: Number of the class with the highest logit, `[N]`. Classes are numbered as in the data; a class that
+            only the model has gets a higher number, and is named in `others`.
+        others: Names of predicted classes that the data does not have, by their numbers in `prediction`.
+        right: Whether the prediction is the true class, bool `[N]`.
+        in_top5: Whether the true class has one of the five highest logits, bool `[N]`.
+        cam: Whether the prediction is right when each share of the pixels is erased where the map is highest, bool
+            `[S, N]`. None for a model without a map, as are the next three.
+        random: The same with random regions erased, bool `[S, N]`.
+        coverage: Coverage ratio of the focus area, from 0 to 1, `[N]`.
+        map_size: Height and width of the last feature map.
+        convolutional: Whether convolutions make the last feature map, as in the paper's definition of coverage.
     """
     prediction: np.ndarray
     others: Dict[int, str]
@@ -49,20 +51,20 @@ class Measured(NamedTuple):
     convolutional: bool = True
 
     def of(self, indices: np.ndarray) -> 'Measured':
-        """What it says of some of the images."""
+        """Return the same for some of the images."""
         one: Dict[str, Any] = {k: None if getattr(self, k) is None else getattr(self, k)[..., indices]
                for k in ('prediction', 'right', 'in_top5', 'cam', 'random', 'coverage')}
         return self._replace(**one)
 
 
 class Shown(NamedTuple):
-    """What a page shows of an image and a run.
+    """What the page shows of one image and one run.
 
     Attributes:
-        answer: Class and probability.
-        after: Those without what is erased.
+        answer: Predicted class and its probability.
+        after: Predicted class and its probability with the regions of the answer erased.
         map: Map of the answer from 0 to 255, uint8 `[h, w]`.
-        kept: Share of the image that is kept.
+        kept: Share of the image that is not erased.
     """
     answer: Tuple[int, float]
     after: Tuple[int, float]
@@ -71,7 +73,7 @@ class Shown(NamedTuple):
 
 
 class _Renumbered:
-    """Class of a model by the class of a data set; for the processes that load."""
+    """Turn a class of the data into the class of the model. A class, so that worker processes can unpickle it."""
 
     def __init__(self, numbers: Dict[int, int]):
         self.numbers = numbers
@@ -100,18 +102,18 @@ def measure(
         workers: int = 2,
         progress: Callable[[int], Any] = lambda n: None,
 ) -> Measured:
-    """What a run says of all images of a data set; each is read once.
+    """Measure a run on all images of a data set. Each image is read once.
 
     Args:
-        loaded: The run.
-        dataset: A `SceneDataset`, whose `bad` says afterwards which images could not be read.
-        numbers: Class of the model by class of the data.
+        loaded: The run's model.
+        dataset: A `SceneDataset`. Its `bad` says afterwards which images could not be read.
+        numbers: The model's class for each class of the data.
         names: Names of the model's classes.
-        n_classes: Number of the data's classes.
-        maps: Whether the run has a map of a class, and more than one place in it.
+        n_classes: Number of classes of the data.
+        maps: Whether to measure maps; the model must have class maps of more than one place.
         batch_size: Images at a time.
-        workers: Processes that load them.
-        progress: Told of each batch how many images it has.
+        workers: Number of processes that load images.
+        progress: Called after each batch with its number of images.
     """
     model = plain_model(loaded.model)
     device = next(model.parameters()).device
@@ -153,11 +155,21 @@ def explain_images(
         workers: int = 2,
         progress: Callable[[int], Any] = lambda n: None,
 ) -> Tuple[List[Shown], float, bool]:
-    """Measure what a run relies on in some images.
+    """Find where a run looks in some images, and what it answers with that erased.
+
+    Args:
+        loaded: The run's model.
+        dataset: A `SceneDataset`.
+        numbers: The model's class for each class of the data.
+        n_classes: Number of classes of the data.
+        indices: Numbers of the images in the data set.
+        batch_size: Images at a time.
+        workers: Number of processes that load images.
+        progress: Called after each batch with its number of images.
 
     Returns:
-        The images; the threshold above which the map is erased; and whether the map decides what is erased, which it
-        does not for a run with `focus_map='random'`.
+        What to show of each image; the threshold from which on the map is erased; and whether the map decides what is
+        erased, which is not so for a model with `focus_map='random'`.
     """
     device = next(loaded.model.parameters()).device
     back = {theirs: ours for ours, theirs in numbers.items()}
@@ -181,19 +193,19 @@ def explain_images(
 # thumbnails
 
 def view(loaded: Loaded) -> Tuple[Any, ...]:
-    """What of an image a run sees: runs of one view have the same thumbnails."""
+    """Return how a run crops and scales images. Runs with equal views have the same thumbnails."""
     config = loaded.data_config
     channels, height, width = config['input_size']
     return channels, image_mode(loaded), config['crop_pct'], config['crop_mode'], round(height / width, 3)
 
 
 def thumbnails(loaded: Loaded, dataset: Any, indices: Sequence[int]) -> Iterator[str]:
-    """What a run sees of images, as small pictures in `data:` addresses.
+    """Yield small pictures, in `data:` addresses, of images as a run crops them.
 
     Args:
-        loaded: The run, with one channel or three.
+        loaded: The run's model, which takes images of one or three channels.
         dataset: A `SceneDataset`.
-        indices: Of images that can be read.
+        indices: Numbers of images that can be read.
     """
     config = dict(loaded.data_config)
     channels, *sides = config['input_size']
@@ -207,6 +219,7 @@ def thumbnails(loaded: Loaded, dataset: Any, indices: Sequence[int]) -> Iterator
 
 
 def _address(image: Image.Image) -> str:
+    """Return an image as a `data:` address."""
     kind = 'webp' if features.check('webp') else 'jpeg'
     out = io.BytesIO()
     image.save(out, kind, quality=QUALITY)

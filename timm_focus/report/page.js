@@ -15,7 +15,7 @@
     return element;
   };
 
-  // charts: values under the pointer, or by the arrow keys
+  // charts: show the values under the pointer, or where the arrow keys go
 
   document.querySelectorAll('[data-chart]').forEach((plot) => {
     const chart = data.charts[plot.dataset.chart];
@@ -28,7 +28,7 @@
     plot.append(tip);
     plot.tabIndex = 0;
     plot.setAttribute('role', 'group');
-    plot.setAttribute('aria-label', 'Chart: the arrow keys read its values');
+    plot.setAttribute('aria-label', 'Chart: use the arrow keys to read its values');
     let at = -1;
     const hide = () => { tip.hidden = true; cursor.setAttribute('visibility', 'hidden'); at = -1; };
     const show = (step) => {
@@ -110,7 +110,7 @@
     key.fillRect(x, 0, 1, 8);
   }
 
-  // a map at the size of a picture: between its places as the network enlarges it
+  // enlarge a map to the size of a picture as the network enlarges it: by interpolation or by the nearest place
   const enlarged = (run, width, height, smooth) => {
     const values = Uint8Array.from(atob(run.m), (c) => c.charCodeAt(0));
     const out = new Float32Array(width * height);
@@ -156,7 +156,7 @@
       const [width, height] = [original.naturalWidth, original.naturalHeight];
       const values = enlarged(run, width, height, map.smooth);
       const overlay = painted(width, height, (i) => [...table[Math.round(values[i] * 255)], 255]);
-      // the map over the image, as in the pictures of timm-focus explain
+      // draw the map over the image, as the pictures of timm-focus explain do
       const canvas = make('canvas', {class: 'map', width, height, role: 'img', 'aria-label': `Map of ${data.runs[r]}`});
       const context = canvas.getContext('2d');
       context.drawImage(original, 0, 0);
@@ -188,7 +188,7 @@
       const block = make('div', {class: 'run'});
       block.append(answer(`${data.runs[r]}: `, run.p, run.q, image.t));
       drawRun(block, image, run, r, 50);
-      if (run.a !== undefined) block.append(answer('of what is kept: ', run.a, run.b, image.t));
+      if (run.a !== undefined) block.append(answer('from what is kept: ', run.a, run.b, image.t));
       item.append(block);
     });
     const sliders = item.querySelectorAll('input[type=range]');
@@ -201,7 +201,7 @@
     return item;
   };
 
-  const choices = data.runs.length > 1 ? [['mixed', 'one right, another wrong'], ['', 'anyone']] : [['', 'anyone']];
+  const choices = data.runs.length > 1 ? [['mixed', 'one right, another wrong'], ['', 'any']] : [['', 'any']];
   data.runs.forEach((run, r) => data.runs.forEach((other, s) => {
     if (r !== s && (r === 0 || s === 0 || data.runs.length < 4)) choices.push([`${r}>${s}`, `${run} right, ${other} wrong`]);
   }));
@@ -238,8 +238,8 @@
     byTaken.hidden = taken === null;
     byTaken.textContent = taken === null ? '' : `taken for ${name(taken)} ×`;
     document.getElementById('gallery-count').textContent = found.length
-      ? `${found.length} of the ${data.images.length} images that this page keeps.`
-      : `None of the ${data.images.length} images that this page keeps.`;
+      ? `${found.length} of the ${data.images.length} images in this page.`
+      : `None of the ${data.images.length} images in this page.`;
     more();
   };
   document.getElementById('more').addEventListener('click', more);

@@ -1,4 +1,4 @@
-"""The page: one file of HTML with all that it needs in it, which asks nobody for anything."""
+"""Build the page: one HTML file that holds everything it needs, and loads nothing from elsewhere."""
 import base64
 import hashlib
 import os
@@ -25,23 +25,24 @@ __all__ = ['PAGE', 'Gallery', 'build_page', 'find_page', 'listed_confusions', 'p
 HERE, PAGE = Path(__file__).parent, 'index.html'
 TITLES = dict(top1='Top-1, %', top5='Top-5, %', loss='Loss', lr='Learning rate')
 FIRST = ('top1', 'top5', 'loss')
-COLORS = 6  # of runs, in page.css
-ERASED = (0., *(100 * share for share in SHARES))
-STOPS = 33  # of the map's colours
+COLORS = 6  # page.css has so many colours of runs
+ERASED = (0., *(100 * share for share in SHARES))  # in percent
+STOPS = 33  # the page holds so many colours of the map, and interpolates between them
 
 
 class Gallery(NamedTuple):
-    """What is shown of some images.
+    """The images that the page shows.
 
     Attributes:
-        indices: Their numbers among the images that were measured.
-        names: Of their files.
-        views: Pictures of them, of each view that runs have: in `data:` addresses.
-        view_of: View of each run.
-        shown: What each run says, None of one without a map.
-        thresholds: From which on a map erases, by run; None where it does not say what is erased.
-        means: Mean colour of each run's images, which is what is erased.
-        smooth: Whether each run's map is enlarged smoothly, as its mask is.
+        indices: Numbers of the images among those that were measured.
+        names: Names of their files.
+        views: For each view (how runs crop and scale images), pictures of all images in `data:` addresses.
+        view_of: Number of each run's view.
+        shown: For each run what to show of each image, None for a run without a map.
+        thresholds: For each run the value of its map from which on pixels are erased, from 0 to 1. None if the map does
+            not decide what is erased.
+        means: For each run the mean colour of its images, which replaces erased pixels.
+        smooth: For each run whether its map is enlarged by interpolation, as its mask is.
     """
     indices: List[int]
     names: List[str]
@@ -59,13 +60,13 @@ def build_page(
         left_out: Sequence[str] = (),
         notes: Sequence[str] = (),
 ) -> str:
-    """The page as text.
+    """Build the page, and return its HTML.
 
     Args:
-        compared: Runs, and what they say of images.
-        gallery: Images that are shown, None without.
-        left_out: Sentences on what is not there, and why.
-        notes: Sentences on the maps.
+        compared: Runs, and what was measured of them.
+        gallery: The images to show, None for a page without images.
+        left_out: Sentences that say what the page does not have, and why.
+        notes: Sentences about the maps.
     """
     names = [one_line(run.name) for run in compared.runs]
     charts: Dict[str, Chart] = {}
@@ -96,7 +97,7 @@ def build_page(
 
 
 def page_images(path: Union[str, os.PathLike]) -> Optional[int]:
-    """How many images a page of `build_page` shows, None of a file that is none."""
+    """Return how many images a page of `build_page` shows; None if the file is not such a page."""
     with open(path, encoding='utf-8', errors='replace') as f:
         head = f.read(4096)
     found = re.search(r'<meta name="timm-focus-images" content="(\d+)">', head)
@@ -104,19 +105,19 @@ def page_images(path: Union[str, os.PathLike]) -> Optional[int]:
 
 
 def find_page(source: str, images: bool = True) -> str:
-    """The file of a page that is to be published, by itself or by its folder.
+    """Return the path of a page that is to be published.
 
     Args:
-        source: It.
+        source: The page, or the folder that has it.
         images: Whether it may show images.
 
     Raises:
-        ValueError: It is none, or shows images.
+        ValueError: There is no such page, or it shows images and may not.
     """
     path = os.path.join(source, PAGE) if os.path.isdir(source) else source
     n = page_images(path) if os.path.isfile(path) else None
     if n is None:
-        raise ValueError(f'--report {source} is no page of timm-focus report: `timm-focus report RUN` makes one.')
+        raise ValueError(f'--report {source} is no page of timm-focus report: make one with `timm-focus report RUN`.')
     if n and not images:
         raise ValueError(f'--no-gallery publishes no images, and {path} shows {n}: make the page with --gallery 0.')
     return path
@@ -133,7 +134,7 @@ def _plain_number(value: Any) -> str:
 # runs
 
 def _row(compared: Comparison, i: int) -> Dict[str, Any]:
-    """What the table of runs says of one."""
+    """Return what the tiles and the table of costs show of a run."""
     run, base = compared.runs[i], compared.runs[groups(compared.runs)[0].runs[0]]
     own, others = compute(run), compute(base)
     found = dict(
@@ -157,7 +158,7 @@ def _duration(seconds: Optional[float]) -> str:
 
 
 def _chosen(runs: Sequence[Run]) -> bool:
-    """Whether weights that count were chosen among epochs."""
+    """Return whether the weights of any run are those of an epoch before its last, chosen by validation."""
     return any(run.epoch is not None and run.epochs is not None and run.epoch + 1 < run.epochs for run in runs)
 
 
@@ -226,7 +227,7 @@ def _erasing(compared: Comparison, charts: Dict[str, Chart]) -> Optional[Markup]
 
 
 def _looks(compared: Comparison) -> List[Dict[str, Any]]:
-    """The numbers of both charts, a row for each run with a map."""
+    """Return the numbers of both charts: a row for each run with a map."""
     rows = []
     for i, (run, measured) in enumerate(zip(compared.runs, compared.measured)):
         if measured.coverage is not None and measured.map_size is not None:
@@ -249,7 +250,7 @@ def _short(compared: Comparison, i: int) -> str:
 
 
 def _compared_runs(compared: Comparison) -> List[Tuple[int, int]]:
-    """The pairs of runs of which differences are shown: each against the one that all are compared with."""
+    """Return the pairs of runs whose differences are shown: each run, and the one that all are compared with."""
     if len(compared.runs) < 2:
         return []
     base = groups(compared.runs)[0].runs[0]
@@ -257,7 +258,10 @@ def _compared_runs(compared: Comparison) -> List[Tuple[int, int]]:
 
 
 def _classes(compared: Comparison) -> List[Dict[str, Any]]:
-    """Top-1 of each class, sorted by the first difference; of a run alone by its top-1."""
+    """Return the rows of the table of classes.
+
+    They are sorted by the first difference, the largest first; for a single run by its top-1, the lowest first.
+    """
     if not compared.measured:
         return []
     against = _compared_runs(compared)
@@ -267,7 +271,10 @@ def _classes(compared: Comparison) -> List[Dict[str, Any]]:
 
 
 def listed_confusions(compared: Comparison) -> List[Tuple[str, List[Confusion]]]:
-    """A heading, and the confusions that changed most, for each pair of runs; of a run alone its most frequent ones."""
+    """Return a heading and the confusions that changed most for each pair of runs.
+
+    For a single run these are its most frequent confusions.
+    """
     if not compared.measured:
         return []
     against = _compared_runs(compared)
@@ -278,7 +285,7 @@ def listed_confusions(compared: Comparison) -> List[Tuple[str, List[Confusion]]]
 
 
 def _widest(compared: Comparison) -> float:
-    """The largest difference of a class, which bars are drawn by."""
+    """Return the largest difference of a class (at least 1), which gets the longest bar."""
     return max([abs(d) for row in _classes(compared) for d in row['differences']] + [1.])
 
 
@@ -317,5 +324,5 @@ def _maps(gallery: Optional[Gallery]) -> List[Dict[str, Any]]:
 
 
 def _colors() -> List[List[int]]:
-    """The colours of the map, from 0 to 1."""
+    """Return the colours of the map for values from 0 to 1, as RGB from 0 to 255."""
     return (colormaps[MAP_COLORS](np.linspace(0, 1, STOPS))[:, :3] * 255).round().astype(int).tolist()
