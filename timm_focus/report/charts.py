@@ -1,4 +1,4 @@
-"""Draw charts as SVG, in the colours of the page, so that they are seen without a script."""
+"""Draws charts as SVG, in the colours of the page, so that they are seen without a script."""
 import math
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 

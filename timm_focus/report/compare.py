@@ -1,4 +1,4 @@
-"""Find what differs between runs: accuracy, overall and by class, confusions, and the images that show it."""
+"""Finds what differs between runs: accuracy, overall and by class, confusions, and the images that show it."""
 import os
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 

@@ -1,4 +1,4 @@
-"""Read what a run records about itself, without looking at images: settings, the numbers of its epochs, costs."""
+"""Reads what a run records about itself, without looking at images: settings, the numbers of its epochs, costs."""
 import json
 import math
 import os
@@ -18,7 +18,7 @@ __all__ = ['Run', 'read_run']
 
 LOSS = ('alpha', 'beta', 'side_weight', 'consistency', 'kl_direction', 'kl_detach')
 LARGEST = 1e100  # numbers from here on are not drawn
-METHODS = dict(none='classifier alone', focus='focus training', adl='ADL', acol='ACoL')
+METHODS = dict(none='classifier alone', focus='focus training', adl='ADL', acol='ACoL', masksub='MaskSub')
 # settings that say where a run is and what it is called, which are no part of its method
 OWN = (*IDENTITY, *PLACES, 'given', 'label_names')
 

@@ -1,4 +1,4 @@
-"""Measure runs on images: numbers of all images, and pictures of some."""
+"""Measures runs on images: numbers of all images, and pictures of some."""
 import base64
 import io
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple

@@ -1,4 +1,4 @@
-"""Build the page: one HTML file that holds everything it needs, and loads nothing from elsewhere."""
+"""Builds the page: one HTML file that holds everything it needs, and loads nothing from elsewhere."""
 import base64
 import hashlib
 import os

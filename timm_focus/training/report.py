@@ -22,6 +22,7 @@ from timm_focus.utils.modes import evaluating
 from timm_focus.utils.warned import warned
 
 from .batches import advice_on_batches
+from .checks import METHOD_FLAGS
 from .data import Images
 from .focus_start import AUTO, RULE, FocusStart
 from .summary import Summary
@@ -107,9 +108,9 @@ class Journal:
 
 def _headline(args: argparse.Namespace) -> str:
     """Say which model is trained by which method, and whether it is the default."""
-    how = {'focus': 'by focus training', 'none': 'by its classifier alone', 'adl': 'by ADL', 'acol': 'by ACoL',
-           'masksub': 'by MaskSub'}
-    text = f'Training {args.model} {how[args.method]}'
+    rivals = {method: called for method, (called, _) in METHOD_FLAGS.items()}
+    how = {'focus': 'focus training', 'none': 'its classifier alone', **rivals}
+    text = f'Training {args.model} by {how[args.method]}'
     if 'model' in args.given:
         return text
     plain = args.model.removeprefix('focus_')
