@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
-"""Accuracy of focus training against plain training, Hide-and-Seek and its own ablations, on any folders of images.
+"""Compares the accuracy of focus training with plain training, its rivals and its ablations, on any folders of images.
 
     python benchmarks/accuracy.py --scenes /data/miniplaces40 --tier 1 --minutes 100
     python benchmarks/accuracy.py --scenes /data/miniplaces40 --objects /data/imagenette10 --weights lite0.pth --list
     python benchmarks/accuracy.py --scenes /data/miniplaces40 --methods plain --held-back -- --weight-decay 1e-3
     python benchmarks/accuracy.py --report
 
-Each cell of accuracy_matrix.py is a run of train_focus.py, of which the last epoch counts, never the best on the
-validation images; then `timm-focus validate` and `timm-focus area` measure it. What is found is kept in
-benchmarks/results/<data>/<model>-<method>-<seed>, and a cell that is there is not run again. A cell under way is in
-`--output`, and goes on from there after SIGTERM, Ctrl-C or the end of `--minutes`; so that nothing is lost where that
-folder does not last, no cell is begun that will not be done in time (`--begin-all` begins it all the same). Flags after
-`--` go to train_focus.py. Choose them with `--held-back`, which validates on a share of the training images.
+Each cell of accuracy_matrix.py is a run of train_focus.py. Its last epoch counts, never the best on the validation
+images. `timm-focus validate` and `timm-focus area` then measure it. Results are kept in
+benchmarks/results/<data>/<model>-<method>-<seed>, and a cell with results is not run again.
 
-Images are read as they are: a copy of 128-pixel JPEGs at the size that is trained on would save about 3 % of the time.
-On a CPU with matrix units for bfloat16 (AMX), `--amp` makes resnet10t 1.4 times as fast and shufflenetv2_x1_5 slower
-(0.75); without them it is two to three times slower.
+An unfinished cell is in `--output`, and goes on from there after SIGTERM, Ctrl-C or the end of `--minutes`. A cell that
+would not finish in time is not begun, so that nothing is lost if that folder is temporary; `--begin-all` begins it,
+too.
+
+Flags after `--` go to train_focus.py. Choose them with `--held-back`, which validates on a share of the training
+images.
+
+Images are read as they are. A copy of 128-pixel JPEGs at the size of training would save about 3 % of the time. On a
+CPU with matrix units for bfloat16 (AMX), `--amp` makes resnet10t 1.4 times as fast, and shufflenetv2_x1_5 slower
+(0.75). On other CPUs it makes them two to three times slower.
 """
 import argparse
 import contextlib
@@ -46,7 +50,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks/results'
 SET_HERE = ('--model', '--method', '--epochs', '--img-size', '--seed', '--pretrained-path', '--workers', '-j',
             '--device', '--val-interval', '--checkpoint-hist', '--output', '--experiment', '--resume', '--config', '-c')
-NOTED = 10.  # seconds after which the time that a cell took so far is written, so that a kill loses no more of it
+NOTED = 10.  # the time that a cell has taken is written every so many seconds, so a kill loses no more of it
 
 
 class Stopped(Exception):
@@ -63,9 +67,17 @@ class Cell(NamedTuple):
     """A run, and where its results go.
 
     Attributes:
-        base: Flags that all cells of the model on these data share, and the number of images.
-        flags: All that train_focus.py is given but the data, weights to start from and where to write.
-        start: The weights.
+        block: The block of the matrix that the cell belongs to.
+        data: Name of the data.
+        path: Folder of the data.
+        method: Name of the training method, a key of `METHODS`.
+        seed: Seed of the run.
+        base: In words, what all cells of the model on these data share: flags, epochs and numbers of images.
+        flags: Flags of train_focus.py, without the data, the weights to start from and where to write.
+        start: Flags that name the weights to start from, [] without.
+        n_train: Number of training images.
+        results: Folder of its results.
+        run: Folder of its run.
     """
     block: Block
     data: str
@@ -85,12 +97,12 @@ class Cell(NamedTuple):
 
     @property
     def work(self) -> float:
-        """Images that pass through the network in training."""
+        """Number of passes of images through the network in training."""
         return self.n_train * self.epochs * METHODS[self.method].passes
 
     @property
     def record(self) -> Optional[Dict[str, Any]]:
-        """What `cell.json` holds, None if the cell is not done."""
+        """The content of `cell.json`, None if the cell is not done."""
         path = self.results / 'cell.json'
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -103,30 +115,31 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     argv, more = (argv[:argv.index('--')], argv[argv.index('--') + 1:]) if '--' in argv else (argv, [])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog='Flags after -- go to train_focus.py.')
     parser.add_argument('--scenes', metavar='DIR', help='folder of scenes, with train/<class>/ and val/<class>/')
-    parser.add_argument('--objects', metavar='DIR', help='the same of objects, for tier 3')
+    parser.add_argument('--objects', metavar='DIR', help='folder of objects, of the same layout, for tier 3')
     parser.add_argument('--weights', metavar='FILE', help='ImageNet weights of tf_efficientnet_lite0, or of --model, '
                         'to fine-tune in tier 3')
     parser.add_argument('--tier', type=int, nargs='+', choices=range(1, 8), default=[1, 2, 3],
                         help='1 compares the methods, 2 ablates, 3 has other models and data, 4 is for a GPU, 5 and 6 '
                         'screen second passes and rivals, 7 compares maps at one share (default: 1 2 3)')
-    parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), metavar='NAME', help='these alone')
-    parser.add_argument('--model', help="timm model in place of the tiers', from scratch or from --weights")
+    parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), metavar='NAME',
+                        help='run only these methods')
+    parser.add_argument('--model', help='timm model instead of those of the tiers, from scratch or from --weights')
     parser.add_argument('--seeds', type=int, metavar='N', help='seeds 0 to N - 1 (default: 3, 1 in tier 2)')
     parser.add_argument('--epochs', type=int, metavar='N', help='epochs of a plain cell (default: 20; 10 of '
                         'resnet10t; 30 on objects; 5 from ImageNet weights)')
-    parser.add_argument('--img-size', type=int, metavar='N', help='height and width (default: 64; 96 from ImageNet '
-                        'weights; 128 in tier 4)')
+    parser.add_argument('--img-size', type=int, metavar='N', help='height and width of images (default: 64; 96 '
+                        'from ImageNet weights; 128 in tier 4)')
     parser.add_argument('--held-back', type=float, nargs='?', const=0.2, metavar='SHARE', help='for choosing '
                         'settings: validate on this share of the training images (0.2), train on the others, keep the '
                         'results in --output')
-    parser.add_argument('--minutes', type=float, help='stop then (default: when all is done)')
-    parser.add_argument('--begin-all', action='store_true', help='begin cells that will not be done in time, too')
+    parser.add_argument('--minutes', type=float, help='stop after this time (default: when all is done)')
+    parser.add_argument('--begin-all', action='store_true', help='also begin cells that will not be done in time')
     only = parser.add_mutually_exclusive_group()
     only.add_argument('--list', action='store_true', help='show cells, states and times, and run nothing')
     only.add_argument('--report', action='store_true', help='write tables and figure of the results, and run nothing')
-    parser.add_argument('--output', default='output/accuracy', metavar='DIR', help='where cells under way are '
-                        '(default: output/accuracy)')
-    parser.add_argument('--results', metavar='DIR', help='where results are (default: benchmarks/results)')
+    parser.add_argument('--output', default='output/accuracy', metavar='DIR', help='folder of unfinished '
+                        'cells (default: output/accuracy)')
+    parser.add_argument('--results', metavar='DIR', help='folder of results (default: benchmarks/results)')
     parser.add_argument('-j', '--workers', type=int, default=1, help='processes that load images (default: 1)')
     parser.add_argument('--device', help='device (default: cuda if there is one, else cpu)')
     args = parser.parse_args(argv)
@@ -136,7 +149,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args.output = Path(args.output).resolve()
     if not (args.report or args.scenes or args.objects):
         parser.error('No data is named: give --scenes DIR, --objects DIR or both, or --report.')
-    for name, low in (('seeds', 1), ('epochs', 1), ('img_size', 33)):  # a last map of one place ranks no pixels
+    for name, low in (('seeds', 1), ('epochs', 1), ('img_size', 33)):  # at 32 px the last map has one place
         value = getattr(args, name)
         if value is not None and value < low:
             parser.error(f'--{name.replace("_", "-")} is {value}: give {low} or more.')
@@ -146,10 +159,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 
 def plan(args: argparse.Namespace) -> List[Cell]:
-    """The cells that the flags ask for, seed by seed, so that what is there early can be compared.
+    """Return the cells that the flags ask for, seed by seed, so that methods can be compared early.
 
     Raises:
-        ValueError: Data, weights or results do not serve.
+        ValueError: Data, weights or earlier results cannot be used.
     """
     from timm_focus.training import build_parser, parse_args
 
@@ -160,7 +173,7 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     _check_model(args.model)
     clash = [word for word in args.more if word.split('=')[0] in SET_HERE]
     if clash:
-        raise ValueError(f'{clash[0]} after -- is set by this script: leave it out, or give it before --.')
+        raise ValueError(f'This script sets {clash[0]} itself: leave it out after --, or give it before --.')
     named = {kind: Path(path) for kind, path in dict(scenes=args.scenes, objects=args.objects).items() if path}
     blocks = [block._replace(methods=[m for m in block.methods if not args.methods or m in args.methods])
               for block in MATRIX if block.tier in args.tier and block.kind in named and (
@@ -168,7 +181,8 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     first = {block.kind: block.methods[0] for block in reversed(blocks) if block.methods}
     data = {kind: _data(args, path, first.get(kind, 'plain')) for kind, path in named.items()}
     if len({name for name, *_ in data.values()}) < len(data):
-        raise ValueError('--scenes and --objects have the same name, by which results go: give a link of another name.')
+        raise ValueError('--scenes and --objects have the same folder name, which names their results: give a link of '
+                         'another name.')
     for block in blocks:
         own = dict(epochs=args.epochs, img_size=args.img_size, seeds=args.seeds, model=args.model)
         if args.model or args.img_size:
@@ -187,10 +201,11 @@ def plan(args: argparse.Namespace) -> List[Cell]:
                 cell = Cell(block, name, path, method, seed, base, flags, start, n_train, args.results / name / key,
                             args.output / name / key)
                 cells.setdefault(cell.results, cell)
-                parse_args(parser, [str(path), *flags, *start])  # a flag that is refused is told now
+                parse_args(parser, [str(path), *flags, *start])  # refuses mistaken flags before any run
     if not cells:
-        raise ValueError('Tiers, methods, data and weights leave no cell: tiers 1 and 2 are of --scenes, from scratch, '
-                         '3 of --objects and from --weights, too; --model with --weights is fine-tuning alone.')
+        raise ValueError('No cell has these tiers, methods, data and weights: tiers 1 and 2 need --scenes and train '
+                         'from scratch, tier 3 also needs --objects or --weights, and --model with --weights is '
+                         'fine-tuning alone.')
     _check_alike(cells.values(), args)
     return sorted(cells.values(), key=lambda cell: (args.tier.index(cell.block.tier), cell.seed))
 
@@ -205,9 +220,10 @@ def _check_model(name: Optional[str]) -> None:
 
 
 def _data(args: argparse.Namespace, path: Path, method: str) -> Tuple[str, Path, int, int]:
-    """Name, folder and numbers of images of a data set, or of its training images, part of which are held back.
+    """Return the name, the folder and the numbers of training and validation images of a data set.
 
-    The flags after `--` are read as those of a run of `method`: some belong to focus training alone.
+    With `--held-back` both are parts of its training images. The flags after `--` are read as those of a run of
+    `method`, because some go with focus training alone.
     """
     from timm_focus.data import create_dataset
     from timm_focus.training import build_parser, parse_args
@@ -230,7 +246,7 @@ def _data(args: argparse.Namespace, path: Path, method: str) -> Tuple[str, Path,
 
 
 def _hold_back(index: Any, share: float, path: Path) -> None:
-    """A folder of links: of each class, a random share as `val`, the others as `train`."""
+    """Make a folder of links: a random share of each class as `val`, the other images as `train`."""
     partial = path.with_name(f'{path.name}.tmp')
     shutil.rmtree(partial, ignore_errors=True)
     by_class: Dict[int, List[int]] = {}
@@ -241,7 +257,7 @@ def _hold_back(index: Any, share: float, path: Path) -> None:
         cut = round(share * len(images))
         if not 0 < cut < len(images):
             raise ValueError(f'--held-back {share:g} leaves one part without images of {index.class_names[target]}, '
-                             f'of which there are {len(images)}: give another share.')
+                             f'which has {len(images)}: give another share.')
         for split, part in (('val', images[:cut]), ('train', images[cut:])):
             folder = partial / split / index.class_names[target].replace('/', '-')
             folder.mkdir(parents=True)
@@ -251,7 +267,11 @@ def _hold_back(index: Any, share: float, path: Path) -> None:
 
 
 def _check_alike(cells: Sequence[Cell], args: argparse.Namespace) -> None:
-    """Results of a model are compared, so all are of one base: no folder may hold another's."""
+    """Check that earlier cells of the same model and data have the same settings, as they are compared.
+
+    Raises:
+        ValueError: A folder has a cell of other settings.
+    """
     for folder, file in ((args.results, 'cell.json'), (args.output, 'progress.json')):
         for model, data, base in {(c.block.model, c.data, c.base) for c in cells}:
             for path in sorted((folder / data).glob(f'{model}-*/{file}')):
@@ -266,7 +286,7 @@ def _check_alike(cells: Sequence[Cell], args: argparse.Namespace) -> None:
 # running
 
 def estimate(cell: Cell, cells: Sequence[Cell]) -> Optional[float]:
-    """Seconds that a cell will still take: by those of the model that are done, else by the block's rate."""
+    """Return how many seconds a cell will still take, from finished cells of its model, else from its block's rate."""
     rates = [found['work'] / (found['seconds'] + found['evaluation_seconds']) for found in (
         other.record for other in cells if (other.block.model, other.block.img_size) == (
             cell.block.model, cell.block.img_size)) if found]
@@ -280,7 +300,7 @@ def _epochs_done(cell: Cell) -> int:
 
 
 def show(cells: Sequence[Cell]) -> None:
-    """Print the cells with states and times, and the time that each tier still takes."""
+    """Print each cell with its state and time, and the time that each tier still takes."""
     left: Dict[int, float] = {}
     for cell in cells:
         done, seconds = cell.record, estimate(cell, cells)
@@ -302,7 +322,7 @@ def _minutes(seconds: Optional[float]) -> str:
 
 @contextlib.contextmanager
 def held(cell: Cell) -> Iterator[Optional[Any]]:
-    """A lock on a cell, which its process inherits, or None if another has it."""
+    """Yield a lock on a cell, which the process of its run inherits; None if another process has the lock."""
     cell.run.mkdir(parents=True, exist_ok=True)
     with open(cell.run / 'lock', 'w') as lock:
         try:
@@ -313,18 +333,18 @@ def held(cell: Cell) -> Iterator[Optional[Any]]:
 
 
 def run_cell(cell: Cell, args: argparse.Namespace, deadline: float, lock: Any) -> None:
-    """Train a cell, or go on with it, measure it and keep what was found.
+    """Train a cell or go on with its training, measure it and keep the results.
 
     Raises:
         Stopped: The deadline passed.
-        Failed: It ended with an error.
+        Failed: A process of it ended with an error.
     """
     path = cell.run / 'progress.json'
     progress = dict(base=cell.base, flags=cell.flags, seconds=0., trained=False)
     if path.exists():
         progress = json.loads(path.read_text())
     more = ['--workers', str(args.workers), *(['--device', args.device] if args.device else [])]
-    every = max(cell.epochs // 5, 1)  # of the validations the last one counts
+    every = max(cell.epochs // 5, 1)  # a few validations are enough, as only the last one counts
     command = [sys.executable, str(ROOT / 'train_focus.py'), str(cell.path), *cell.flags, *cell.start, *more,
                '--val-interval', str(every), '--checkpoint-hist', '1', '--output', str(cell.run.parent),
                '--experiment', cell.run.name]
@@ -348,8 +368,8 @@ def run_cell(cell: Cell, args: argparse.Namespace, deadline: float, lock: Any) -
 
 
 def call(command: Sequence[str], log: Path, deadline: float, lock: Any, note: Callable[[], None]) -> None:
-    """Run a command, with a `note` every few seconds; at the deadline it is asked to end, and waited for."""
-    with open(log, 'ab') as f:  # in a session of its own: Ctrl-C reaches it once, by way of this process
+    """Run a command, and call `note` every few seconds. At the deadline, ask the command to end, and wait for it."""
+    with open(log, 'ab') as f:  # a session of its own, so that Ctrl-C reaches the command once: through this process
         process = subprocess.Popen(
             command, stdout=f, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock.fileno()])
     try:
@@ -371,11 +391,11 @@ def call(command: Sequence[str], log: Path, deadline: float, lock: Any, note: Ca
 
 
 def measure(cell: Cell, more: Sequence[str]) -> None:
-    """Accuracy, whole and under erasing, and coverage, of the last epoch's weights, on the validation images."""
+    """Measure accuracy, accuracy under erasing and coverage of the last epoch's weights on the validation images."""
     from timm_focus.commands.main import main
 
     of = [str(cell.path), '--checkpoint', str(cell.run / 'last.pth.tar'), *more]
-    wide = max(cell.block.img_size, 128)  # whose last map is 4 x 4 where the network reduces by 32
+    wide = max(cell.block.img_size, 128)  # a network that reduces by 32 then has a last map of 4 x 4
     for words in (['validate', *of, '--output', str(cell.run / 'validate')],
                   ['area', *of, '--img-size', str(wide), '--output', str(cell.run / 'area')]):
         with open(cell.run / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
@@ -386,7 +406,7 @@ def measure(cell: Cell, more: Sequence[str]) -> None:
 
 
 def keep(cell: Cell, args: argparse.Namespace, command: Sequence[str], seconds: float, measuring: float) -> None:
-    """Write the results of a cell, without this machine's paths, `cell.json` last."""
+    """Write the results of a cell without the paths of this machine; `cell.json` comes last, and marks it as done."""
     import timm
     import torch
 
@@ -422,7 +442,9 @@ def keep(cell: Cell, args: argparse.Namespace, command: Sequence[str], seconds: 
 
 
 def mean_passes(cell: Cell) -> float:
-    """Passes a step, the mean over the epochs of a run, one of which may have found when its second pass begins."""
+    """Return the passes of a step, as a mean over epochs; with `--focus-start auto` the run found when the second
+    began.
+    """
     passes, rows = METHODS[cell.method].passes, _rows(cell.run / 'summary.csv')
     if 'auto' not in cell.flags:
         return passes
@@ -442,7 +464,7 @@ def _rows(path: Path) -> List[Dict[str, str]]:
 
 
 def run_all(cells: Sequence[Cell], args: argparse.Namespace) -> int:
-    """Run what is not done, one after the other; returns the exit code."""
+    """Run the cells that are not done, one after the other, and return the exit code."""
     deadline = time.monotonic() + 60 * args.minutes if args.minutes is not None else math.inf
     failed, late = 0, 0
     for cell in cells:
@@ -455,7 +477,7 @@ def run_all(cells: Sequence[Cell], args: argparse.Namespace) -> int:
             continue
         with held(cell) as lock:
             if lock is None or cell.record:
-                print(f'{cell}: another process has it', flush=True)
+                print(f'{cell}: another process runs it', flush=True)
                 continue
             print(f'{cell}: {_minutes(seconds)}', flush=True)
             try:
@@ -466,19 +488,19 @@ def run_all(cells: Sequence[Cell], args: argparse.Namespace) -> int:
             except Failed as e:
                 print(f'{cell}: {e}', file=sys.stderr, flush=True)
                 failed += 1
-                if 'exit code 2' in str(e):  # settings that are refused: the others' will be
+                if 'exit code 2' in str(e):  # its settings were refused, and those of other cells will be, too
                     break
             else:
                 found = json.loads((cell.results / 'validate.json').read_text())[0]
                 print(f'{cell}: top-1 {found["top1"]:.2f} %, {cell.record["seconds"] / 60:.1f} min', flush=True)
     if late:
-        print(f'{late} cells take longer than the time that is left.')
+        print(f'{late} cells would take longer than the time that is left.')
     return 1 if failed else 0
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts as Ctrl-C
     try:
         if args.report:
             from accuracy_report import report
@@ -494,7 +516,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f'accuracy.py: error: {" ".join(str(e).split())}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('Stopped: the cell under way goes on next time.', file=sys.stderr)
+        print('Stopped: the unfinished cell goes on next time.', file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,13 +1,17 @@
-"""What benchmarks/accuracy.py runs, and the claims that it holds against the results."""
+"""Lists what benchmarks/accuracy.py runs, and the claims that it compares with the results."""
 from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 __all__ = ['CLAIMS', 'MATRIX', 'METHODS', 'Block', 'Claim', 'Method']
 
 
 class Method(NamedTuple):
-    """How a model is trained: flags, passes of an image through the network a step, epochs over those of `plain`.
+    """How a model is trained.
 
-    Of `--focus-start auto` the passes are those from the start on, and its record has the mean that it came to.
+    Attributes:
+        flags: Flags of train_focus.py, with {} for the name of the plain model.
+        passes: Passes of an image through the network in a step. For `--focus-start auto` these are the passes once
+            erasing has begun; the record of a cell has their mean over its epochs.
+        times: Number of epochs over that of `plain`.
     """
     flags: str
     passes: float = 2
@@ -43,7 +47,7 @@ METHODS = {
     'kl_symmetric': Method('--model focus_{} --focus-kl-direction symmetric'),
     'detach_main': Method('--model focus_{} --focus-kl-detach main'),
     'detach_erased': Method('--model focus_{} --focus-kl-detach erased'),
-    # a second pass when, where and as far as it pays
+    # cheaper second passes, later ones and other ones
     'auto': Method('--model focus_{} --focus-start auto', 2, 1.5),
     'auto_detached': Method('--model focus_{} --focus-start auto --focus-kl-detach main', 2, 1.5),
     'auto_copied': Method('--model focus_{} --focus-start auto --focus-copy-head', 2, 1.5),
@@ -69,22 +73,25 @@ METHODS = {
 }
 COMPARED = ('plain', 'focus', 'plain_2x', 'focus_random', 'has', 'has_2x', 'focus_half')
 LONGER = ('plain_4x', 'focus_2x')
-ON_A_GPU = ('plain_2x', 'focus', 'focus_random', 'cutmix_2x')  # of equal compute, where maps have 8 x 8 places
-SCREENED = (  # at the compute of two plain epochs, or less
+ON_A_GPU = ('plain_2x', 'focus', 'focus_random', 'cutmix_2x')  # all of equal compute
+SCREENED = (  # all at the compute of two plain epochs, or less
     'plain_2x', 'focus', 'auto', 'auto_detached', 'auto_copied', 'auto_main', 'detach_main', 'copied', 'main_detached',
     'quarter', 'every_4th', 'size_0.75', 'masksub', 'cutmix_2x', 'randaugment_2x', 'crops_2x', 'mixup_cutmix_2x',
     'focus_cutmix', 'focus_crops')
 SHARES = ('share_cam', 'share_mean', 'share_random', 'share_grid')  # does the map matter?
 FIRST = [m for m in METHODS if list(METHODS).index(m) <= list(METHODS).index('detach_erased')]
 FINE_TUNING = '--batch-size 64 --weight-decay 1e-4 --lr 0.01'
-BFLOAT16 = '--batch-size 64 --weight-decay 5e-4 --amp --amp-dtype bfloat16'  # its rate: of cores with AMX
+BFLOAT16 = '--batch-size 64 --weight-decay 5e-4 --amp --amp-dtype bfloat16'  # rates below are those of cores with AMX
 AMP = '--batch-size 128 --weight-decay 5e-4 --amp'
 VIT = ('--batch-size 64 --opt adamw --lr 1e-3 --weight-decay 0.05 --warmup-epochs 2 '
        '--model-kwargs patch_size=8 depth=6')
 
 
 class Block(NamedTuple):
-    """Cells that share a tier, a kind of data and a model; `rate` is images a second and pass, on two CPU cores."""
+    """Cells that share a tier, a kind of data and a model.
+
+    `epochs` are those of plain training. `rate` is how many images pass through the network a second on two CPU cores.
+    """
     tier: int
     kind: str
     model: str
@@ -94,7 +101,7 @@ class Block(NamedTuple):
     rate: Optional[float]
     img_size: int = 64
     flags: str = '--batch-size 64 --weight-decay 5e-4'
-    weights: bool = False  # starts from the file of --weights
+    weights: bool = False  # start from the file of --weights
 
 
 MATRIX = (
@@ -116,7 +123,11 @@ MATRIX = (
 
 
 class Claim(NamedTuple):
-    """A sentence that holds if each contrast does: the sum of means by weight of a column is above a margin."""
+    """A sentence that holds if each of its contrasts holds.
+
+    A contrast is (weight of each method, column, margin). It holds if the weighted sum of the methods' means of that
+    column is above the margin.
+    """
     text: str
     kind: str
     contrasts: Sequence[Tuple[Dict[str, float], str, float]]

@@ -1,4 +1,4 @@
-"""Tables and figure of the results of benchmarks/accuracy.py."""
+"""Writes the tables and the figure of the results of benchmarks/accuracy.py."""
 import csv
 import gzip
 import io
@@ -27,10 +27,10 @@ def _rows(text: str) -> List[Dict[str, str]]:
 
 
 def load(results: Path) -> Tuple[List[Dict[str, Any]], Dict[Tuple[str, str], Images]]:
-    """Rows of all cells in order, and their images by data set and model.
+    """Return the rows of all cells in order, and what was measured of their images, by data set and model.
 
     Raises:
-        ValueError: Cells that are to be compared are of other settings, or were measured on other images.
+        ValueError: Cells of one model and data set have different settings, or were measured on different images.
     """
     rows, images, names, bases = [], {}, {}, {}
     for path in sorted(results.glob('*/*/cell.json')):
@@ -47,7 +47,7 @@ def load(results: Path) -> Tuple[List[Dict[str, Any]], Dict[Tuple[str, str], Ima
         found = {name: 100 * np.array([float(row[name]) for row in table]) for name in table[0] if name not in (
             'image', 'label', 'prediction')}
         columns = dict(top1=found['correct'], top5=found['correct_top5'], coverage=found['coverage'])
-        for name, flags in found.items():  # points lost with what the model relies on erased, and with random regions
+        for name, flags in found.items():  # points lost by erasing by the CAM, and at random
             if name.startswith('correct_cam_'):
                 columns[name.replace('correct_cam', 'lost')] = found['correct'] - flags
             if name.startswith('correct_random_'):
@@ -61,13 +61,13 @@ def load(results: Path) -> Tuple[List[Dict[str, Any]], Dict[Tuple[str, str], Ima
 
 
 def _blocks(kind: str, model: str) -> List[Block]:
-    """Those of the matrix with this model, or with its first one if it does not have it."""
+    """Return the blocks of the matrix with this model, or with the first model if the matrix does not have it."""
     blocks = [b for b in MATRIX if b.kind == kind and b.model in (model, MATRIX[0].model)]
     return [b for b in blocks if b.model == model] or blocks
 
 
 def asked(kind: str, model: str) -> Dict[str, int]:
-    """Seeds that the matrix has of each method."""
+    """Return the number of seeds that the matrix has for each method."""
     seeds: Dict[str, int] = {}
     for block in _blocks(kind, model):
         seeds.update({method: max(seeds.get(method, 0), block.seeds) for method in block.methods})
@@ -75,7 +75,7 @@ def asked(kind: str, model: str) -> Dict[str, int]:
 
 
 def begun(kind: str, model: str, run: Iterable[str]) -> Dict[str, int]:
-    """`asked`, without the tiers of which nothing is run: none of the methods that no tier before has."""
+    """Return `asked` without the tiers of which nothing is run, that is, none of the methods that only they have."""
     tiers: Dict[str, int] = {}
     for block in reversed(_blocks(kind, model)):
         tiers.update(dict.fromkeys(block.methods, block.tier))
@@ -84,7 +84,7 @@ def begun(kind: str, model: str, run: Iterable[str]) -> Dict[str, int]:
 
 
 def groups(rows: Sequence[Dict[str, Any]]) -> Dict[Tuple[str, str, str], List[Dict[str, Any]]]:
-    """Cells by kind of data, data set and model: those that are compared, scenes first."""
+    """Group cells that are compared: by kind of data (scenes first), data set and model."""
     found: Dict[Tuple[str, str, str], List[Dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row['kind'], row['data'], row['model']), []).append(row)
@@ -92,7 +92,7 @@ def groups(rows: Sequence[Dict[str, Any]]) -> Dict[Tuple[str, str, str], List[Di
 
 
 def judge(rows: Sequence[Dict[str, Any]], images: Dict[Tuple[str, str], Images]) -> List[Dict[str, str]]:
-    """Each claim held against the results, for each data set and model of which the matrix has what it needs."""
+    """Compare each claim with the results, for each data set and model for which the matrix has its methods."""
     judged, grouped = [], groups(rows)
     blank = dict.fromkeys(('difference', 'over seeds', 'over images', 'cells'), '')
     for claim in CLAIMS:
@@ -132,7 +132,7 @@ def _table(rows: Sequence[Dict[str, str]]) -> str:
 
 
 def method_rows(rows: Sequence[Dict[str, Any]], images: Images) -> List[Dict[str, str]]:
-    """A row for each method of one model on one data set."""
+    """Return a row for each method of one model on one data set."""
     def mean(cells: Sequence[Dict[str, Any]], column: str, sd: bool = False) -> str:
         values = [float(cell[column]) for cell in cells]
         spread = f' ± {statistics.stdev(values):.2f}' if sd and len(values) > 1 else ''
@@ -166,7 +166,7 @@ def _record(results: Path, row: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def machines(results: Path, rows: Sequence[Dict[str, Any]]) -> str:
-    """What these cells ran on; where that differs, which cells."""
+    """Say on which machine these cells ran; cells that ran on another machine are named."""
     found: Dict[str, List[str]] = {}
     for row in rows:
         cell = _record(results, row)
@@ -177,7 +177,7 @@ def machines(results: Path, rows: Sequence[Dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[Dict[str, Any]], path: Path) -> None:
-    """Top-1 against compute: a point for each method, with the spread of its seeds."""
+    """Draw top-1 against compute: a point for each method, with the range of its seeds."""
     from matplotlib.figure import Figure
 
     grouped = groups(rows)
@@ -188,10 +188,10 @@ def draw(rows: Sequence[Dict[str, Any]], path: Path) -> None:
         found = {m: [cell for cell in cells if cell['method'] == m] for m in METHODS}
         compute = {m: float(f[0]['epochs']) * float(f[0]['passes']) for m, f in found.items() if f}
         for method, x in compute.items():
-            n = list(METHODS).index(method)  # one look in all panels
+            n = list(METHODS).index(method)  # a method looks the same in all panels
             tops = [float(cell['top1']) for cell in found[method]]
             mean = statistics.fmean(tops)
-            alike = [m for m in compute if compute[m] == x]  # side by side, so that none hides another
+            alike = [m for m in compute if compute[m] == x]  # drawn side by side, so that none hides another
             x += 0.015 * max(compute.values()) * (alike.index(method) - (len(alike) - 1) / 2)
             ax.errorbar([x], [mean], [[mean - min(tops)], [max(tops) - mean]], fmt='os^Dv'[n // 10], capsize=3,
                         color=f'C{n % 10}', label=method + (' (one seed)' if len(tops) == 1 else ''))
@@ -202,10 +202,10 @@ def draw(rows: Sequence[Dict[str, Any]], path: Path) -> None:
 
 
 def report(results: Path) -> None:
-    """Write `cells.csv`, `README.md` and `accuracy.png` of all cells that are done.
+    """Write `cells.csv`, `README.md` and `accuracy.png` for all cells that are done.
 
     Raises:
-        ValueError: There are none.
+        ValueError: No cell is done.
     """
     rows, images = load(results)
     if not rows:
@@ -215,7 +215,7 @@ def report(results: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(str(results / 'cells.csv'), text.getvalue())
-    rows = _rows((results / 'cells.csv').read_text())  # what is claimed is read off it
+    rows = _rows((results / 'cells.csv').read_text())  # so that claims are judged by the numbers in the file
     judged = judge(rows, images)
     parts = [INTRODUCTION, '## Claims\n', _table(judged), READING]
     for (kind, data, model), cells in groups(rows).items():
@@ -235,18 +235,22 @@ def report(results: Path) -> None:
 
 INTRODUCTION = """# Accuracy
 
-Written by `python benchmarks/accuracy.py --report` from the folders beside this page, one for each run: its settings,
-its epochs, its accuracy and what it says of each validation image; all runs in one table: [cells.csv](cells.csv). The
-weights are those of the last epoch; nothing was chosen on the validation images.
+`python benchmarks/accuracy.py --report` writes this page from the folders beside it. Each folder is one run, with its
+settings, the numbers of its epochs, its accuracy and its answer for each validation image. [cells.csv](cells.csv) has
+all runs in one table. The weights are those of the last epoch; nothing was chosen on the validation images.
 
 ![Top-1 against compute](accuracy.png)
 """
 READING = """
-Differences are in percentage points, with 95 % intervals. Over seeds: Student's t, by the variance within methods,
-pooled over all methods of the same model and data, which takes the spread of seeds to be the same for all; that is
-where the interval of a method with one seed comes from. Over images: bootstrap of the validation images, paired, with
-the means over seeds. A claim is answered yes if both intervals lie above its margin (0; half a point where it says so),
-no if both lie below, else undecided; each interval is of its own claim, not of all at once. Compute is epochs times
-passes of an image through the network in a step. Coverage is in percent, at images of 128 px or more; its map, and the
-one that ranks the erased pixels, are the network's last. Minutes are of the machines named, and of training alone.
+Differences are in percentage points, with 95 % intervals.
+
+- Intervals over seeds use Student's t and the variance within methods, pooled over all methods of the same model and
+  data. This assumes that seeds vary equally for all methods, and also gives an interval for a method with one seed.
+- Intervals over images come from a paired bootstrap of the validation images, with the means over seeds.
+- The answer to a claim is yes if both intervals lie above its margin, no if both lie below it, and undecided otherwise.
+  The margin is 0, or half a point where the claim says so. Each interval is for its own claim, not for all together.
+- Compute is epochs times passes of an image through the network in a step.
+- Coverage is in percent, measured on images of at least 128 px. Its map, and the map that ranks the pixels to erase,
+  are the last of the network.
+- Minutes are those of training alone, on the machines that are named.
 """

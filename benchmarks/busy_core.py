@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time of a training beside a busy core, over that on an idle machine.
+"""Compares the time of a training run beside a busy core with its time on an idle machine.
 
     python benchmarks/busy_core.py                                # the demo, shortened to 2 epochs
     python benchmarks/busy_core.py DIR --model focus_resnet18 --img-size 64 -b 64 -j 2 --epochs 1
 
-What follows is of train_focus.py. In turn: alone, and beside a process that computes on one core without end; with
-threads that sleep while they wait, as train_focus.py has it, and with threads that spin, as torch has it. Where threads
-spin, two of them and the workers of the loader take the cores from each other as soon as somebody else has one.
+The arguments are those of train_focus.py. Runs take turns: alone, and beside a process that keeps one core busy; with
+threads that sleep while they wait, as train_focus.py sets them up, and with threads that spin, which is torch's
+default. Spinning threads and the workers of the loader take cores from each other as soon as another process uses one.
 """
 import os
 import subprocess
@@ -23,7 +23,7 @@ SPIN = 'while True: pass'
 
 
 def seconds(arguments, policy, busy):
-    """Time of a training from start to end."""
+    """Return the time of a training run from start to end."""
     neighbour = subprocess.Popen([sys.executable, '-c', SPIN]) if busy else None
     try:
         with tempfile.TemporaryDirectory() as folder:

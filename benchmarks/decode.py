@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Images a second that one core makes ready for training, from JPEG files to a normalised crop, by several decoders.
+"""Measures how many images a second one core prepares for training, from JPEG files, with several decoders.
 
     python benchmarks/decode.py /data/places365/data_256/a/airfield --img-size 224
 
-All read the same files and do the simple scheme's resize, crop and flip. Pillow is what timm and this project read by;
-Pillow-SIMD takes its place where it is installed, and is then what the first line measures; the others need tensors.
+Each decoder reads the same files, and is followed by the simple scheme's resize, crop and flip. timm and this project
+read with Pillow. If Pillow-SIMD is installed in its place, the first line measures that. The decoders of the last lines
+return tensors.
 """
 import argparse
 import functools
@@ -30,10 +31,10 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', metavar='DIR', help='folder with JPEG files, at any depth')
     parser.add_argument('--img-size', type=int, default=224, help='height and width (default: 224)')
-    parser.add_argument('--images', type=int, default=256, help='how many (default: 256)')
-    parser.add_argument('--repeats', type=int, default=7, help='rounds over them (default: 7)')
-    parser.add_argument('--enlarge', type=int, metavar='N', help='store the images anew with a short side of N, as '
-                        'JPEG of quality 90: the size of the files matters')
+    parser.add_argument('--images', type=int, default=256, help='number of images (default: 256)')
+    parser.add_argument('--repeats', type=int, default=7, help='rounds over the images (default: 7)')
+    parser.add_argument('--enlarge', type=int, metavar='N', help='first store the images with a short side of N, as '
+                        'JPEG of quality 90, because speed depends on the size of files')
     return parser.parse_args()
 
 
@@ -42,7 +43,7 @@ def by_pillow(transform, data):
 
 
 def by_pillow_draft(transform, side, data):
-    """Pillow, whose decoder leaves out what a smaller image does not need: other pixels, for large files."""
+    """Read with Pillow's draft mode, which decodes large files at a lower resolution, and gives other pixels."""
     image = Image.open(io.BytesIO(data))
     image.draft('RGB', (side, side))
     return transform(image.convert('RGB'))
@@ -57,7 +58,7 @@ def by_simplejpeg(transform, simplejpeg, data):
 
 
 def readers(size):
-    """Functions of the bytes of a file, by name."""
+    """Return the decoders by name, as functions of the bytes of a file."""
     side = round(size * 8 / 7)
     tensors = v2.Compose([
         v2.Resize(side, antialias=True), v2.RandomCrop(size), v2.RandomHorizontalFlip(),
@@ -78,7 +79,7 @@ def readers(size):
 
 def main():
     args = parse_args()
-    torch.set_num_threads(1)  # as in a worker
+    torch.set_num_threads(1)  # a worker of a loader has one thread
     paths = sorted(Path(args.folder).rglob('*.jpg'))[:args.images]
     files = [path.read_bytes() for path in paths]
     if args.enlarge:

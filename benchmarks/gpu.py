@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Everything that only a GPU can tell, in one command and in a given time, what tells most first.
+"""Measures in a given time everything that needs a GPU, the most important first.
 
-    python benchmarks/gpu.py --scenes /data/miniplaces40 --pack scenes.tar     # where the images are: in one file
-    python benchmarks/gpu.py --scenes scenes.tar --budget 500                  # where the GPU is
+    python benchmarks/gpu.py --scenes /data/miniplaces40 --pack scenes.tar     # on the machine with the images
+    python benchmarks/gpu.py --scenes scenes.tar --budget 500                  # on the machine with the GPU
     python benchmarks/gpu.py --scenes scenes.tar --items loop accuracy --budget 300
 
-It needs the checkout, torch and timm, and installs nothing. Each item is a process with a time limit; what has too
-little time left, or lacks something, is left out with a sentence. `report.md` and `report.json` in `--output` are
-written after each item, so a run that is cut off leaves what it had; `log.txt` has what the processes said, and
-`accuracy.tar.gz` the results of benchmarks/accuracy.py. On `--device cpu` everything is tried in tiny sizes.
+It needs the checkout, torch and timm, and installs nothing. Each item is a process with a time limit. An item that has
+too little time left, or lacks something, is left out, and the report says so.
+
+`report.md` and `report.json` in `--output` are written after each item, so a run that is cut off leaves the items that
+it finished. `log.txt` has the output of the processes, and `accuracy.tar.gz` the results of benchmarks/accuracy.py.
+`--device cpu` tries everything in tiny sizes.
 """
 import argparse
 import contextlib
@@ -31,25 +33,36 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = (1, 0, 31)  # of timm
-LOG = 4 * 2 ** 20  # bytes of log.txt
+NEEDED = (1, 0, 31)  # the least version of timm
+LOG = 4 * 2 ** 20  # log.txt does not grow beyond about so many bytes
 Row = Dict[str, Any]
 
 
 class Missing(Exception):
-    """Something that an item needs is not there."""
+    """Something that an item needs is not there; the message says what."""
 
 
 class Sizes(NamedTuple):
-    """How much of everything: enough for a GPU, or next to nothing for a trial on the CPU."""
-    train: str  # flags of the two lines of training
+    """Sizes of all items: large enough for a GPU, or tiny for a trial on the CPU.
+
+    Attributes:
+        train: Flags of the two training commands.
+        train_model: Model that they train.
+        models: Models whose steps are measured.
+        compiled: Models whose compiled steps are measured.
+        step: Flags of step_cost.py.
+        loop: Flags of loop_speed.py.
+        workers: Numbers of workers to compare.
+        accuracy: Flags of accuracy.py.
+    """
+    train: str
     train_model: str
     models: Sequence[str]
     compiled: Sequence[str]
-    step: str  # flags of step_cost.py
-    loop: str  # of loop_speed.py
+    step: str
+    loop: str
     workers: Sequence[int]
-    accuracy: str  # of accuracy.py
+    accuracy: str
 
 
 SIZES = {
@@ -68,7 +81,7 @@ SIZES = {
 
 
 class Bench:
-    """Where items run: the device, the time that is left, the images, and how processes are started."""
+    """What items need to run: the device, the time that is left, the images, and a way to start processes."""
 
     def __init__(self, args: argparse.Namespace, work: Path):
         self.device = args.device
@@ -89,7 +102,7 @@ class Bench:
         return str(self.scenes)
 
     def call(self, seconds: float, *command: str) -> Tuple[Optional[int], str]:
-        """Run a command of this checkout; its exit code, None if it was ended at its limit, and what it said."""
+        """Run a command of this checkout; return its exit code (None if the time limit ended it) and its output."""
         path = self.work / 'said.txt'
         environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1', 'TQDM_DISABLE': '1'}
         with open(path, 'wb') as f:
@@ -111,7 +124,7 @@ class Bench:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End what a process started with it: asked first, so that runs keep a checkpoint, then killed."""
+    """End a process and all that it started: first with SIGTERM, so that runs keep a checkpoint, then with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -126,10 +139,18 @@ def shown(command: Sequence[str]) -> str:
 
 
 class Item(NamedTuple):
-    """Something to find out: `run` gets the bench and its seconds, and returns a state, a sentence and rows."""
+    """One measurement.
+
+    Attributes:
+        name: Name for `--items`.
+        title: Title in the report.
+        least: Seconds that it needs at least; with less time left it is not begun.
+        most: Seconds after which it is ended.
+        run: Called with the bench and the seconds that it may take; returns its state, a note and rows of a table.
+    """
     name: str
     title: str
-    least: float  # seconds without which it is not begun
+    least: float
     most: float
     run: Callable[[Bench, float], Tuple[str, str, List[Row]]]
 
@@ -137,7 +158,7 @@ class Item(NamedTuple):
 # the items
 
 def tests(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
-    """The tests marked cuda."""
+    """Run the tests marked cuda."""
     if importlib.util.find_spec('pytest') is None:
         raise Missing('pytest is not installed.')
     code, said = bench.call(
@@ -167,7 +188,7 @@ assert not any(name.startswith('timm_focus') for name in sys.modules)
 
 def train(prefix: str) -> Callable:
     def run(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
-        """A line of README's, as it is typed, and the line that it ends with."""
+        """Run a training command as a user types it, and then the line that it prints for loading the result."""
         model, began = prefix + bench.sizes.train_model, time.monotonic()
         command = ['train_focus.py', bench.folder(), '--model', model, '--amp', *shlex.split(bench.sizes.train)]
         code, said = bench.call(
@@ -196,10 +217,10 @@ def train(prefix: str) -> Callable:
 
 def step(models: str, *flags: str) -> Callable:
     def run(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
-        """What a focus step costs over a plain one."""
+        """Measure what a focus step costs over a plain one."""
         names = getattr(bench.sizes, models)
         if not names:
-            raise Missing('it is of a GPU alone.')
+            raise Missing('it needs a GPU.')
         path = bench.work / f'step{"".join(flags)}.json'
         code, said = bench.call(
             seconds, str(ROOT / 'benchmarks/step_cost.py'), *names, '--device', bench.device, '--no-counts', '--json',
@@ -214,7 +235,7 @@ def step(models: str, *flags: str) -> Callable:
 
 
 def loop(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
-    """Images a second of train_focus.py against a bare loop, and how many workers feed it."""
+    """Compare train_focus.py with a bare loop in images a second, with several numbers of workers."""
     path = bench.work / 'loop.json'
     cores = len(os.sched_getaffinity(0))
     workers = [n for n in bench.sizes.workers if n <= cores] or [cores]
@@ -229,7 +250,7 @@ def loop(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
 
 
 def accuracy(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
-    """Cells of tier 4 of the matrix, seed by seed, as many as there is time for."""
+    """Run as many cells of tier 4 of the matrix as there is time for, seed by seed."""
     results = bench.work / 'results'
     code, said = bench.call(
         seconds, str(ROOT / 'benchmarks/accuracy.py'), '--scenes', bench.folder(), '--tier', '4', '--device',
@@ -271,16 +292,16 @@ def state_of(code: Optional[int], said: str) -> str:
 
 def last_line(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else 'it said nothing.'
+    return lines[-1][:300] if lines else 'it printed nothing.'
 
 
 # images in one file
 
 def pack(source: Path, target: Path, mib: float) -> None:
-    """Write a folder of images to one file: of each class and split the same share, as much as there is room for.
+    """Write images of a folder to one file: the same share of each class and split, as large as there is room for.
 
     Raises:
-        Missing: The folder is not of images in `train/<class>/` and `val/<class>/`.
+        Missing: The folder does not have `train/<class>/` and `val/<class>/`.
     """
     splits = [next((source / name for name in names if (source / name).is_dir()), None)
               for names in (('train',), ('val', 'validation'))]
@@ -288,21 +309,21 @@ def pack(source: Path, target: Path, mib: float) -> None:
         raise Missing(f'{source} has no train and val: give a folder with train/<class>/ and val/<class>/.')
     classes = [sorted(path for path in folder.iterdir() if path.is_file())
                for split in splits for folder in sorted(split.iterdir()) if folder.is_dir()]
-    sizes = [sum(path.stat().st_size + 64 for path in images) for images in classes]  # what a header comes to, packed
+    sizes = [sum(path.stat().st_size + 64 for path in images) for images in classes]  # 64: a compressed header of tar
     share = min(1., mib * 2 ** 20 / max(sum(sizes), 1))
     partial = target.with_name(f'{target.name}.tmp')
     with tarfile.open(partial, 'w:gz', compresslevel=1) as tar:
         for images in classes:
             n = int(share * len(images))
             for k in range(n):
-                path = images[k * len(images) // n]  # spread, as neighbours may be alike
+                path = images[k * len(images) // n]  # evenly spread, because neighbours may be alike
                 tar.add(path, Path(source.resolve().name) / path.relative_to(source), recursive=False)
     partial.replace(target)
     print(f'{target}: {share:.0%} of the images, {target.stat().st_size / 2 ** 20:.1f} MiB')
 
 
 def unpack(source: Path, work: Path) -> Path:
-    """The folder of images, unpacked if it is a file.
+    """Return the folder of images; a file is unpacked first.
 
     Raises:
         Missing: There is no such folder or file.
@@ -330,7 +351,7 @@ def header(device: str) -> Row:
 
 
 def write_report(head: Row, found: Sequence[Row], output: Path) -> None:
-    """Write report.json and report.md, whole."""
+    """Write report.json and report.md, each whole or not at all."""
     for name, text in (('report.json', json.dumps(dict(head, items=found), indent=1) + '\n'),
                        ('report.md', render(head, found))):
         partial = output / f'{name}.tmp'
@@ -339,7 +360,7 @@ def write_report(head: Row, found: Sequence[Row], output: Path) -> None:
 
 
 def render(head: Row, found: Sequence[Row]) -> str:
-    """The report as Markdown: what was done, then a table of each item."""
+    """Return the report as Markdown: a list of the items, then a table for each."""
     parts = ['# On a GPU' if head['capability'] else '# A trial on the CPU', '',
              f'`{head["command"]}`, {head["date"]}, {head["device"]}, {head["cores"]} cores, Python {head["python"]}, '
              f'torch {head["torch"]}, timm {head["timm"]}.', '',
@@ -372,9 +393,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--scenes', metavar='PATH', help='folder of scenes, with train/<class>/ and val/<class>/, or '
                         'the file that --pack made of it')
     parser.add_argument('--pack', metavar='FILE', help='write the scenes to this file, and run nothing')
-    parser.add_argument('--pack-mib', type=float, default=50, metavar='N', help='most of that file (default: 50)')
+    parser.add_argument('--pack-mib', type=float, default=50, metavar='N', help='largest size of that file in MiB '
+                        '(default: 50)')
     parser.add_argument('--budget', type=float, default=500, metavar='SECONDS', help='time for all (default: 500)')
-    parser.add_argument('--items', nargs='+', choices=names, metavar='NAME', help='these alone, in this order, of '
+    parser.add_argument('--items', nargs='+', choices=names, metavar='NAME', help='run only these, in this order, of '
                         + ', '.join(names))
     parser.add_argument('--device', default='cuda', help='device; cpu tries everything in tiny sizes (default: cuda)')
     parser.add_argument('--output', default='gpu', metavar='DIR', help='where the report is written (default: gpu)')
@@ -387,7 +409,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 
 def check_machine(args: argparse.Namespace) -> None:
-    """Raises Missing if nothing can be run here."""
+    """Raise Missing if nothing can be run on this machine."""
     for name in ('torch', 'timm'):
         if importlib.util.find_spec(name) is None:
             raise Missing(f'{name} is not installed, and this script installs nothing.')
@@ -396,24 +418,24 @@ def check_machine(args: argparse.Namespace) -> None:
 
     version = tuple(int(part) for part in re.findall(r'\d+', timm.__version__)[:3])
     if version < NEEDED:
-        raise Missing(f'timm is {timm.__version__}, and {".".join(map(str, NEEDED))} is needed: put its wheel into '
-                      'PYTHONPATH, as it is.')
+        raise Missing(f'timm is {timm.__version__}, and {".".join(map(str, NEEDED))} is needed: name its wheel file in '
+                      'PYTHONPATH.')
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         raise Missing('torch finds no GPU: --device cpu tries everything in tiny sizes.')
 
 
 def run_item(item: Item, bench: Bench) -> Row:
-    """What was found of an item: its state, a sentence, rows."""
+    """Run an item, and return its row of the report: state, note, seconds and rows of its table."""
     began, state, why, rows = time.monotonic(), 'skipped', '', []
     if bench.left < item.least:
         why = f'{max(bench.left, 0):.0f} s are left, and it takes {item.least:.0f} s at least.'
     else:
         try:
-            most = item.most * (1 if bench.device != 'cpu' else 4)  # a trial may share its cores
+            most = item.most * (1 if bench.device != 'cpu' else 4)  # a trial on the CPU may share its cores
             state, why, rows = item.run(bench, min(most, bench.left))
         except Missing as e:
             why = str(e)
-        except Exception as e:  # of this script; the others are to be run all the same
+        except Exception as e:  # an error of this script, which must not keep the other items from running
             state, why = 'failed', f'{type(e).__name__}: {e}'
     return dict(name=item.name, title=item.title, state=state, why=why, seconds=round(time.monotonic() - began, 1),
                 rows=rows)
@@ -421,7 +443,7 @@ def run_item(item: Item, bench: Bench) -> Row:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parse_args(argv)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises, so that no process is left behind
     try:
         if args.pack:
             pack(Path(args.scenes), Path(args.pack), args.pack_mib)
@@ -446,7 +468,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f'gpu.py: error: {" ".join(str(e).split())}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f'Stopped: what was found until then is in {args.output}.', file=sys.stderr)
+        print(f'Stopped: the items that were finished are in {args.output}.', file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""The first lines of every result: what was run, when, on which machine, with which versions."""
+"""Prints the first lines of every result: what was run, when, on which machine and with which versions."""
 import datetime
 import os
 import platform
@@ -22,13 +22,13 @@ def print_header(**settings: object) -> None:
 
 
 def machine(device: object = None) -> str:
-    """Name of what is computed on: of the GPU if that is the device, or one is there, else of the processor."""
+    """Return the name of the GPU if it is the device, or no device is given and there is one; else of the processor."""
     is_gpu = torch.cuda.is_available() if device is None else str(device).startswith('cuda')
     return torch.cuda.get_device_name() if is_gpu else processor()
 
 
 def processor() -> str:
-    """Name of this machine's processor."""
+    """Return the name of this machine's processor."""
     try:
         with open('/proc/cpuinfo') as f:
             return next(line.split(':')[1].strip() for line in f if line.startswith('model name'))
@@ -37,5 +37,5 @@ def processor() -> str:
 
 
 def spread(values: list) -> str:
-    """Median of values, and their range."""
+    """Write the median of values and their range."""
     return f'{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})'

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Time and memory of indexing a data set of the size of Places365: its list, its workers, a tree of folders.
+"""Measures time and memory of indexing a data set of the size of Places365, from its list and from a tree of folders.
 
     python benchmarks/index_places365.py --files 100000
 
-Each figure is of a fresh process, which has imported the package; the list and the files, which are empty, are made up.
+Each figure comes from a fresh process that has imported the package. The script makes up the list and the files; the
+files are empty.
 """
 import argparse
 import os
@@ -16,7 +17,7 @@ from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 
-# this process imports nothing large: the peak of a process that it starts is at least its own
+# This process imports nothing large, because the peak of a process that it starts is at least its own.
 
 ROOT = '/data/places365/data_256'
 CATEGORIES = Path(__file__).parent.parent / 'timm_focus' / 'data' / 'places365_categories.txt'
@@ -31,13 +32,13 @@ def parse_args():
 
 
 def fresh(function, *args):
-    """What the function returns in a process of its own."""
+    """Call the function in a process of its own, and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         return pool.submit(function, *args).result()
 
 
 def peak():
-    """The most memory this process has had so far, MiB."""
+    """Return the most memory that this process has had so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -48,7 +49,7 @@ def timed(function, *args, **kwargs):
 
 
 def images(n):
-    """As many images as said, in 365 classes of equal size: folder, file name and label."""
+    """Yield folder, file name and label of n images in 365 classes of equal size."""
     names = CATEGORIES.read_text().split()
     for label, name in enumerate(names):
         for i in range(n // len(names) + (label < n % len(names))):
@@ -61,13 +62,13 @@ def as_index(path):
 
 
 def as_tuples(path):
-    """A list of (path, target), as timm and torchvision hold it."""
+    """Read a list of (path, target), which is how timm and torchvision keep images."""
     with open(path) as f:
         return [(os.path.join(ROOT, name.lstrip('/')), int(label)) for name, label in map(str.split, f)]
 
 
 def read(how, path):
-    """Seconds, and MiB at the peak before and after."""
+    """Return the seconds that reading takes, and the peak of memory before and after in MiB."""
     import timm_focus.data.index  # noqa: F401
     before = peak()
     _, seconds = timed(how, path)
@@ -75,19 +76,19 @@ def read(how, path):
 
 
 def draw(path):
-    """Seconds to draw the paper's Places365-small."""
+    """Return the seconds that drawing the paper's Places365-small takes."""
     from timm_focus.data.index import subset
     return timed(subset, as_index(path), 1000, 0)[1]
 
 
 def memory(pids):
-    """MiB that these processes have together: what they share counts once (PSS)."""
+    """Return the memory that these processes have together in MiB; shared memory counts once (PSS)."""
     lines = [line for pid in pids for line in Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith('Pss:')) / 1024
 
 
 def read_all_paths(data, barrier):
-    for _ in range(2):  # started; measured
+    for _ in range(2):  # all have started; all are measured
         barrier.wait()
     if isinstance(data, list):
         for _ in data:
@@ -95,12 +96,12 @@ def read_all_paths(data, barrier):
     else:
         for i in range(len(data)):
             data.path(i), data.target(i)
-    for _ in range(2):  # done; measured
+    for _ in range(2):  # all have read; all are measured
         barrier.wait()
 
 
 def work(how, path, n):
-    """MiB of n workers and their parent, before and after the workers have read all paths."""
+    """Return the memory of n workers and their parent in MiB, before and after the workers have read all paths."""
     import timm_focus.data.index  # noqa: F401
     data = how(path)
     context = get_context('fork')
@@ -127,11 +128,11 @@ def make_tree(root, n):
             folders.add(folder)
         open(os.path.join(root, folder, name), 'x').close()
     for folder, *_ in os.walk(root):
-        os.utime(folder, (1e9, 1e9))  # as if unpacked long ago
+        os.utime(folder, (1e9, 1e9))  # the cache trusts folders that did not change lately
 
 
 def scan(name, root):
-    """Seconds, and MiB at the peak before and after."""
+    """Return the seconds that a scan takes, and the peak of memory before and after in MiB."""
     from timm.data.readers.reader_image_folder import find_images_and_targets
 
     from timm_focus.data import index

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Images a second of train_focus.py: against a bare loop of the same steps, and of two processes against one.
+"""Measures images a second of train_focus.py: against a bare loop of the same steps, and two processes against one.
 
     python benchmarks/loop_speed.py /data/miniplaces --model resnet18 --img-size 224 -b 16
     python benchmarks/loop_speed.py /data/miniplaces --model focus_resnet18 --img-size 64 -b 64 --processes
     python benchmarks/loop_speed.py /data/miniplaces --device cuda --amp --epochs 3 -b 128 -j 2 4 8 --pin-mem
 
-Each figure is of a process of its own, which is started as a user would; the kinds take turns. The bare loop trains on
-one batch that is in memory. A run's speed is that of its log, of which the first line of the first epoch is left out,
-and with `--epochs` the whole first epoch.
+Each figure comes from a process of its own, started as a user would start it; the kinds take turns. The bare loop
+trains on one batch in memory. The speed of a run is read from its log, without the first line; with several epochs,
+without the whole first epoch.
 """
 import argparse
 import json
@@ -49,7 +49,7 @@ for i in range(steps):
         optimizer.step()
     optimizer.zero_grad()
     if i % every == every - 1:
-        loss.item()  # which the device is waited for
+        loss.item()  # waits for the device
         print(f'{n * every / (time.perf_counter() - began):.2f} img/s')
 """
 
@@ -57,29 +57,31 @@ for i in range(steps):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data', metavar='DIR', help='folder with train/<class>/')
-    parser.add_argument('--model', default='resnet18', help='what is trained (default: resnet18)')
+    parser.add_argument('--model', default='resnet18', help='model to train (default: resnet18)')
     parser.add_argument('-b', '--batch-size', type=int, default=16, help='images a step (default: 16)')
     parser.add_argument('--img-size', type=int, default=224, help='height and width (default: 224)')
-    parser.add_argument('-j', '--workers', type=int, nargs='+', default=[2], metavar='N', help='workers of each run, '
-                        'each of several numbers a kind of its own (default: 2)')
-    parser.add_argument('--pin-mem', action='store_true', help='the last number of workers with pinned memory, too')
+    parser.add_argument('-j', '--workers', type=int, nargs='+', default=[2], metavar='N', help='workers of a run; '
+                        'several numbers are compared (default: 2)')
+    parser.add_argument('--pin-mem', action='store_true', help='also run the last number of workers with pinned memory')
     parser.add_argument('--steps', type=int, default=40, help='steps of an epoch (default: 40)')
     parser.add_argument('--epochs', type=int, default=1, help='epochs of a process (default: 1)')
     parser.add_argument('--repeats', type=int, default=3, help='processes of each kind (default: 3)')
-    parser.add_argument('--processes', action='store_true', help='two processes of a thread against one of two, in '
-                        'place of the bare loop')
+    parser.add_argument('--processes', action='store_true', help='compare two processes of one thread with one of '
+                        'two threads, instead of the bare loop')
     parser.add_argument('--device', default='cpu', help='device (default: cpu)')
     parser.add_argument('--amp', nargs='?', const='float16', default='', choices=('float16', 'bfloat16'),
-                        help='mixed precision (float16, if none is named)')
-    parser.add_argument('--json', metavar='FILE', help='write the figures there, after each process')
+                        help='mixed precision (float16 if no type is named)')
+    parser.add_argument('--json', metavar='FILE', help='write the figures to this file after each process')
     args = parser.parse_args()
     if args.processes and (args.device != 'cpu' or len(args.workers) > 1):
-        parser.error('--processes compares on the CPU, with one number of workers: leave out --device or the others.')
+        parser.error('--processes compares on the CPU with one number of workers: leave out --device, and give -j one '
+                     'number.')
     return args
 
 
 def speeds(command, threads, skip=1, pattern=r'([\d.]+) img/s'):
-    """Images a second of the lines of a process, without the first ones, and the seconds until the very first."""
+    """Run a process; return the images a second that its log lines say, without the first `skip`, and the seconds from
+    its start to the first line."""
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
     began, first, found = time.perf_counter(), None, []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as p:
@@ -96,7 +98,7 @@ def speeds(command, threads, skip=1, pattern=r'([\d.]+) img/s'):
 
 
 def report(found, started, base, path):
-    """Lines of what was found so far, which go to a file, too."""
+    """Return what was measured so far as one dict for each kind, and write it to a file if one is named."""
     lines = []
     for kind, rates in found.items():
         ratio = statistics.median(rates) / statistics.median(found[base]) if base in found else None
@@ -144,7 +146,7 @@ def main():
             if args.pin_mem:
                 kinds[f'{kind}, pinned'] = run(1, f'{folder}/pinned', j, '--pin-mem'), cores
             for kind, (command, threads) in kinds.items():
-                epoch = -(-args.steps // every)  # lines of it
+                epoch = -(-args.steps // every)  # log lines of one epoch
                 rates, first = speeds(command, threads, epoch if args.epochs > 1 else 1)
                 found.setdefault(kind, []).extend(rates)
                 started.append((kind, first))

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""What a focus training step costs over a plain one: operations, bytes kept for backward, peak of memory, time.
+"""Compares the cost of a focus training step with a plain one: operations, bytes kept for backward, peak memory, time.
 
     python benchmarks/step_cost.py resnet18 shufflenetv2_x1_5 -b 8 --steps 15
     python benchmarks/step_cost.py resnet18 vit_small_patch16_224 --device cuda --amp float16 -b 64
     python benchmarks/step_cost.py resnet18 --torchcompile --steps 15
 
-Steps of all kinds are interleaved in one process; the ratio of times is the median over rounds of a step to the plain
-one beside it, which a machine that slows down for a while disturbs little. On CUDA time is that of events around three
-steps, which float16's loss scaler is part of, and the peak the allocator's in these steps, over what was there before:
-gradients of parameters are in it. On the CPU it is of the tensors that are alive in an eager step, without them.
+Steps of all kinds take turns in one process. The ratio of times is the median over rounds of a step's time to that of
+the plain step beside it, so a machine that slows down for a while disturbs it little.
+
+On CUDA, time is measured by events around three steps; with float16 they include the loss scaler. The peak of memory is
+the allocator's, over what was allocated before; it includes the gradients of parameters. On the CPU the peak is that of
+all tensors that are alive in an eager step, without these gradients.
 """
 import argparse
 import contextlib
@@ -30,7 +32,7 @@ from timm_focus.training.device import keep_freed_memory
 from timm_focus.training.loop import _backward
 from timm_focus.utils.files import write_whole
 
-KINDS = {  # arguments of the focus model, of its task and of its loss
+KINDS = {  # for each kind of step the arguments of the focus model, of its task and of its loss
     'plain': None,
     'focus': {},
     'focus, recompute': dict(focus_recompute=True),
@@ -51,27 +53,27 @@ def parse_args():
     parser.add_argument('-b', '--batch-size', type=int, default=8, help='images a step (default: 8)')
     parser.add_argument('--img-size', type=int, default=224, help='height and width (default: 224)')
     parser.add_argument('--num-classes', type=int, default=365, help='classes (default: 365)')
-    parser.add_argument('--steps', type=int, default=15, help='steps timed of each, 0 for counts alone (default: 15)')
+    parser.add_argument('--steps', type=int, default=15, help='timed steps of each kind, 0 for counts (default: 15)')
     parser.add_argument('--kinds', nargs='+', default=list(KINDS), choices=list(KINDS)[1:], metavar='KIND',
                         help=f'what to compare with plain steps (default: {", ".join(list(KINDS)[1:])})')
-    parser.add_argument('--no-counts', action='store_true', help='time alone')
+    parser.add_argument('--no-counts', action='store_true', help='measure only time')
     parser.add_argument('--amp', choices=('float16', 'bfloat16'), help='mixed precision (default: float32)')
-    parser.add_argument('--no-channels-last', action='store_true', help='leave images and weights in the other format')
-    parser.add_argument('--json', metavar='FILE', help='write the figures there, after each model')
+    parser.add_argument('--no-channels-last', action='store_true', help='keep images and weights in channels_first')
+    parser.add_argument('--json', metavar='FILE', help='write the figures to this file after each model')
     parser.add_argument('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the steps')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='device')
     return parser.parse_args()
 
 
 def make_task(name, kind, args):
-    """The task of a kind of step, None of a model that cannot make it."""
+    """Return the task of a kind of step, None if the model cannot take such a step."""
     focus = dict(KINDS[kind] or {})
     loss, every, is_focus = focus.pop('loss', {}), focus.pop('every', 1), kind.startswith('focus')
     torch.manual_seed(0)
     try:
         model = timm.create_model(f'{"focus_" if is_focus else ""}{name}', num_classes=args.num_classes, **(
             focus if is_focus else {}))
-    except ValueError as e:  # tokens of a CNN, another size of a model of one
+    except ValueError as e:  # a CNN has no tokens to drop, and some models take only one size
         print(f'{kind}: {e}')
         return None
     model = (MaskSub(model) if kind == 'masksub' else model).train().to(args.device)
@@ -84,7 +86,7 @@ def make_task(name, kind, args):
 
 
 class Steps:
-    """Losses of a task's steps, one after the other: where two backward passes come in turn, the first is done here."""
+    """Computes the loss of a task's next step. If a step has two backward passes in turn, this does the first."""
 
     def __init__(self, task, amp, images, labels):
         self.task, self.amp, self.images, self.labels, self.batch = task, amp, images, labels, 0
@@ -101,7 +103,7 @@ class Steps:
 
 
 def cost_of(function, device, calls=3):
-    """Seconds of a call, by the device's own clock where it has one, and its peak of memory there, else None."""
+    """Return the seconds of a call, and on CUDA its peak of memory in bytes (else None)."""
     if device.type == 'cpu':
         began = time.perf_counter()
         function()
@@ -111,7 +113,7 @@ def cost_of(function, device, calls=3):
     before = torch.cuda.memory_allocated(device)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     events[0].record()
-    for _ in range(calls):  # of one alone, the device would wait for the first of its kernels
+    for _ in range(calls):  # several, because the device waits for the first kernel of the first call
         function()
     events[1].record()
     torch.cuda.synchronize(device)
@@ -119,7 +121,7 @@ def cost_of(function, device, calls=3):
 
 
 def measure(name, args):
-    """Print a table of a model, each kind of step over the plain one; returns its lines as dicts."""
+    """Print a table of a model, with each kind of step compared with the plain one; return its lines as dicts."""
     device = torch.device(args.device)
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
     if not args.no_channels_last:
@@ -199,7 +201,7 @@ def measure(name, args):
 
 def main():
     args = parse_args()
-    keep_freed_memory()  # as train_focus.py does
+    keep_freed_memory()  # train_focus.py does so, too
     print_header(batch=args.batch_size, size=f'{args.img_size} px', classes=args.num_classes, device=args.device,
                  type=f'amp, {args.amp}' if args.amp else 'float32', compiled=args.torchcompile or 'no',
                  steps=args.steps, format='channels_first' if args.no_channels_last else 'channels_last')
