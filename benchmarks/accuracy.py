@@ -173,7 +173,7 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     _check_model(args.model)
     clash = [word for word in args.more if word.split('=')[0] in SET_HERE]
     if clash:
-        raise ValueError(f'This script sets {clash[0]} itself: leave it out after --, or give it before --.')
+        raise ValueError(f'{clash[0]} after -- is set by this script: leave it out, or give it before --.')
     named = {kind: Path(path) for kind, path in dict(scenes=args.scenes, objects=args.objects).items() if path}
     blocks = [block._replace(methods=[m for m in block.methods if not args.methods or m in args.methods])
               for block in MATRIX if block.tier in args.tier and block.kind in named and (
@@ -181,8 +181,8 @@ def plan(args: argparse.Namespace) -> List[Cell]:
     first = {block.kind: block.methods[0] for block in reversed(blocks) if block.methods}
     data = {kind: _data(args, path, first.get(kind, 'plain')) for kind, path in named.items()}
     if len({name for name, *_ in data.values()}) < len(data):
-        raise ValueError('--scenes and --objects have the same folder name, which names their results: give a link of '
-                         'another name.')
+        raise ValueError('The folders of --scenes and --objects have the same name, which names their results: give a '
+                         'link of another name.')
     for block in blocks:
         own = dict(epochs=args.epochs, img_size=args.img_size, seeds=args.seeds, model=args.model)
         if args.model or args.img_size:
@@ -203,9 +203,8 @@ def plan(args: argparse.Namespace) -> List[Cell]:
                 cells.setdefault(cell.results, cell)
                 parse_args(parser, [str(path), *flags, *start])  # refuses mistaken flags before any run
     if not cells:
-        raise ValueError('No cell has these tiers, methods, data and weights: tiers 1 and 2 need --scenes and train '
-                         'from scratch, tier 3 also needs --objects or --weights, and --model with --weights is '
-                         'fine-tuning alone.')
+        raise ValueError('These tiers, methods, data and weights leave no cell: tiers 1 and 2 train on --scenes from '
+                         'scratch, tier 3 also on --objects and from --weights; --model with --weights fine-tunes.')
     _check_alike(cells.values(), args)
     return sorted(cells.values(), key=lambda cell: (args.tier.index(cell.block.tier), cell.seed))
 

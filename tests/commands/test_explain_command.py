@@ -82,7 +82,7 @@ def test_a_run_is_explained_as_it_was_trained(command, run_folder, image_folder,
                 for ending in ('.npy', '.png', '-mask.png')]
     assert files(folder) == sorted([*expected, 'explained.json', 'sheet.png'])
     assert manifest['complete'] and manifest['left_out'] == [] and len(manifest['images']) == 10
-    assert (manifest['map'], manifest['threshold'], manifest['erased_by']) == ('cam_head', 0.6, 'cam')
+    assert (manifest['map'], manifest['threshold'], manifest['focus_map']) == ('cam_head', 0.6, 'cam')
     assert manifest['feature'] == 'layer2' and manifest['map_size'] == [8, 8] and manifest['area_size'] == [2, 2]
     assert '10 explained' in out and 'map of the CAM head, threshold 0.6' in out
 
@@ -466,7 +466,7 @@ def test_an_output_goes_with_its_weights_and_settings(command, refusal, image_fo
 
 def test_a_manifest_says_which_files_may_be_replaced(tmp_path):
     path, settings = str(tmp_path / 'explained.json'), dict.fromkeys(
-        ('weights', 'threshold', 'label', 'data_config', 'feature', 'erased_by'), 1)
+        ('weights', 'threshold', 'label', 'data_config', 'feature', 'focus_map'), 1)
     own = {'a.png', 'b.png', 'sheet.png', 'never.png'}
     assert _check_output(path, settings, own) == set()
     with Manifest(path, own) as manifest:
@@ -483,6 +483,9 @@ def test_a_manifest_says_which_files_may_be_replaced(tmp_path):
         manifest.begin(settings)
         manifest.add(dict(files=dict(picture='b.png')))
     assert _check_output(path, settings, {'a.png', 'd.png'}) == known, 'and of the first one again'
+    text = (tmp_path / 'explained.json').read_text()
+    (tmp_path / 'explained.json').write_text(text.replace('focus_map', 'erased_by'))
+    assert _check_output(path, settings, {'a.png'}) == known, 'a manifest with the old name'
     with pytest.raises(ValueError, match=r'c\.png is there already, and no explained\.json beside it says'):
         _check_output(path, settings, {'a.png', 'c.png'})
 

@@ -232,7 +232,7 @@ def _settings(
     return dict(
         timm_focus=timm_focus.__version__, model=loaded.name, checkpoint=(args.checkpoint or [None])[0],
         weights=digest(loaded.model.state_dict()), feature=feature,
-        erased_by=loaded.model.map_kind if focused else 'cam',
+        focus_map=loaded.model.map_kind if focused else 'cam',
         threshold=default if args.threshold is None else args.threshold,
         label=None if target is None else _class(target, names), data_config=loaded.data_config, boxes=BOXES)
 
@@ -261,11 +261,12 @@ def _check_output(path: str, settings: Dict[str, Any], names: Set[str]) -> Set[s
     folder = os.path.dirname(path)
     known: Set[str] = set()
     if os.path.exists(path):
-        keys = ('weights', 'threshold', 'label', 'data_config', 'feature', 'erased_by')
+        keys = ('weights', 'threshold', 'label', 'data_config', 'feature', 'focus_map')
         now = json.loads(json.dumps(settings))
         try:
             with open(path, encoding='utf-8') as f:
                 before = json.load(f)
+            before.setdefault('focus_map', before.get('erased_by'))  # its name in older files
             other = next((key for key in keys if before.get(key) != now[key]), None)
             known = {*before['other_files'], *(name for entry in before['images'] for name in entry['files'].values())}
         except (AttributeError, KeyError, TypeError, ValueError):

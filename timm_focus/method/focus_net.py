@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from timm_focus.utils.renamed import renamed
+
 from .cam import mean_activation_map, normalize_map
 from .checks import check_backbone, check_settings
 from .erase import (
@@ -187,6 +189,10 @@ class FocusNet(TimmInterface):
             focus_fraction=self.batch_fraction,
             focus_recompute=self.recompute,
         )
+
+    map = renamed('map_kind')
+    fraction = renamed('batch_fraction')
+    erased_by = renamed('scored_by')
 
     def set_branches(
             self,

@@ -20,6 +20,8 @@ from typing import Callable, Dict, Optional, Tuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from timm_focus.utils.renamed import renamed
+
 from .cam import at_least_float32, without_autocast
 from .focus_net import SCORERS, FocusOutput
 
@@ -142,6 +144,8 @@ class FocusLoss(nn.Module):
     def scorer(self) -> str:
         """Which classifier scores the erased image: 'erased_head', or 'main' for attention mining."""
         return 'main' if self.consistency == 'attention_mining' else self.scored_by
+
+    erased_by = renamed('scorer')
 
     @property
     def separable(self) -> bool:

@@ -55,7 +55,7 @@ def check_push(publication: Publication) -> None:
 
 def _token() -> Optional[str]:
     """The user's token, as huggingface_hub finds it."""
-    with _explained('', ''):
+    with _as_hub_error('', ''):
         return get_token()
 
 
@@ -157,7 +157,7 @@ def push_export(folder: Union[str, Path], publication: Publication) -> str:
         _logger.warning(f'{folder / CARD} does not name {repo_id}: look through what it says on loading.')
     again = f'The export is whole in {folder}: `{publication.again(folder)}` goes on with it.'
     api = HfApi(library_name=LIBRARY)
-    with _explained(repo_id, again, writing=True):
+    with _as_hub_error(repo_id, again, writing=True):
         parent, there, new_branch = _prepare(api, publication, again)
         same = _same(folder, names, there)
         if there and not (same or create_pr or publication.overwrite):
@@ -244,7 +244,7 @@ def _refuse_secrets(folder: Path, names: List[str]) -> None:
 
 
 @contextlib.contextmanager
-def _explained(repo_id: str, again: str, writing: bool = False) -> Iterator[None]:
+def _as_hub_error(repo_id: str, again: str, writing: bool = False) -> Iterator[None]:
     """Turn errors of the Hub's client into a `HubError`: what happened and how to go on, without the token."""
     try:
         yield
@@ -284,7 +284,7 @@ def create_from_hub(source: str, **kwargs: Any) -> FocusNet:
     focus_args.update({k: kwargs.pop(k) for k in list(kwargs) if k.startswith('focus_')})
     try:
         heads = read_weight_file(path)
-        with contextlib.nullcontext() if local else _explained(source, ''):
+        with contextlib.nullcontext() if local else _as_hub_error(source, ''):
             backbone = timm.create_model(source if local else f'{HUB}{source}', pretrained=True, **kwargs)
     except (AssertionError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
         raise ValueError(f'{source} cannot be loaded: {short(e)}.') from e
@@ -303,7 +303,7 @@ def _fetch(source: str, name: str) -> str:
     """Path of a file of a source, downloaded if needed."""
     if not source.startswith(LOCAL):
         repo_id, _, revision = source.partition('@')
-        with _explained(repo_id, ''):
+        with _as_hub_error(repo_id, ''):
             return hf_hub_download(repo_id, name, revision=revision or None, library_name=LIBRARY)
     path = os.path.join(source.removeprefix(LOCAL), name)
     if not os.path.isfile(path):
