@@ -42,10 +42,11 @@ def measured(name, folder):
     """Names of the images that a command has measured."""
     if name == 'explain':
         return [os.path.basename(e['file']) for e in json.loads((folder / 'explained.json').read_text())['images']]
-    return [os.path.basename(row['image']) for row in rows(folder / dict(area='area.csv', validate='images.csv')[name])]
+    file = dict(area='area.csv', validate='images.csv', predict='')[name]
+    return [os.path.basename(row['image']) for row in rows(folder / file)]
 
 
-COMMANDS = ('area', 'explain', 'validate')
+COMMANDS = dict(area='', explain='', validate='--no-erase', predict='--format csv')
 
 
 @pytest.mark.slow
@@ -61,7 +62,7 @@ def test_each_command_reads_the_same_images(name, command, image_folder, tmp_pat
     os.mkfifo(val / 'left/pipe.jpg')
     os.link(val / 'left/0.jpg', os.path.join(os.fsencode(val), b'left/caf\xe9.jfif'))
     (val / 'left/e.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n')
-    err = command(name, image_folder, '--no-erase' if name == 'validate' else '')[1]
+    err = command(name, image_folder, COMMANDS[name])[1]
     found = measured(name, tmp_path / name)
     assert sorted(found) == sorted([f'{i}.jpg' for i in range(5)] * 2 + [os.fsdecode(b'caf\xe9.jfif')])
     told = [message for message in caplog.messages if message.startswith('Left out in')]

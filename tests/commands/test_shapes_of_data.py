@@ -55,9 +55,9 @@ def shapes(image_folder, tmp_path):
 @pytest.mark.slow
 def test_every_command_takes_every_shape(command, shapes, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HOME', str(tmp_path / 'hf'))
-    coverage, right, explained = {}, {}, {}
+    coverage, right, explained, predicted = {}, {}, {}, {}
     for shape, (data, flags) in shapes.items():
-        for name, more in dict(area='', validate='--no-erase', explain='--sheet 0').items():
+        for name, more in dict(area='', validate='--no-erase', explain='--sheet 0', predict='--format csv').items():
             if name != 'explain' or shape in ('folder', 'tar', 'disk'):  # which draws, and takes its time
                 command(name, data, f'{flags} {more}')
                 os.rename(tmp_path / name, tmp_path / f'{name}-{shape}')
@@ -66,24 +66,32 @@ def test_every_command_takes_every_shape(command, shapes, tmp_path, monkeypatch)
         coverage[shape] = sorted(row['coverage'] for row in found)
         right[shape] = [[row[key] for key in ('label', 'prediction', 'correct')]
                         for row in rows(tmp_path / f'validate-{shape}/images.csv')]
+        answers = rows(tmp_path / f'predict-{shape}')
+        assert len({row.pop('image') for row in answers}) == 2
+        predicted[shape] = answers
         if shape not in ('folder', 'tar', 'disk'):
             continue
         manifest = json.loads((tmp_path / f'explain-{shape}/explained.json').read_text())
         explained[shape] = [(e['true'], e['before']) for e in manifest['images']]
         assert all((tmp_path / f'explain-{shape}' / e['files']['picture']).is_file() for e in manifest['images'])
         assert np.load(tmp_path / f'explain-{shape}' / manifest['images'][1]['files']['map']).ndim == 2
-    for by_shape, n in ((coverage, 6), (right, 6), (explained, 3)):
+    assert [row['class_1'] for row in predicted['folder']] == [prediction for _, prediction, _ in right['folder']]
+    for by_shape, n in ((coverage, 6), (right, 6), (explained, 3), (predicted, 6)):
         assert len(by_shape) == n
         for shape, numbers in by_shape.items():
             assert numbers == by_shape['folder'] and len(numbers) == 2, shape
 
 
 @pytest.mark.slow
-def test_a_train_split_alone_is_trained_and_validated_on(train, shapes, tmp_path):
-    more = f"--dataset hfds/{tmp_path}/disk --train-split 'train[:24]' --val-split 'train[24:]'"
-    run = train(more, data=tmp_path / 'cache', experiment='hfds')
-    assert 'Data: 24 training images, 2 validation images, 2 classes' in run.err
-    assert (run.folder / 'classes.txt').read_text() == 'left\nright\n'
+def test_a_train_split_alone_is_trained_and_validated_on(train, shapes, tmp_path, monkeypatch):
+    """As Places365 has it in parquet files."""
+    monkeypatch.setenv('HF_HOME', str(tmp_path / 'hf'))
+    for shape, at, n in (('parquet', '80%', 21), ('disk', '24', 24)):
+        more = f"--dataset hfds/{tmp_path}/{shape} --train-split 'train[:{at}]' --val-split 'train[{at}:]'"
+        run = train(more, data=tmp_path / 'cache', experiment=shape)
+        assert f'Data: {n} training images, {26 - n} validation images, 2 classes' in run.err
+        assert (run.folder / 'classes.txt').read_text() == 'left\nright\n'
+        assert len(run.rows) == 1 and 0 <= run.column('eval_top1')[0] <= 100
 
 
 def test_a_measurement_goes_by_what_is_in_an_archive(command, image_folder, tmp_path):
