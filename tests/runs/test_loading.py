@@ -118,11 +118,14 @@ def test_older_names_and_other_sizes_are_read(caplog):
 
 
 @pytest.mark.parametrize('size', [dict(img_size=64), dict(input_size=[3, 64, 64]), dict(input_size=[3, 48, 96])])
-def test_the_settings_of_a_run_build_its_model(save, size):
-    settings = dict(num_classes=7, bn_eps=None, **size)
-    arguments = model_arguments('test_vit', settings)
+@pytest.mark.parametrize('name, more', [
+    ('test_vit', {}), ('vit_tiny_patch16_224', dict(depth=1, embed_dim=48)),
+    ('swin_tiny_patch4_window7_224', dict(depths=[1, 1, 1, 1], embed_dim=24))])
+def test_the_settings_of_a_run_build_its_model(save, name, more, size):
+    settings = dict(num_classes=7, bn_eps=None, model_kwargs=more, **size)
+    arguments = model_arguments(name, settings)
     model = timm.create_model(**arguments)
-    loaded = load_model(checkpoint=save(checkpoint(model, arch='test_vit', args=argparse.Namespace(**settings))))
+    loaded = load_model(checkpoint=save(checkpoint(model, arch=name, args=argparse.Namespace(**settings))))
     height, width = size.get('input_size', (3, 64, 64))[1:]
     assert loaded.data_config['input_size'] == (3, height, width)
     x = torch.randn(2, 3, height, width)
