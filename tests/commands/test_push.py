@@ -1,4 +1,5 @@
 """From a run to the Hub: timm-focus push, and --push-to-hub of the script."""
+import argparse
 import json
 import logging
 import os
@@ -178,6 +179,31 @@ def test_a_dry_run_sends_nothing(hub, finished_run, push, monkeypatch):
     assert re.findall(r'([\d,]+)  ([\w.]+)\n', text) == [(f'{sizes[n]:,}', n) for n in sorted(sizes)]
     assert 'To user/name would go:' in text and 'focus.png' not in sizes
     assert json.loads((finished_run / 'hub/config.json').read_text())['pretrained_cfg']['tag'] == 'mine'
+
+
+CAIT = dict(depth=2, embed_dim=32, num_heads=2)
+
+
+@pytest.mark.slow('True')
+@pytest.mark.parametrize('data, name, kwargs', [
+    (False, 'cait_xxs24_224', CAIT), (True, 'cait_xxs24_224', CAIT),
+    (True, 'pit_ti_224', dict(base_dims=[16, 16, 16], depth=[1, 1, 1], heads=[1, 2, 4])),
+    (True, 'tnt_s_legacy_patch16_224', dict(
+        depth=2, embed_dim=32, inner_dim=8, num_heads_outer=2, num_heads_inner=2)),
+    (True, 'naflexvit_base_patch16_gap', dict(depth=2, embed_dim=32, num_heads=2))])
+def test_models_whose_heads_take_tokens_alone(data, name, kwargs, push, tmp_path, image_folder):
+    """What a run of theirs is published as: counted, drawn, and loaded by timm."""
+    settings = dict(num_classes=2, img_size=64, model_kwargs=kwargs, label_names=['left', 'right'])
+    model = timm.create_model(f'focus_{name}', num_classes=2, img_size=64, **kwargs).eval()
+    heads = {head: getattr(model, head).state_dict() for head in ('cam_head', 'erased_head')}
+    torch.save(dict(arch=f'focus_{name}', epoch=0, metric=50., state_dict=model.backbone.state_dict(), task_state=heads,
+                    args=argparse.Namespace(model=f'focus_{name}', **settings)), tmp_path / 'model_best.pth.tar')
+    text = push(tmp_path, 'user/name', *ABOUT, '--dry-run', *(['--data', image_folder / 'val'] if data else []))
+    assert 'To user/name would go:' in text and ('focus.png' in text) == data
+    card = (tmp_path / 'hub/README.md').read_text()
+    assert re.search(r'\| multiply-adds, one image \| \d+,[\d,]+ \|', card), card
+    plain, x = timm.create_model(f'local-dir:{tmp_path}/hub', pretrained=True).eval(), torch.randn(1, 3, 64, 64)
+    assert torch.equal(plain(x), model(x))
 
 
 def test_a_mistake_is_one_line_and_nothing_is_written(hub, finished_run, refused, monkeypatch, tmp_path):
