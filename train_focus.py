@@ -33,9 +33,10 @@ from timm_focus.release import HubError, add_publication_flags, note_images, pla
 from timm_focus.training import (
     FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, Settings,
     SettingsError, TwoSteps, as_settings_error, build_model, build_parser, changed_settings, check_order,
-    check_readable, check_sizes, check_smallest_batch, conclude, create_datasets, create_loaders, create_task,
-    decide, default_lr, describe, describe_cost, describe_training, differing, draw_sheet, fit_images, keep_lists,
-    note_data, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device, train_one_epoch, validate)
+    check_readable, check_sizes, check_smallest_batch, check_teacher_sizes, conclude, create_datasets, create_loaders,
+    create_task, decide, default_lr, describe, describe_cost, describe_training, differing, draw_sheet, fit_images,
+    keep_lists, note_data, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device, train_one_epoch,
+    validate)
 from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
 from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.memory_format import use_channels_last
@@ -97,6 +98,7 @@ def main() -> None:
     if args.distributed and args.sync_bn:
         model = convert_sync_batchnorm(model)  # timm's: torch's would lose the activations that timm fuses into norms
     task = create_task(model, args, device=device)
+    check_teacher_sizes(task, args, data_config['input_size'])
     augment = HideAndSeek() if args.has else None
 
     # optimizer and schedule

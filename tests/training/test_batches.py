@@ -4,10 +4,12 @@ import math
 import pytest
 import timm
 from conftest import TINY
+from timm.task import ClassificationTask, LogitDistillationTask
 
 from timm_focus.analysis import plain_model
 from timm_focus.training import build_model, build_parser, parse_args
-from timm_focus.training.batches import advice_on_batches, check_sizes, check_smallest_batch
+from timm_focus.training.batches import (
+    advice_on_batches, check_sizes, check_smallest_batch, check_teacher_sizes)
 from timm_focus.utils.errors import SettingsError
 
 pytestmark = pytest.mark.usefixtures('quietly')
@@ -59,6 +61,16 @@ def test_sizes_that_a_model_takes_cost_no_computation(model, flags, n):
 def test_a_size_that_a_model_cannot_take_is_told_with_one_that_works(model, flags, sentence):
     with pytest.raises(SettingsError, match=f'^{sentence}$'):
         sized(model, flags)
+
+
+def test_a_size_that_a_teacher_cannot_take_is_told():
+    args = parse_args(build_parser(), ['d', '--model', TINY, '--kd-model-name', 'dla46_c'])[0]
+    task = LogitDistillationTask(timm.create_model(TINY), teacher_model=timm.create_model('dla46_c'), verbose=False)
+    check_teacher_sizes(task, args, (3, 64, 64))
+    check_teacher_sizes(ClassificationTask(timm.create_model(TINY), verbose=False), args, (3, 64, 64))
+    with pytest.raises(SettingsError, match=rf'^{TINY} cannot learn from --kd-model-name dla46_c: It cannot be run '
+                                            r'on images of 70 x 70 \(.*\): 64 x 64 works\.$'):
+        check_teacher_sizes(task, args.completed(train_img_sizes=[64, 70]), (3, 64, 64))
 
 
 def trained(model, *flags, size=32):

@@ -2,7 +2,7 @@
 from timm_focus.utils.errors import SettingsError, as_settings_error
 
 from .arguments import build_parser
-from .batches import check_sizes, check_smallest_batch
+from .batches import check_sizes, check_smallest_batch, check_teacher_sizes
 from .checkpoint import FocusCheckpointSaver, Kept, Progress, read_kept
 from .continuation import changed_settings, check_order, resume
 from .data import check_readable, create_datasets, create_loaders, fit_images, keep_lists, set_epoch

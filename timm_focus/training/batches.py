@@ -1,8 +1,9 @@
 """Checks, before training, that batches fit the data and the model."""
 import argparse
-from typing import List, Sequence
+from typing import Any, List, Sequence
 
 import torch
+from timm.task import TrainingTask
 from torch import nn
 
 from timm_focus.analysis import check_size, plain_model
@@ -11,7 +12,7 @@ from timm_focus.method import FocusNet
 from timm_focus.utils.errors import SettingsError, as_settings_error
 from timm_focus.utils.meta import ShapesAlone, meta_twin
 
-__all__ = ['advice_on_batches', 'check_sizes', 'check_smallest_batch']
+__all__ = ['advice_on_batches', 'check_sizes', 'check_smallest_batch', 'check_teacher_sizes']
 
 
 def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: int, window: int = 1) -> str:
@@ -58,6 +59,19 @@ def check_sizes(model: nn.Module, args: argparse.Namespace, input_size: Sequence
         with as_settings_error(what):
             for other in trained or [size]:
                 _check_size(model, (channels, *model.erased_size(other)), 'It', anew=False)
+
+
+def check_teacher_sizes(task: TrainingTask, args: argparse.Namespace, input_size: Sequence[int]) -> None:
+    """Check, as `check_sizes` does, that the teacher of a task, if it has one, takes the images of training.
+
+    Raises:
+        SettingsError: It does not take them; a nearby size that works, if one is found.
+    """
+    teacher: Any = getattr(task, 'teacher', None)
+    if teacher is not None:
+        with as_settings_error(f'{args.model} cannot learn from --kd-model-name {args.kd_model_name}'):
+            for n in args.train_img_sizes or (None,):
+                _check_size(teacher.model, input_size if n is None else (input_size[0], n, n), 'It', anew=False)
 
 
 def _check_size(model: nn.Module, input_size: Sequence[int], name: str, anew: bool = True) -> None:
