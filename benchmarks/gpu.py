@@ -8,9 +8,9 @@
 It needs the checkout, torch and timm, and installs nothing. Each item is a process with a time limit. An item that has
 too little time left, or lacks something, is left out, and the report says so.
 
-`report.md` and `report.json` in `--output` are written after each item, so a run that is cut off leaves the items that
-it finished. `log.txt` has the output of the processes, and `accuracy.tar.gz` the results of benchmarks/accuracy.py.
-`--device cpu` tries everything in tiny sizes.
+`report.md` and `report.json` in `--output` list all items and are written before and after each, so a run that is cut
+off leaves what it found, and says what is missing. `log.txt` has the output of the processes, and `accuracy.tar.gz` the
+results of benchmarks/accuracy.py. `--device cpu` tries everything in tiny sizes, on a few of the images.
 """
 import argparse
 import contextlib
@@ -35,6 +35,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = (1, 0, 31)  # the least version of timm
 LOG = 4 * 2 ** 20  # log.txt does not grow beyond about so many bytes
+FEW = 32  # images of each split that a trial on the CPU reads, but at least one of each class
 Row = Dict[str, Any]
 
 
@@ -69,7 +70,7 @@ SIZES = {
     'cuda': Sizes(
         '--epochs 3', 'resnet18',
         ('resnet18', 'resnet50', 'densenet121', 'shufflenetv2_x1_5', 'vit_small_patch16_224', 'convnext_tiny'),
-        ('resnet18', 'vit_small_patch16_224'), '-b 64 --steps 10',
+        ('resnet18', 'vit_small_patch16_224'), '-b 64 --steps 6',
         '--model focus_resnet18 --img-size 128 -b 128 --steps 48 --epochs 3 --repeats 1', (2, 4, 8, 16),
         '-j 12'),
     'cpu': Sizes(
@@ -90,7 +91,10 @@ class Bench:
         self.work = work
         self.deadline = time.monotonic() + args.budget
         self.scenes = unpack(Path(args.scenes), work) if args.scenes else None
+        if self.scenes is not None and self.device == 'cpu':
+            self.scenes = few(self.scenes, work)
         self.log = self.output / 'log.txt'
+        self.is_cut_off = False
 
     @property
     def left(self) -> float:
@@ -114,6 +118,8 @@ class Bench:
                 code = process.wait(max(seconds, 1))
             except subprocess.TimeoutExpired:
                 pass
+            except KeyboardInterrupt:  # the item reports what it has so far, and no other begins
+                self.is_cut_off = True
             finally:
                 end(process)
         said = path.read_text(errors='replace')
@@ -215,16 +221,20 @@ def train(prefix: str) -> Callable:
     return run
 
 
+SOME = ('--kinds', 'focus', 'focus, recompute', 'focus, fraction 0.5')  # all kinds are measured once, in float16
+
+
 def step(models: str, *flags: str) -> Callable:
     def run(bench: Bench, seconds: float) -> Tuple[str, str, List[Row]]:
         """Measure what a focus step costs over a plain one."""
         names = getattr(bench.sizes, models)
         if not names:
             raise Missing('it needs a GPU.')
-        path = bench.work / f'step{"".join(flags)}.json'
+        path = bench.work / 'step.json'
+        path.unlink(missing_ok=True)
         code, said = bench.call(
             seconds, str(ROOT / 'benchmarks/step_cost.py'), *names, '--device', bench.device, '--no-counts', '--json',
-            str(path), *shlex.split(bench.sizes.step), *flags)
+            str(path), *flags, *shlex.split(bench.sizes.step))
         found = json.loads(path.read_text()) if path.exists() else []
         rows = [{'model': line['model'], 'step': line['kind'], 'ms': 1000 * line['seconds'],
                  'over plain': line['ratio'], 'from': 1000 * line['low'], 'to': 1000 * line['high'],
@@ -274,14 +284,14 @@ ITEMS = (
     Item('tests', 'Tests of a GPU', 20, 170, tests),
     Item('train', 'Training, as a user types it', 20, 60, train('focus_')),
     Item('train-plain', 'The plain model by the same line', 20, 45, train('')),
-    Item('step', 'A step in float16, with the loss scaler', 15, 60, step('models', '--amp', 'float16')),
-    Item('step-bfloat16', 'A step in bfloat16', 15, 45, step('models', '--amp', 'bfloat16')),
+    Item('step', 'A step in float16, with the loss scaler', 15, 90, step('models', '--amp', 'float16')),
+    Item('step-bfloat16', 'A step in bfloat16', 15, 45, step('models', '--amp', 'bfloat16', *SOME)),
     Item('step-format', 'A step in float16, not channels_last', 15, 45,
-         step('models', '--amp', 'float16', '--no-channels-last')),
-    Item('loop', 'The loop against a bare one, by workers', 25, 90, loop),
+         step('models', '--amp', 'float16', '--no-channels-last', *SOME)),
+    Item('loop', 'The loop against a bare one, by workers', 25, 110, loop),
     Item('step-compiled', 'A step in float16, compiled', 60, 120,
-         step('compiled', '--amp', 'float16', '--torchcompile')),
-    Item('step-float32', 'A step in float32', 15, 45, step('models')),
+         step('compiled', '--amp', 'float16', '--torchcompile', *SOME)),
+    Item('step-float32', 'A step in float32', 15, 45, step('models', *SOME)),
     Item('accuracy', 'Accuracy at 128 px, at equal compute', 60, 3600, accuracy),
 )
 
@@ -295,10 +305,10 @@ def last_line(said: str) -> str:
     return lines[-1][:300] if lines else 'it printed nothing.'
 
 
-# images in one file
+# images
 
-def pack(source: Path, target: Path, mib: float) -> None:
-    """Write images of a folder to one file: the same share of each class and split, as large as there is room for.
+def splits_of(source: Path) -> List[Path]:
+    """Return the folders of the training and of the validation images.
 
     Raises:
         Missing: The folder does not have `train/<class>/` and `val/<class>/`.
@@ -307,8 +317,17 @@ def pack(source: Path, target: Path, mib: float) -> None:
               for names in (('train',), ('val', 'validation'))]
     if None in splits:
         raise Missing(f'{source} has no train and val: give a folder with train/<class>/ and val/<class>/.')
+    return [split for split in splits if split is not None]
+
+
+def pack(source: Path, target: Path, mib: float) -> None:
+    """Write images of a folder to one file: the same share of each class and split, as large as there is room for.
+
+    Raises:
+        Missing: The folder does not have `train/<class>/` and `val/<class>/`.
+    """
     classes = [sorted(path for path in folder.iterdir() if path.is_file())
-               for split in splits for folder in sorted(split.iterdir()) if folder.is_dir()]
+               for split in splits_of(source) for folder in sorted(split.iterdir()) if folder.is_dir()]
     sizes = [sum(path.stat().st_size + 64 for path in images) for images in classes]  # 64: a compressed header of tar
     share = min(1., mib * 2 ** 20 / max(sum(sizes), 1))
     partial = target.with_name(f'{target.name}.tmp')
@@ -335,6 +354,23 @@ def unpack(source: Path, work: Path) -> Path:
     with tarfile.open(source) as tar:
         tar.extractall(work / 'scenes', filter='data')
     return next((work / 'scenes').iterdir())
+
+
+def few(source: Path, work: Path) -> Path:
+    """Make a folder of links to a few of the images, equally many of each class.
+
+    Raises:
+        Missing: The folder does not have `train/<class>/` and `val/<class>/`.
+    """
+    target = work / 'few' / source.name
+    for split in splits_of(source):
+        classes = sorted(path for path in split.iterdir() if path.is_dir())
+        for folder in classes:
+            own = target / split.name / folder.name
+            own.mkdir(parents=True)
+            for path in sorted(path for path in folder.iterdir() if path.is_file())[:max(FEW // len(classes), 1)]:
+                (own / path.name).symlink_to(path)
+    return target
 
 
 # the report
@@ -437,8 +473,14 @@ def run_item(item: Item, bench: Bench) -> Row:
             why = str(e)
         except Exception as e:  # an error of this script, which must not keep the other items from running
             state, why = 'failed', f'{type(e).__name__}: {e}'
-    return dict(name=item.name, title=item.title, state=state, why=why, seconds=round(time.monotonic() - began, 1),
-                rows=rows)
+    if bench.is_cut_off:
+        state = 'cut off'
+    return row_of(item, state, why, rows, time.monotonic() - began)
+
+
+def row_of(item: Item, state: str, why: str = '', rows: Sequence[Row] = (), seconds: Optional[float] = None) -> Row:
+    return dict(name=item.name, title=item.title, state=state, why=why,
+                seconds=None if seconds is None else round(seconds, 1), rows=list(rows))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -458,12 +500,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             bench.log.unlink(missing_ok=True)
             words = shlex.join(sys.argv[1:] if argv is None else argv)
             head = dict(header(args.device), command=f'python benchmarks/gpu.py {words}')
-            found: List[Row] = []
-            for name in args.items or known:
-                item = run_item(known[name], bench)
-                found.append(item)
-                write_report(head, found, bench.output)
+            found = {name: row_of(known[name], 'not begun') for name in args.items or known}
+            for name in found:
+                found[name]['state'] = 'under way'
+                write_report(head, list(found.values()), bench.output)
+                item = found[name] = run_item(known[name], bench)
+                write_report(head, list(found.values()), bench.output)
                 print(f'{name:16} {item["state"]:20} {item["seconds"]:6.1f} s  {item["why"]}', flush=True)
+                if bench.is_cut_off:
+                    raise KeyboardInterrupt
     except (Missing, OSError) as e:
         print(f'gpu.py: error: {" ".join(str(e).split())}', file=sys.stderr)
         return 2
@@ -473,7 +518,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     print((output / 'report.md').read_text())
-    return 1 if any(item['state'] == 'failed' for item in found) else 0
+    return 1 if any(item['state'] == 'failed' for item in found.values()) else 0
 
 
 if __name__ == '__main__':

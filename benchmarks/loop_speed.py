@@ -26,10 +26,10 @@ BARE = """
 import contextlib, functools, sys, time, timm, timm_focus, torch
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler
+from timm_focus.training.device import choose_kernels
 name, device, amp, size, n, steps, classes, every = *sys.argv[1:4], *map(int, sys.argv[4:])
 device = torch.device(device)
-if device.type == 'cuda':
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True
+choose_kernels()
 autocast = functools.partial(torch.autocast, device.type, getattr(torch, amp)) if amp else contextlib.nullcontext
 scaler = NativeScaler(device.type) if amp == 'float16' else None
 model = timm.create_model(name, num_classes=classes).train().to(device, memory_format=torch.channels_last)

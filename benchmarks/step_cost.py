@@ -28,7 +28,7 @@ from header import print_header, spread
 from timm_focus import FocusLoss, FocusTask
 from timm_focus.analysis import StepCost, step_cost
 from timm_focus.baselines import MaskSub, MaskSubLoss
-from timm_focus.training.device import keep_freed_memory
+from timm_focus.training.device import choose_kernels, keep_freed_memory
 from timm_focus.training.loop import _backward
 from timm_focus.utils.files import write_whole
 
@@ -201,7 +201,8 @@ def measure(name, args):
 
 def main():
     args = parse_args()
-    keep_freed_memory()  # train_focus.py does so, too
+    keep_freed_memory()  # train_focus.py does both, too
+    choose_kernels()
     print_header(batch=args.batch_size, size=f'{args.img_size} px', classes=args.num_classes, device=args.device,
                  type=f'amp, {args.amp}' if args.amp else 'float32', compiled=args.torchcompile or 'no',
                  steps=args.steps, format='channels_first' if args.no_channels_last else 'channels_last')

@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.data.loader import PrefetchLoader
 from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.task import ClassificationTask
 
 import train_focus
 from conftest import TINY, equal, evaluate, finite
@@ -41,10 +42,11 @@ def deterministic():
     torch.backends.cudnn.benchmark = False
 
 
-def make_task(name, gpu, **focus):
+def make_task(name, gpu, task=FocusTask, **focus):
     torch.manual_seed(0)
-    model = timm.create_model(f'focus_{name}', num_classes=CLASSES, **SMALL[name][1], **focus).train()
-    return FocusTask(model.to(gpu, memory_format=torch.channels_last), device=gpu, verbose=False)
+    prefix = 'focus_' if task is FocusTask else ''
+    model = timm.create_model(f'{prefix}{name}', num_classes=CLASSES, **SMALL[name][1], **focus).train()
+    return task(model.to(gpu, memory_format=torch.channels_last), device=gpu, verbose=False)
 
 
 def batch(name, gpu, n=8, seed=0):
@@ -111,20 +113,26 @@ def test_a_resumed_run_is_the_whole_one_bit_for_bit(train, gpu, deterministic):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_gradients_of_mixed_precision_are_those_of_float32(name, gpu):
-    gradients = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        task = make_task(name, gpu, focus_threshold=1.)  # of a lower one, rounding decides on whole regions
-        scale = 1024. if dtype == torch.float16 else 1.
-        with torch.autocast(gpu.type, dtype, enabled=dtype != torch.float32):
-            result = task(*batch(name, gpu))
-        assert all(result[key].dtype == torch.float32 for key in result if key != 'output')
-        (scale * result['loss']).backward()
-        parameters = task.trainable_module.parameters()
-        gradients[dtype] = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).cpu() / scale
-    expected = gradients[torch.float32]
-    assert expected.norm() > 0.1
-    distances = {dtype: ((gradients[dtype] - expected).norm() / expected.norm()).item() for dtype in gradients}
-    assert distances[torch.float16] < 0.05 and distances[torch.bfloat16] < 0.4, distances
+    """As near as those of plain training: it is the network whose rounding is large, by the units that it turns off."""
+    distances = {}
+    for method, focus in ((ClassificationTask, {}), (FocusTask, dict(focus_threshold=1.))):
+        gradients = {}  # of a lower threshold, rounding decides on whole regions
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            task = make_task(name, gpu, method, **focus)
+            scale = 1024. if dtype == torch.float16 else 1.
+            with torch.autocast(gpu.type, dtype, enabled=dtype != torch.float32):
+                result = task(*batch(name, gpu))
+            assert all(result[key].dtype == torch.float32 for key in result if key != 'output')
+            (scale * result['loss']).backward()
+            parameters = task.trainable_module.parameters()
+            gradients[dtype] = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).cpu() / scale
+        expected = gradients.pop(torch.float32)
+        assert expected.norm() > 0.1
+        for dtype, found in gradients.items():
+            distances[method, dtype] = ((found - expected).norm() / expected.norm()).item()
+    for dtype, largest in ((torch.float16, 0.15), (torch.bfloat16, 0.4)):
+        plain, focused = distances[ClassificationTask, dtype], distances[FocusTask, dtype]
+        assert focused < 1.2 * plain + 0.002 and focused < largest, distances
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])

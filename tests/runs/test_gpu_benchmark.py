@@ -44,6 +44,17 @@ def test_images_travel_in_one_file(image_folder, packed, tmp_path):
     assert len({names.count(label) for label in ('left', 'right')}) == 1 and len(names) >= 8
 
 
+def test_a_trial_reads_a_few_images_of_each_class(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, 'FEW', 6)
+    folder = gpu.few(image_folder, tmp_path)
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob('*.jpg'))]
+    assert [p.as_posix() for p in paths if p.name == '0.jpg'] == [
+        f'{split}/{label}/0.jpg' for split in ('train', 'val') for label in ('left', 'right')]
+    assert len(paths) == 12 and all((folder / p).read_bytes() == (image_folder / p).read_bytes() for p in paths)
+    monkeypatch.setattr(gpu, 'FEW', 1)
+    assert len(list(gpu.few(image_folder, tmp_path / 'one').rglob('*.jpg'))) == 4
+
+
 @pytest.mark.parametrize('argv, words', [
     (['--device', 'cpu', '--scenes', 'nowhere'], 'there is no nowhere'),
     (['--scenes', '.', '--pack', 'x.tar'], 'has no train and val')])
@@ -84,6 +95,44 @@ def test_a_limit_ends_a_process_and_keeps_the_report(tmp_path, monkeypatch, caps
         ('stopped at its limit', 'begun'), ('failed', 'ZeroDivisionError: division by zero'),
         ('skipped', 'it needs images: give --scenes.')]
     assert 'begun' in (tmp_path / 'gpu/log.txt').read_text() and found[0]['seconds'] < 30
+
+
+CUT_OFF = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import gpu
+def killed(bench, seconds):
+    os.kill(os.getpid(), 9)
+gpu.ITEMS = (gpu.Item('first', 'First', 0, 9, lambda *_: ('done', '', [dict(a=1)])),
+             gpu.Item('second', 'Second', 0, 9, killed), gpu.Item('third', 'Third', 0, 9, gpu.loop))
+gpu.main()
+"""
+
+
+def states(folder):
+    found = json.loads((folder / 'report.json').read_text())['items']
+    text = (folder / 'report.md').read_text()
+    assert all(f'| {item["title"]} | {item["state"]} |' in text for item in found)
+    return [(item['state'], item['rows']) for item in found]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_leaves_what_it_had_and_says_what_it_lacks(fork, tmp_path):
+    done = fork(CUT_OFF, ROOT / 'benchmarks', '--device', 'cpu', '--output', tmp_path / 'gpu')
+    assert done.codes == [-9], done.stderr
+    assert states(tmp_path / 'gpu') == [('done', [dict(a=1)]), ('under way', []), ('not begun', [])]
+
+
+def test_a_run_that_is_interrupted_keeps_what_the_item_had(tmp_path, monkeypatch, capsys):
+    def halfway(bench, seconds):
+        code, said = bench.call(60, '-c', 'import os, time; os.kill(os.getppid(), 2); time.sleep(99)')
+        return gpu.state_of(code, said), gpu.last_line(said), [dict(a=1)]
+
+    items = [gpu.Item('halfway', 'Halfway', 0, 9, halfway), gpu.Item('next', 'Next', 0, 9, gpu.loop)]
+    monkeypatch.setattr(gpu, 'ITEMS', tuple(items))
+    assert gpu.main(['--device', 'cpu', '--output', str(tmp_path / 'gpu')]) == 130
+    assert states(tmp_path / 'gpu') == [('cut off', [dict(a=1)]), ('not begun', [])]
+    assert 'Stopped: what was found until then is in' in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -159,7 +159,14 @@ ROWS = {
     'acol': f'--model {TINY} --method acol',
     'adaptively clipped': f'--model focus_{TINY} --clip-grad 0.1 --clip-mode agc',
     'adamw': f'--model focus_{TINY} --opt adamw --clip-grad 1 --grad-accum-steps 2 --sched-on-updates',
+    'smaller': f'--model focus_{TINY} --focus-size 0.75 --focus-scored-by main --focus-start auto',
+    'now and then': f'--model focus_{TINY} --focus-every 2 --focus-share 0.3 --focus-map grid',
+    'tokens': '--model focus_vit_tiny_patch16_224 --model-kwargs depth=2 --focus-drop-tokens',
+    'in turn': f'--model focus_{TINY} --focus-recompute --focus-kl-detach main',
+    'masksub': f'--model {TINY} --method masksub',
+    'masksub, tokens': '--model vit_tiny_patch16_224 --model-kwargs depth=2 --method masksub',
 }
+IN_TURN = ('in turn', 'masksub', 'masksub, tokens')  # two backward passes a step
 
 
 @pytest.mark.slow('vit')
@@ -190,7 +197,7 @@ def test_an_epoch_waits_for_the_card_at_its_log_line_alone(row, monkeypatch):
         with Card(), pytest.raises(DataDependentOutputException) as waited:
             train_one_epoch(task, loader, optimizer, start=Progress(0, 0, 0), lr_scheduler=scheduler,
                             augment=HideAndSeek(), mixup_fn=mixup_fn, **common)
-        assert len(steps) == 3 and 'totals' in [entry.name for entry in waited.traceback]
+        assert len(steps) == (6 if row in IN_TURN else 3) and 'totals' in [entry.name for entry in waited.traceback]
         with Card(), pytest.raises(DataDependentOutputException) as waited:
             validate(task.get_eval_model(ema=True), loader, task, **common)
         assert 'compute' in [entry.name for entry in waited.traceback]

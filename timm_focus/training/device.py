@@ -17,7 +17,7 @@ from timm_focus.utils.errors import SettingsError, as_settings_error
 
 from .settings import Settings
 
-__all__ = ['cores', 'keep_freed_memory', 'set_up_device']
+__all__ = ['choose_kernels', 'cores', 'keep_freed_memory', 'set_up_device']
 
 _logger = logging.getLogger('train')
 
@@ -59,6 +59,16 @@ def _rendezvous(url: str, **kwargs: Any) -> Iterator[Tuple[dist.Store, int, int]
 dist.register_rendezvous_handler('timmfocus', _rendezvous)
 
 
+def choose_kernels() -> None:
+    """Let CUDA use TF32 in products of float32 matrices, and find the fastest algorithm of a convolution by trying.
+
+    The latter not if the same bits are wanted each time.
+    """
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+
+
 def cores() -> int:
     """How many processor cores this process may use, those of its machine shared among the processes on it."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -81,10 +91,7 @@ def set_up_device(args: Settings) -> Tuple[Settings, torch.device, Autocast, Any
     name = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if name.startswith('cuda') and not torch.cuda.is_available():
         raise SettingsError(f'--device is {name}, but torch finds no CUDA device: leave it out, or give cpu.')
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        # the fastest algorithm of a convolution is found by trying, unless the same bits are wanted each time
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    choose_kernels()
     if args.fast_norm:
         set_fast_norm()
     if args.sync_bn and not name.startswith('cuda'):
