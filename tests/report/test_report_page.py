@@ -9,7 +9,7 @@ import pytest
 from pages import HOSTILE, compared, page, run
 
 from timm_focus.report import Comparison, build_page, page_images
-from timm_focus.report.charts import Series, line_chart, ticks
+from timm_focus.report.charts import BOTTOM, HEIGHT, Series, line_chart, ticks
 
 
 @pytest.fixture(scope='module')
@@ -84,6 +84,14 @@ def test_ticks_are_round_and_reach_around(low, high, found):
     marks = ticks(low, high)
     assert found is None or marks == found
     assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 8
+
+
+@pytest.mark.parametrize('xs, marks', [
+    ((0, 1), ['0', '1']), ((0, 12), ['0', '5', '10']), ((0, 1.5), ['0', '0.5', '1', '1.5']), ((3,), ['3'])])
+def test_epochs_have_whole_marks(xs, marks):
+    chart = line_chart('A', [Series(0, 'a', [(x, 10. + x) for x in xs])], 'epoch')
+    found = re.findall(rf' y="{HEIGHT - BOTTOM + 16}[^>]*>([^<]+)<', chart.svg)
+    assert found == marks
 
 
 def test_a_chart_is_within_its_frame():

@@ -52,6 +52,8 @@ def line_chart(name: str, series: Sequence[Series], x_label: str, percent: bool 
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points]
     across, up = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
+    if all(x == int(x) for x in xs):  # epochs, of which there are no halves
+        across = [x for x in across if x == int(x) and min(xs) <= x <= max(xs)]
     if percent:
         up = [y for y in up if 0 <= y <= 100] if min(ys) >= 0 and max(ys) <= 100 else up
     x0, x1 = min(xs), max(xs)
