@@ -3,6 +3,7 @@
 `python benchmarks/gpu.py` runs them first. What compiles comes last, as it takes longest.
 """
 import contextlib
+import copy
 import functools
 import re
 
@@ -15,11 +16,13 @@ from timm.task import ClassificationTask
 
 import train_focus
 from conftest import TINY, equal, evaluate, finite
+from timm_focus import FocusLoss, FocusOutput
 from timm_focus.analysis import peak_bytes
 from timm_focus.baselines import HideAndSeek
 from timm_focus.commands.main import main as timm_focus_command
+from timm_focus.method.heads import CamHead
 from timm_focus.training import FocusTask, Progress, create_task, train_one_epoch
-from timm_focus.training.device import set_up_device
+from timm_focus.training.device import choose_kernels, set_up_device
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures('quietly')]
 VIT = 'vit_tiny_patch16_224'
@@ -84,6 +87,8 @@ def test_a_run_trains_resumes_validates_and_exports(train, gpu, image_folder, dt
     timm_focus_command([
         'explain', str(image_folder / 'val/left/0.jpg'), '--checkpoint', str(run.folder), '--device', str(gpu),
         '--output', str(run.folder / 'explained')])
+    timm_focus_command([
+        'predict', str(image_folder / 'val/left/0.jpg'), '--checkpoint', str(run.folder), '--device', str(gpu)])
     assert any((run.folder / 'explained').iterdir())
     assert (run.folder / 'validated/validate.json').exists() and (run.folder / 'area/area.json').exists()
 
@@ -91,7 +96,9 @@ def test_a_run_trains_resumes_validates_and_exports(train, gpu, image_folder, dt
 @pytest.mark.parametrize('more, model', [
     ('--no-prefetcher --pin-mem --cutmix 1 -j 2', f'focus_{TINY}'), ('--pin-mem --focus-recompute', f'focus_{TINY}'),
     ('--focus-bn clean --focus-map random --opt adamw --lr 1e-3 --clip-grad 0.1 --clip-mode agc', f'focus_{TINY}'),
-    ('--method adl', TINY), ('--method acol --img-size 64', TINY)])
+    ('--focus-recompute --focus-kl-detach main --focus-size 0.75 --focus-start 1 --epochs 2', f'focus_{TINY}'),
+    ('--focus-drop-tokens --focus-scored-by main --model-kwargs depth=2', f'focus_{VIT}'),
+    ('--method masksub', TINY), ('--method adl', TINY), ('--method acol --img-size 64', TINY)])
 def test_every_way_of_training_runs(train, gpu, more, model):
     run = train(f'--device {gpu} --amp {more}', model=model)
     assert finite(run.weights()) and run.column('train_loss')[0] > 0
@@ -133,6 +140,30 @@ def test_gradients_of_mixed_precision_are_those_of_float32(name, gpu):
     for dtype, largest in ((torch.float16, 0.15), (torch.bfloat16, 0.4)):
         plain, focused = distances[ClassificationTask, dtype], distances[FocusTask, dtype]
         assert focused < 1.2 * plain + 0.002 and focused < largest, distances
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_maps_of_1e5_and_logits_of_1e4_are_held(dtype, gpu):
+    """They are more than float16 holds. A GPU multiplies float32 in TF32, which has its range and float16's 11 bits."""
+    choose_kernels()
+    torch.manual_seed(0)
+    head, target = CamHead(8, 3), torch.tensor([0, 2])
+    feature = (1e4 * torch.rand(2, 8, 4, 4)).to(dtype)
+    logits = [sign * 1e4 * torch.eye(3).roll(shift, 1).to(dtype) for sign, shift in ((1, 0), (1, 1), (-1, 2))]
+    found = []
+    for device, exact in ((gpu, False), (torch.device('cpu'), True)):
+        x, *output = (t.to(device, torch.float64 if exact else None) for t in (feature, *logits))
+        own = copy.deepcopy(head).to(x if exact else device)
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=not exact):
+            own.fc.weight.mul_(200)
+            activation = own.activation_map(x, target.to(device))
+            terms = FocusLoss()(FocusOutput(*output), torch.arange(3, device=device))
+        found.append((activation.cpu(), torch.stack(list(terms.values())).cpu()))
+    (activation, terms), (expected, expected_terms) = found
+    assert activation.dtype == terms.dtype == torch.float32
+    assert expected.abs().max() > 1e5 and expected_terms.max() > 1e4
+    assert (activation - expected).abs().max() < 2e-3 * expected.abs().max()
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
@@ -216,6 +247,7 @@ from timm.utils import distribute_bn
 import timm, timm_focus
 from timm.layers import convert_sync_batchnorm
 from timm_focus.training import FocusTask, Interruption
+from timm_focus.training.checkpoint import gather_buffers, restore_buffers
 cuda = torch.cuda.is_available()
 device = torch.device('cuda:0' if cuda else 'cpu')
 dist.init_process_group('nccl' if cuda else 'gloo', init_method='file://' + sys.argv[1], rank=0, world_size=1)
@@ -240,6 +272,12 @@ with Interruption(True) as interruption:
         task.update_ema(step=step)
         assert not interruption.noted()
 distribute_bn(task.get_trainable_module(), 1, True)
+own, = gathered = gather_buffers(task)
+assert own and all(buffer.device.type == 'cpu' for buffer in own.values())
+restore_buffers(task, gathered)
+answer = ['resume']
+dist.broadcast_object_list(answer)
+assert answer == ['resume']
 dist.barrier()
 assert all(p.isfinite().all() for p in model.parameters())
 dist.destroy_process_group()

@@ -82,6 +82,20 @@ def test_processes_share_images_statistics_and_the_work(together, image_folder, 
     assert run.column('eval_loss')[0] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.long
+def test_the_statistics_of_the_first_count_while_it_draws(together, n):
+    """`--dist-bn broadcast`; the first process saves and draws after each epoch, and the others wait for it."""
+    run, seen = together(n, f'--model focus_{TINY} -b 2 -vb 2 --dist-bn broadcast --epochs 2 --focus-save-images '
+                         '--sheet-images 2')
+    assert all(len(one['statistics']) == 2 for one in seen)  # of each epoch
+    for i in range(2):
+        for key, first in seen[0]['statistics'][i][0].items():
+            assert all(torch.equal(one['statistics'][i][1][key], first) for one in seen)
+    assert any(not torch.equal(value, seen[0]['statistics'][0][0][key])
+               for key, value in seen[-1]['statistics'][0][0].items())
+    assert len(run.rows) == 2 and all((run.folder / f'focus-{epoch}.png').exists() for epoch in range(2))
+
+
 def test_processes_make_the_update_of_one(together, train, n):
     """All images in one update, at a learning rate that follows the batch of all processes."""
     run, seen = together(n, f'{VIT} -b {24 // n} --no-ddp-bb')
