@@ -2,6 +2,7 @@
 import pytest
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch.nn import functional as F
 
 from timm_focus import FocusLoss
@@ -24,11 +25,13 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def train(name, photos, amp=False, steps=2, loss=None, compiled=False, **focus):
+def train(name, photos, amp=False, steps=2, loss=None, compiled=False, sync_bn=False, **focus):
     """Losses, gradients of each step, and the state that training steps lead to."""
     torch.manual_seed(0)
     size, kwargs = MODELS[name]
     model = timm.create_model(f'focus_{name}', num_classes=5, **kwargs, **focus).train()
+    if sync_bn:
+        model = convert_sync_batchnorm(model)
     loss = loss or FocusLoss()
     model.set_branches(loss.uses_side, loss.uses_erased, loss.scorer)
     run = torch.compile(model, backend='aot_eager', fullgraph=True) if compiled else model
@@ -70,6 +73,7 @@ def test_recomputing_changes_no_number(name, bn, amp, photos):
 
 @pytest.mark.parametrize('focus, loss', [
     (dict(focus_fraction=0.5), None),
+    (dict(sync_bn=True), None),  # torch's layer insists on its counter; alone, a process has nothing to wait for
     (dict(focus_map='random'), None),
     ({}, FocusLoss(consistency='attention_mining')),
     ({}, FocusLoss(alpha=0, beta=0)),

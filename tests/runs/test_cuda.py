@@ -293,7 +293,7 @@ def test_one_process_trains_over_nccl(launch, tmp_path):
 def test_two_processes_train_on_two_cards(launch, settings, gpu):
     if gpu.type == 'cuda' and torch.cuda.device_count() < 2:
         pytest.skip('there is one GPU')
-    more = '--sync-bn' if gpu.type == 'cuda' else '--dist-bn reduce'
+    more = '--sync-bn --focus-recompute' if gpu.type == 'cuda' else '--dist-bn reduce --focus-recompute'
     done = launch('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'train_focus',
                   *settings(f'-b 4 --epochs 2 --amp --model-ema --device {gpu.type} {more}'))
     assert done.returncode == 0 and done.stderr.count('Load it with timm') == 1, done.stderr

@@ -30,7 +30,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     for m, _, counter in before:
         m.momentum = 0.
         if counter is not None:
-            m.num_batches_tracked = None
+            m.num_batches_tracked = counter.clone()  # not None, which SyncBatchNorm refuses
     try:
         yield
     finally:  # a recomputation ends by an exception once it has what it needs

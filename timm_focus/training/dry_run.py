@@ -53,6 +53,9 @@ def training_multiply_adds(model: nn.Module, images: torch.Tensor) -> Optional[i
     recomputation is not counted, nor is a teacher. None for the few models that cannot run without numbers.
     """
     twin = meta_twin(model).train()
+    for module in twin.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.eval()  # in training it takes tensors of a GPU alone; it has no multiply-adds that are counted
     dtype = next(p.dtype for p in twin.parameters() if p.is_floating_point())
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
