@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from typing import Any, Tuple
+from typing import Any
 
 # threads that wait are to sleep: torch's spin by default, against the processes that load images, where cores are few
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is loaded
@@ -31,12 +31,12 @@ from timm_focus.baselines import HideAndSeek
 from timm_focus.data.dataset import BadImages, DataError, DataLost
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.training import (
-    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, Settings,
-    SettingsError, TwoSteps, as_settings_error, build_model, build_parser, changed_settings, check_order,
-    check_readable, check_sizes, check_smallest_batch, check_teacher_sizes, conclude, create_datasets, create_loaders,
-    create_task, decide, default_lr, describe, describe_cost, describe_training, differing, draw_sheet, fit_images,
-    keep_lists, note_data, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device, train_one_epoch,
-    validate)
+    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError,
+    TwoSteps, as_settings_error, build_model, build_parser, changed_settings, check_order, check_readable,
+    check_sizes, check_smallest_batch, check_teacher_sizes, conclude, create_datasets, create_loaders,
+    create_task, decide, default_lr, describe, describe_cost, describe_training, differing, draw_sheet,
+    fit_images, keep_lists, note_data, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
+    train_one_epoch, validate)
 from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
 from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.memory_format import use_channels_last
@@ -50,17 +50,10 @@ hub_flags.add_argument('--push-to-hub', metavar='USER/NAME', help='publish the b
 add_publication_flags(hub_flags, prefix='hub-')
 
 
-def _parse_args() -> Tuple[Settings, str]:
-    try:
-        return parse_args(parser, sys.argv[1:])
-    except SettingsError as e:
-        parser.error(str(e))
-
-
 @discreet()
 def main() -> None:
     setup_default_logging()
-    args, args_text = _parse_args()
+    args, args_text = parse_args(parser, sys.argv[1:])
     args, device, autocast, loss_scaler = set_up_device(args)
     stop_epoch = args.stop_epoch if args.stop_epoch is not None else args.epochs
     if not 0 < stop_epoch <= args.epochs:

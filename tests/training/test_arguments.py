@@ -44,7 +44,7 @@ def refusal(capsys, monkeypatch):
     def refuse(*argv):
         monkeypatch.setattr(sys, 'argv', ['train_focus.py', *argv])
         with pytest.raises(SystemExit) as e:
-            train_focus._parse_args()
+            train_focus.cli()
         assert e.value.code == 2
         out, err = capsys.readouterr()
         assert not out

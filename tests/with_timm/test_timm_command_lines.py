@@ -138,7 +138,7 @@ def test_a_refused_flag_is_a_sentence_that_says_why(dest):
 def test_what_does_not_go_together_is_a_sentence(more, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['train_focus.py', 'd', *more])
     with pytest.raises(SystemExit) as e:
-        train_focus._parse_args()
+        train_focus.cli()
     err = capsys.readouterr().err
     assert e.value.code == 2 and err.count('\n') == 1 and re.search(words, err), err
 

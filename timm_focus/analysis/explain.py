@@ -62,7 +62,7 @@ def explain(
     Args:
         model: A focus model, or any with a `classifier_map`.
         x: Normalised images `[B, C, H, W]`, on the model's device.
-        threshold: gamma of Eq. 2.of Eq. 2, in (0, 1]. By default that of a focus model, 0.7 of others.
+        threshold: gamma of Eq. 2, in (0, 1]. By default that of a focus model, and 0.7 for other models.
         target: Class to explain, one for all images or `[B]`; by default the predicted classes.
 
     Raises:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from typing import IO, Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from timm_focus.runs import Loaded, class_names, image_mode
 from timm_focus.utils import open_whole, shown, write_whole
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
             if not batch:
                 continue
             found = _explain(loaded, torch.stack([item['x'] for item in batch]).to(device), args.threshold, target)
-            if not manifest.n:
+            if not manifest.images:
                 manifest.begin({**settings, **_maps(found)})
             for j, (item, picture, entry) in enumerate(_describe(batch, found, loaded, sources, names, truths)):
                 files = files_of[sources[item['i']].base]
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
                 if item['i'] in on_sheet:
                     sheet.append(picture)
                 bar.update()
-        if not manifest.n:
+        if not manifest.images:
             raise ValueError(f'None of {len(sources)} images can be read: {unread}.')
         manifest.complete = True
         for picture in sheet:
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
         if len(sources) > 1 and sheet:
             with _drawn(bar, sheet_name):
                 explanation_sheet(sheet, os.path.join(args.output, sheet_name))
-    print(shown(f'{manifest.n:,} explained ({MAPS[found.kind]}, threshold {found.threshold:g}), {tally}: '
+    print(shown(f'{manifest.images:,} explained ({MAPS[found.kind]}, threshold {found.threshold:g}), {tally}: '
                 f'{manifest_path}'))
 
 
@@ -355,50 +355,45 @@ def _write_arrays(output: str, files: Dict[str, str], activation: Any, keep: Any
 
 
 class Manifest:
-    """Writes a JSON file as the images come; it is there, whole, when they have come or were interrupted.
+    """The record of a folder of explanations, a JSON file. It is written when the first image comes, and at the end.
 
     Args:
-        path: Where it goes.
+        path: Path of the file.
         own: Names of files in its folder that this or an earlier run of the command writes. Those that are there and
-            are of no image that came are its `other_files`; the next run may replace them, and nothing else.
+            belong to no image of this run are its `other_files`; the next run may replace them, and nothing else.
 
     Attributes:
-        n: Number of images so far.
-        complete: Whether all have come; set it at the end.
+        complete: Whether all images have come; set it at the end.
+        images: Entries of the images so far.
     """
 
     def __init__(self, path: str, own: Set[str]):
-        self.path, self.n, self.complete, self.others = path, 0, False, set(own)
-        self._left_out: List[Dict[str, str]] = []
-        self._opened = contextlib.ExitStack()
-        self._file: Optional[IO[str]] = None
+        self.path, self.complete, self.others = path, False, set(own)
+        self.settings: Dict[str, Any] = {}
+        self.images: List[Dict[str, Any]] = []
+        self.left_out: List[Dict[str, str]] = []
 
     def __enter__(self) -> 'Manifest':
         return self
 
     def begin(self, settings: Dict[str, Any]) -> None:
-        """Write what holds for all images, in place of what an earlier run wrote; it is there even after a kill."""
-        none_yet = dict(settings, images=[], left_out=[], other_files=sorted(self.others), complete=False)
-        write_whole(self.path, json.dumps(none_yet, indent=2))
-        self._file = self._opened.enter_context(open_whole(self.path))
-        self._file.write(json.dumps(settings, indent=2)[:-2] + ',\n  "images": [')
+        """Replace the record of an earlier run by one with these settings, so that it is there even after a kill."""
+        self.settings = settings
+        self._write(self.others)
 
     def add(self, entry: Dict[str, Any]) -> None:
-        if self._file is None:
-            raise RuntimeError('A manifest is begun before images are added.')
-        self._file.write((',' if self.n else '') + '\n    ' + json.dumps(entry))
+        self.images.append(entry)
         self.others -= set(entry['files'].values())
-        self.n += 1
 
     def leave_out(self, path: str, why: str) -> None:
-        self._left_out.append(dict(file=path, why=why))
+        self.left_out.append(dict(file=path, why=why))
 
     def __exit__(self, *_: Any) -> None:
-        if self._file is None:
-            return
-        left_out = ''.join((',' if i else '') + '\n    ' + json.dumps(e) for i, e in enumerate(self._left_out))
-        folder = os.path.dirname(self.path)
-        others = json.dumps(sorted(name for name in self.others if os.path.lexists(os.path.join(folder, name))))
-        self._file.write(f'\n  ],\n  "left_out": [{left_out}],\n  "other_files": {others},\n'
-                         f'  "complete": {json.dumps(self.complete)}\n}}\n')
-        self._opened.close()
+        if self.settings:
+            folder = os.path.dirname(self.path)
+            self._write(name for name in self.others if os.path.lexists(os.path.join(folder, name)))
+
+    def _write(self, others: Iterable[str]) -> None:
+        write_whole(self.path, json.dumps(dict(
+            self.settings, images=self.images, left_out=self.left_out, other_files=sorted(others),
+            complete=self.complete), indent=2) + '\n')
