@@ -144,7 +144,7 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
         train_focus.main()
     words = analysis_commands()
     area, by_dataset = (w for w in words if w[0] == 'area')
-    explain, explain_one = (next(w for w in words if w[:2] == ['explain', of]) for of in ('DIR', 'photo.jpg'))
+    explain, explain_pdf, explain_one = sorted((w for w in words if w[0] == 'explain'), key=lambda w: (w[1], len(w)))
     validate, rf, models = (next(w for w in words if w[0] == name) for name in ('validate', 'rf', 'models'))
     capsys.readouterr()
     timm_focus_command([str(image_folder) if a == 'DIR' else a for a in area] + ['-j', '0'])
@@ -155,8 +155,10 @@ def test_what_a_network_looks_at(image_folder, tmp_path, monkeypatch, capsys):
     offline = [{'DIR': str(image_folder), '--pretrained': '--random-weights'}.get(a, a) for a in by_dataset]
     timm_focus_command([*offline, '-j', '0', '--output', 'apart', '--img-size', '64'])
     assert len(capsys.readouterr().out.splitlines()) == 5
-    timm_focus_command([str(image_folder / 'val/left') if a == 'DIR' else a for a in explain] + ['-j', '0'])
-    assert len(list((tmp_path / 'explained').glob('*.npy'))) == 5 and (tmp_path / 'explained/sheet.png').exists()
+    for command in (explain, explain_pdf):
+        timm_focus_command([str(image_folder / 'val/left') if a == 'DIR' else a for a in command] + ['-j', '0'])
+    assert len(list((tmp_path / 'explained').glob('*.npy'))) == 5
+    assert all((tmp_path / f'explained/sheet.{ending}').exists() for ending in ('png', 'pdf'))
     shutil.copy(image_folder / 'train/left/0.jpg', tmp_path / 'photo.jpg')
     offline = [{'--pretrained': '--random-weights'}.get(a, a) for a in explain_one]
     timm_focus_command([*offline, '-j', '0', '--output', 'one'])

@@ -375,7 +375,7 @@ def test_the_recovery_after_which_a_run_diverged_is_not_gone_on_from(tmp_path):
         keeper.recover(2, batch)
     with pytest.raises(FloatingPointError) as e, run_folder(tmp_path / 'x').advice(keeper.saver):
         raise FloatingPointError('It is nan.')
-    assert 'recovery-2-1.pth.tar, after which it diverged, is removed' in str(e.value)
+    assert 'recovery-2-1.pth.tar was removed, because the run diverged after it' in str(e.value)
     assert str(e.value).endswith(f'--resume auto goes on from {tmp_path}/x/recovery-2-0.pth.tar.')
     for _ in range(2):
         keeper.saver.doubt()

@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
         if len(sources) > 1 and sheet:
             with _drawn(bar, sheet_name):
                 explanation_sheet(sheet, os.path.join(args.output, sheet_name))
-    print(shown(f'{manifest.images:,} explained ({MAPS[found.kind]}, threshold {found.threshold:g}), {tally}: '
+    print(shown(f'{len(manifest.images):,} explained ({MAPS[found.kind]}, threshold {found.threshold:g}), {tally}: '
                 f'{manifest_path}'))
 
 

@@ -16,14 +16,14 @@ __all__ = ['advice_on_batches', 'check_sizes', 'check_smallest_batch', 'check_te
 
 
 def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: int, window: int = 1) -> str:
-    """Say that batches are too large for the data: a sentence with the remedy, '' if they are not.
+    """Return a sentence with a remedy if batches are too large for the data, else ''.
 
     Args:
-        n_images: Training images.
-        n_batches: Whole batches an epoch: what is left of the images is not trained on.
+        n_images: Number of training images.
+        n_batches: Number of whole batches in an epoch. The remaining images are not trained on.
         batch_size: Images of a batch, over all processes.
-        epochs: Epochs of the run.
-        window: Batches of an update.
+        epochs: Number of epochs of the run.
+        window: Number of batches in an update.
     """
     left = n_images - n_batches * batch_size
     if n_batches > 1 and left <= n_images / 10:
@@ -36,15 +36,15 @@ def advice_on_batches(n_images: int, n_batches: int, batch_size: int, epochs: in
 
 
 def check_sizes(model: nn.Module, args: argparse.Namespace, input_size: Sequence[int]) -> None:
-    """Check that a model takes the images of a run, of every size that they have; where it does, nothing is computed.
+    """Check, without computing anything, that a model takes images of every size that the run has.
 
     Args:
-        model: What is trained.
+        model: The model to train.
         args: Settings of the run.
-        input_size: Channels, height and width of the images of validation, and of training if it has no other.
+        input_size: Channels, height and width of validation images, and of training images if no other size is set.
 
     Raises:
-        SettingsError: It does not take them; a nearby size that works, if one is found.
+        SettingsError: It does not take them. The message names a nearby size that works, if one is found.
     """
     channels, *size = input_size
     trained: List[Sequence[int]] = [(n, n) for n in args.train_img_sizes or ()]
@@ -80,15 +80,15 @@ def _check_size(model: nn.Module, input_size: Sequence[int], name: str, anew: bo
     try:
         with torch.no_grad(), ShapesAlone():
             twin(torch.zeros(1, *input_size, device='meta', dtype=dtype))
-    except Exception:  # a few do not run without numbers: the model itself tells
+    except Exception:  # a few models cannot run without numbers: then the model itself says it in training
         check_size(model, input_size, name, anew)
 
 
 def check_smallest_batch(model: nn.Module, args: argparse.Namespace, input_size: Sequence[int]) -> None:
-    """Check that a model trains on the smallest batch, if that is one image; nothing is computed.
+    """Check, without computing anything, that a model trains on the smallest batch if that is a single image.
 
     Raises:
-        SettingsError: BatchNorm would have a single value of each channel to normalise.
+        SettingsError: BatchNorm would normalise a single value for each channel.
     """
     if args.distributed and args.sync_bn:
         return  # it normalises over all processes
@@ -107,5 +107,5 @@ def check_smallest_batch(model: nn.Module, args: argparse.Namespace, input_size:
                 raise SettingsError(
                     f'BatchNorm in {args.model} cannot train on batches of one image of {size[1]} x {size[2]}, of '
                     'which it has one value a channel: give a --batch-size of 2 or more, or larger images.') from e
-        except (NotImplementedError, RuntimeError):  # it does not run without numbers: training will tell
+        except (NotImplementedError, RuntimeError):  # it cannot run without numbers: training will say it
             return

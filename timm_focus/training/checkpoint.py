@@ -40,7 +40,7 @@ def _rates(found: Any) -> bool:
 
 
 PLATEAU = 'plateau'
-PARTS: Dict[str, Callable[[Any], bool]] = {  # what says where a run stands, and what it must be where it is given
+PARTS: Dict[str, Callable[[Any], bool]] = {  # optional parts of a checkpoint's progress, and checks of their values
     'totals': _numbers,
     'buffers': lambda v: isinstance(v, list) and all(isinstance(own, dict) for own in v),
     'focus_start': lambda v: isinstance(v, int) and v >= 0,
@@ -57,7 +57,7 @@ class Progress(NamedTuple):
         batch: Batch in it to go on with.
         updates: Updates made so far.
         totals: Sums of that epoch's scalars and number of its images up to that batch, over all processes.
-        buffers: What each of several processes has of its own, by rank: see `gather_buffers`.
+        buffers: Buffers of each of several processes, by rank: see `gather_buffers`.
         focus_start: Epoch from which images are erased, if `--focus-start auto` has found it.
     """
     epoch: int
@@ -69,17 +69,17 @@ class Progress(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a checkpoint in the folder of a run says of itself.
+    """A checkpoint in the folder of a run, without its tensors.
 
     Attributes:
-        path: Its file.
-        run: Id of the run that wrote it; None of timm's train.py, and of versions that gave none.
-        epoch: Epoch that it is of.
+        path: Path of its file.
+        run: Id of the run that wrote it; None if timm's train.py or an older version, which have no ids, wrote it.
+        epoch: Epoch after which, or within which, it was written.
         progress: Where the run goes on from it.
-        metric: By which it is ranked; None if it is not.
-        ranked_by: Name of that metric, '' if it is not told.
-        images: Number of the training images, None if it is not told.
-        settings: Of the run that wrote it.
+        metric: The metric that ranks it; None if it is not ranked.
+        ranked_by: Name of that metric, '' if the checkpoint does not say it.
+        images: Number of training images, None if the checkpoint does not say it.
+        settings: Settings of the run that wrote it.
     """
     path: str
     run: Optional[str]
@@ -92,19 +92,19 @@ class Kept(NamedTuple):
 
     @property
     def stands(self) -> Tuple[int, int]:
-        """How far it is, in epochs and batches."""
+        """How far the run had trained, in epochs and batches."""
         return self.progress.epoch, self.progress.batch
 
     @property
     def is_recovery(self) -> bool:
-        """Whether it is one of those that the end of an epoch overtakes."""
+        """Whether it is a recovery checkpoint, which the end of its epoch makes superfluous."""
         return os.path.basename(self.path).startswith('recovery-')
 
 
 # reading
 
 def load(path: str) -> Dict[str, Any]:
-    """What a checkpoint of a run holds; its tensors are read when they are used.
+    """Load a checkpoint of a run; its tensors are read when they are used.
 
     Raises:
         ValueError: The file is missing, damaged, or no checkpoint of a run.
@@ -121,11 +121,11 @@ def load(path: str) -> Dict[str, Any]:
 
 
 def read_kept(path: str, state: Optional[Dict[str, Any]] = None) -> Kept:
-    """What a checkpoint says of itself.
+    """Read a checkpoint without its tensors.
 
     Args:
-        path: Its file.
-        state: What `load` gives of it, where that is at hand.
+        path: Path of its file.
+        state: What `load` returned for it, if it is loaded already.
 
     Raises:
         ValueError: The file is missing, damaged, or no checkpoint of a run.
@@ -163,19 +163,19 @@ def find_kept(folder: str) -> Tuple[List[Kept], List[str]]:
         if CHECKPOINT.fullmatch(name) and os.path.isfile(path):
             try:
                 kept.append(read_kept(path, load_checkpoint_metadata(path)))
-            except Exception:  # whatever a damaged file makes a reader say
+            except Exception:  # a damaged file may raise anything
                 damaged.append(path)
     return sorted(kept, key=lambda k: k.stands, reverse=True), damaged
 
 
 def newest_good(path: str) -> str:
-    """What to resume in place of a damaged checkpoint, as a sentence."""
+    """Say in a sentence which checkpoint to resume in place of a damaged one."""
     folder = os.path.dirname(path) or '.'
     for other in find_kept(folder)[0]:
         try:
             if not os.path.samefile(other.path, path) and read_weight_file(other.path):
                 return f'the newest good one is {other.path}.'
-        except ValueError:  # whole at first sight
+        except ValueError:  # its metadata was readable, but it is damaged
             continue
     return 'there is no good one beside it.'
 
@@ -196,17 +196,17 @@ def is_finite(state: Any) -> bool:
         if tensor.is_floating_point() or tensor.is_complex():
             odd = tensor.isnan() if tensor.dim() == 0 else ~tensor.isfinite()
             wrong.setdefault(tensor.device, []).append(odd.any())
-    return not any(bool(torch.stack(flags).any()) for flags in wrong.values())  # a device is waited for once
+    return not any(bool(torch.stack(flags).any()) for flags in wrong.values())  # one wait for each device
 
 
 def check_finite(task: TrainingTask, optimizer: torch.optim.Optimizer, totals: Dict[str, float], epoch: int) -> None:
     """Check that a run has not diverged, before its state is kept.
 
     Args:
-        task: What is trained.
-        optimizer: What trains it.
-        totals: The epoch's sums, with 'loss' and 'count', so far.
-        epoch: The epoch.
+        task: Task of the run.
+        optimizer: Its optimizer.
+        totals: Sums of the epoch so far, with 'loss' and 'count'.
+        epoch: Number of the epoch.
 
     Raises:
         FloatingPointError: The mean loss, the weights or the optimizer's state are not finite.
@@ -219,13 +219,13 @@ def check_finite(task: TrainingTask, optimizer: torch.optim.Optimizer, totals: D
         raise FloatingPointError(f'The weights of epoch {epoch} are not finite: {advice}.')
 
 
-# what each of several processes has of its own
+# buffers, which differ between processes
 
 def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, Tensor]]]:
     """Gather the buffers of all processes, by rank, on the first of them; None on the others. All must call it.
 
     Weights are the same in every process. BatchNorm's statistics and their running average are not, until `--dist-bn`
-    averages them after an epoch. Without them a run that was interrupted in mid-epoch would go on differently.
+    averages them after an epoch. Without them a run that was interrupted within an epoch would go on differently.
     """
     if not dist.is_initialized():
         return None
@@ -235,12 +235,14 @@ def gather_buffers(task: TrainingTask) -> Optional[List[Dict[str, Tensor]]]:
 
 
 def restore_buffers(task: TrainingTask, buffers: Optional[List[Dict[str, Tensor]]]) -> None:
-    """Restore this process's buffers from `gather_buffers`, after `prepare_distributed`, which makes them all alike.
+    """Restore this process's buffers from those of `gather_buffers`.
+
+    Call it after `prepare_distributed`, which makes the buffers of all processes equal.
 
     A running average that begins here begins with the buffers of the weights.
 
     Raises:
-        SettingsError: They are of another model; each process looks at those of all, so that all of them end.
+        SettingsError: They belong to another model. Each process checks those of all, so that all processes end.
     """
     if not buffers or not dist.is_initialized() or len(buffers) != dist.get_world_size():
         return
@@ -265,7 +267,7 @@ def _buffers(task: TrainingTask) -> Dict[str, Tensor]:
 # writing
 
 def ranking(metrics: Dict[int, Optional[float]], decreasing: bool = False) -> List[int]:
-    """Rank epochs, the best first and of equal ones the earlier; those without a metric come last, the newest first."""
+    """Rank epochs: the best first, and the earlier of equal ones. Those without a metric come last, newest first."""
     ranked = {epoch: metric for epoch, metric in metrics.items() if metric is not None}
     return [*sorted(ranked, key=lambda e: (ranked[e] if decreasing else -ranked[e], e)),
             *sorted(set(metrics) - set(ranked), reverse=True)]
@@ -274,18 +276,18 @@ def ranking(metrics: Dict[int, Optional[float]], decreasing: bool = False) -> Li
 class FocusCheckpointSaver(CheckpointSaver):
     """timm's saver, with the id of the run in each checkpoint, and no checkpoint half written.
 
-    A save takes several steps, each of which is done whole or not at all: `last` is written, copied under the name of
-    its epoch if it is among the best, and as `model_best` if it is the best; what it overtakes is removed. Repeating a
-    step does no harm, and `take_up` repeats them. So every epoch is ranked, and `model_best` is the best of them,
-    wherever a process was killed.
+    A save takes several steps, and each step is done whole or not at all. First `last` is written. It is copied under
+    the name of its epoch if that is among the best, and as `model_best` if it is the best of all. Then checkpoints that
+    are no longer among the best are removed. Repeating a step does no harm, and `take_up` repeats all of them. So every
+    epoch is ranked, and `model_best` is the best of them, no matter when a process was killed.
 
     Attributes:
         progress: Where the run stands; set it before each save.
-        scheduler: Learning rate scheduler of the run, or None. Only plateau has a state; what the others give is a
-            function of the progress and of the settings, which may be new ones after a resume.
+        scheduler: Learning rate scheduler of the run, or None. Only plateau has a state. The rates of all others follow
+            from the progress and from the settings, which may be new after a resume.
         run: Id of the run.
-        ranked_by: Name of the metric.
-        images: Number of the training images.
+        ranked_by: Name of the metric that ranks epochs.
+        images: Number of training images.
         milestones: Numbers of epochs after which a checkpoint is kept for good.
     """
 
@@ -298,14 +300,14 @@ class FocusCheckpointSaver(CheckpointSaver):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if self.args is not None:  # other readers of checkpoints know argparse's type alone
+        if self.args is not None:  # so that others can load the checkpoint without this package
             self.args = argparse.Namespace(**vars(self.args))
-        self.metrics: Dict[int, Optional[float]] = {}  # of the epochs that are kept
-        self.recoveries: List[str] = []  # from the oldest on
+        self.metrics: Dict[int, Optional[float]] = {}  # metrics of the epochs whose checkpoints are kept
+        self.recoveries: List[str] = []  # the oldest first
 
     def save_checkpoint(self, epoch: int, metric: Optional[float] = None) -> Tuple[Optional[float], Optional[int]]:
         if metric is not None and not math.isfinite(metric):
-            metric = None  # it can be compared with none
+            metric = None  # it cannot be compared
         last = self._path('last')
         self._save(last, epoch, metric)
         self._settle(last, epoch, metric)
@@ -335,13 +337,13 @@ class FocusCheckpointSaver(CheckpointSaver):
             self._settle(k.path, k.epoch, k.metric)
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        """Continue with the run's checkpoints in the folder; file names that a checkpoint lists are not believed."""
+        """Continue with the run's checkpoints in the folder; a list of files in a checkpoint is not trusted."""
         self.take_up(k for k in find_kept(self.checkpoint_dir)[0] if k.run == state_dict.get('run'))
 
     def doubt(self) -> str:
         """Remove the newest recovery checkpoint after a divergence.
 
-        It may already be on the way to diverging. Earlier ones are trusted: training went on well from them.
+        It may already have begun to diverge. Earlier ones are trusted, because training went on well from them.
 
         Returns:
             A sentence that says what was removed, '' if there is no recovery checkpoint.
@@ -350,14 +352,14 @@ class FocusCheckpointSaver(CheckpointSaver):
             return ''
         path = self.recoveries.pop()
         _remove(path)
-        return f' {path}, after which it diverged, is removed.'
+        return f' {path} was removed, because the run diverged after it.'
 
     def state_dict(self, epoch: Optional[int] = None, metric: Optional[float] = None) -> Dict[str, Any]:
         state = super().state_dict(epoch, metric)
         state.update(run=self.run, ranked_by=self.ranked_by, images=self.images)
         if self.progress is not None:
             state['progress'] = dict(self.progress._asdict())
-        if isinstance(self.scheduler, PlateauLRScheduler):  # timm's own state dict leaves out the patience used up
+        if isinstance(self.scheduler, PlateauLRScheduler):  # timm's state dict leaves out its counters
             state['plateau'] = {
                 'restore_lr': self.scheduler.restore_lr,
                 **{name: getattr(self.scheduler.lr_scheduler, name) for name in PLATEAU_COUNTERS}}
@@ -370,14 +372,14 @@ class FocusCheckpointSaver(CheckpointSaver):
         with open_whole(save_path, 'wb') as f:
             try:
                 super()._save(f, epoch, metric)
-            except RuntimeError as e:  # torch's writer, when the file did not take what it was given
-                raise _cause(e, OSError) or e  # noqa: B904  its cause is this already
+            except RuntimeError as e:  # torch's writer raises it if the file cannot be written
+                raise _cause(e, OSError) or e  # noqa: B904  it is already the cause of this error
 
     def _duplicate(self, src: str, dst: str) -> None:
         copy_whole(src, dst)
 
     def _settle(self, source: str, epoch: int, metric: Optional[float]) -> None:
-        """Copy an epoch's checkpoint under the names that it earns, and remove those that it overtakes."""
+        """Copy an epoch's checkpoint under the names that it earns, and remove those that are no longer needed."""
         milestone, path = self._path(f'milestone-{epoch + 1}'), self._checkpoint_path(epoch)
         if epoch + 1 in self.milestones and not os.path.exists(milestone):
             self._duplicate(source, milestone)
@@ -404,7 +406,7 @@ def _remove(path: str) -> None:
 
 
 def _cause(error: Optional[BaseException], kind: type) -> Optional[BaseException]:
-    """The first exception of a kind in the chain of causes of an error, itself included; None if there is none."""
+    """Return the first exception of a kind among an error and its causes, None if there is none."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error

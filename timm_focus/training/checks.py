@@ -14,7 +14,7 @@ from .refused import check_refused
 
 __all__ = ['METHOD_FLAGS', 'check', 'choose_method']
 
-# what messages call a method, and how to ask for it: flags that begin with its name go with it alone
+# each method's name in messages, and the flags that choose it; flags that begin with the key go only with that method
 FOCUS_TRAINING = ('focus training', '--model focus_{model} or --method focus')
 FORMER_DEFAULTS = {'focus_bn': 'shared'}  # of older args.yaml, which name every setting
 METHOD_FLAGS = {
@@ -47,12 +47,12 @@ COUNTS = {'scale': (2,), 'ratio': (2,), 'cutmix_minmax': (2,), 'opt_betas': (2, 
 
 
 def choose_method(model: str, method: Optional[str], named: bool) -> Tuple[str, str]:
-    """The model and the method of a run.
+    """Return the model and the method of a run.
 
     Args:
-        model: The model that is set.
-        method: The method that is set, if one is.
-        named: Somebody named the model: the default has no heads where another method is set.
+        model: The model of the settings.
+        method: The method of the settings, None if it is not set.
+        named: Whether the user named the model. The default model is a plain one for methods other than focus.
     """
     if not named and method not in (None, 'focus'):
         model = model.removeprefix('focus_')
@@ -63,12 +63,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
     """Refuse settings that make no sense.
 
     Args:
-        parser: Knows the defaults.
+        parser: The parser, for the defaults.
         args: All settings.
-        given: Those of the command line and of `--config`.
+        given: The settings that the command line and `--config` give.
 
     Raises:
-        SettingsError: What makes no sense, and what to do.
+        SettingsError: A setting makes no sense. The message says what to do.
     """
     _check_data(args)
     check_refused(parser, args)
@@ -79,12 +79,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict
 
 
 def flag(name: str) -> str:
-    """The flag of a setting."""
+    """Return the flag of a setting."""
     return '--' + name.replace('_', '-')
 
 
 def _check_data(args: argparse.Namespace) -> None:
-    """Check where the data is, and which run is to go on."""
+    """Check the flags of the data, and those of going on with a run."""
     if args.dataset == SYNTHETIC and args.data_dir is not None:
         raise SettingsError(f'--dataset {SYNTHETIC} draws its own images: leave out the folder {args.data_dir}.')
     if args.data_dir is None and not args.dataset:
@@ -97,7 +97,7 @@ def _check_data(args: argparse.Namespace) -> None:
 
 
 def _check_method(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Dict[str, Any]) -> None:
-    """Check what goes with the model and the method."""
+    """Check that the flags go with the model and the method."""
     plain = args.model.removeprefix('focus_')
     if plain != args.model and args.method != 'focus':
         what = 'a plain model' if args.method == 'none' else 'a plain model in its own way'
@@ -185,7 +185,7 @@ def _check_numbers(args: argparse.Namespace, given: Dict[str, Any]) -> None:
 
 
 def _check_loss(args: argparse.Namespace) -> None:
-    """Have timm try to make the loss that is asked for."""
+    """Check the flags of the loss by making it."""
     try:
         create_classification_loss(**criterion_kwargs(args))
     except (OSError, TypeError, ValueError) as e:
@@ -193,7 +193,7 @@ def _check_loss(args: argparse.Namespace) -> None:
 
 
 def _check_batches(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Check what batches are made of: augmentation splits, mixing, scheduled resolutions."""
+    """Check the flags of batches: augmentation splits, mixing, scheduled resolutions."""
     if args.aug_splits == 1:
         raise SettingsError('--aug-splits is 1: give 0, or 2 and more.')
     if args.aug_splits and mixes(args):

@@ -29,15 +29,15 @@ def resume(
         scheduler: Any = None,
         state: Optional[Dict[str, Any]] = None,
 ) -> Progress:
-    """Restore a run from a checkpoint: model, heads and running average, and what else is given of it.
+    """Restore a run from a checkpoint: model, heads and running average, and the state of all that is given.
 
     Args:
-        task: What is trained.
-        path: The file.
-        optimizer: Takes its state.
-        loss_scaler: Takes its scale.
-        scheduler: Takes what a plateau has counted.
-        state: What `load` gives of the file, where that is at hand.
+        task: Task of the run.
+        path: Path of the checkpoint.
+        optimizer: Optimizer to restore.
+        loss_scaler: Loss scaler to restore.
+        scheduler: Scheduler to restore; only plateau has a state.
+        state: What `load` returned for the file, if it is loaded already.
 
     Raises:
         ValueError: The file is missing, damaged, or no checkpoint of a run.
@@ -65,10 +65,10 @@ def resume(
 
 
 def _check_state(optimizer: torch.optim.Optimizer) -> None:
-    """Check that the state loaded into an optimizer has, for each parameter, what a first step would make.
+    """Check that the state loaded into an optimizer has all entries of each parameter that a first step makes.
 
     Raises:
-        ValueError: Something is missing, so that a step would fail.
+        ValueError: An entry is missing, so the next step would fail.
     """
     arguments = set(inspect.signature(type(optimizer)).parameters) - {'params'}
     for group in optimizer.param_groups:
@@ -80,7 +80,7 @@ def _check_state(optimizer: torch.optim.Optimizer) -> None:
         try:
             fresh = type(optimizer)([probe], **{name: group[name] for name in arguments if name in group})
             fresh.step()
-        except Exception:  # one that wraps another, or wants more than its defaults
+        except Exception:  # it wraps another optimizer, or needs more than its defaults
             return
         for p in stepped:
             absent = sorted(set(fresh.state[probe]) - set(optimizer.state[p]))
@@ -89,13 +89,13 @@ def _check_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def changed_settings(kept: Kept, args: argparse.Namespace, images: int, names: Iterable[str]) -> List[str]:
-    """What has changed since a checkpoint was written, each as 'name before -> now'.
+    """Return the settings that have changed since a checkpoint was written, each as 'name before -> now'.
 
     Args:
         kept: The checkpoint.
-        args: The settings now, as they turned out.
-        images: Number of the training images now.
-        names: Settings to compare; those that the checkpoint does not tell are left out.
+        args: The settings now, with their final values.
+        images: Number of training images now.
+        names: Names of the settings to compare. Settings that the checkpoint does not have are left out.
     """
     pairs = [(name.replace('_', '-'), kept.settings[name], getattr(args, name)) for name in names
              if name in kept.settings and name not in OWN]
@@ -111,10 +111,10 @@ def _plain(value: Any) -> Any:
 
 
 def check_order(kept: Kept, args: argparse.Namespace, images: int) -> None:
-    """Check that the rest of a begun epoch has the images that have not been seen in it.
+    """Check that the rest of an epoch has exactly the images that were not yet trained on in it.
 
     Raises:
-        ValueError: The checkpoint stands in the middle of an epoch, and the settings or the data would give others.
+        ValueError: The checkpoint is from within an epoch, and the settings or the data would give other images.
     """
     epoch, batch = kept.stands
     changed = changed_settings(kept, args, images, [*ORDER, *(['epochs'] if args.train_img_sizes else [])])

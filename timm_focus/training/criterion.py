@@ -8,10 +8,10 @@ __all__ = ['criterion_kwargs', 'mixes']
 
 
 def criterion_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
-    """Arguments of `timm.loss.create_classification_loss`.
+    """Return arguments of `timm.loss.create_classification_loss`.
 
     Raises:
-        ValueError: Class weights or statistics that make no sense.
+        ValueError: Class weights or statistics make no sense.
         OSError: Their file cannot be read.
     """
     stats = load_class_stats(args.class_stats)
@@ -32,5 +32,5 @@ def criterion_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def mixes(args: argparse.Namespace) -> bool:
-    """Whether batches are mixed, so that targets are soft."""
+    """Return whether batches are mixed, so that targets are soft."""
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None

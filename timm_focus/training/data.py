@@ -1,4 +1,4 @@
-"""Makes what a run is trained and validated on: data sets of this project and timm's, in reproducible timm loaders."""
+"""Makes the data sets of a run, and reproducible timm loaders for them."""
 import argparse
 import contextlib
 import datetime
@@ -44,7 +44,7 @@ def create_datasets(args: Settings) -> Tuple[Settings, Images, Optional[Images]]
         and the validation data, None without a validation split.
 
     Raises:
-        SettingsError: A folder, a split or the classes are not what the settings say.
+        SettingsError: A folder, a split or the classes do not fit the settings.
     """
     if args.dataset == SYNTHETIC:
         from timm_focus.demo.scenes import synthetic_scenes
@@ -52,7 +52,7 @@ def create_datasets(args: Settings) -> Tuple[Settings, Images, Optional[Images]]
         with _first_here(args), as_settings_error('The drawn scenes cannot be kept'):
             args = args.completed(data_dir=str(synthetic_scenes()))
     source = _find_source(args)
-    with _first_here(args):  # whose index of a large tree the others find in the cache
+    with _first_here(args):  # it caches the index of a large tree for the others
         streams = source.partition('/')[0].lower() in (*STREAMS, 'wds')
         train, val = (_streams if streams else _numbered)(args, source)
     names = label_names(train.reader)
@@ -87,7 +87,7 @@ def _first_here(args: argparse.Namespace) -> Iterator[None]:
     if not args.distributed:
         yield
         return
-    # not over NCCL, which gives up after ten minutes: a slow disk takes longer for millions of files
+    # over gloo, as NCCL gives up after ten minutes, and a slow disk takes longer for millions of files
     group: Any = dist.new_group(backend='gloo', timeout=datetime.timedelta(days=1))
     if args.local_rank != 0:
         dist.barrier(group)
@@ -97,9 +97,9 @@ def _first_here(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _find_source(args: argparse.Namespace) -> str:
-    """Name of the data set: 'places365', 'folder', '' for whichever of them is found, or a library's."""
+    """Return the name of the data set: 'places365', 'folder', '' to find out which of these it is, or a library's."""
     name = args.dataset.lower()
-    if name == SYNTHETIC or name in ('imagefolder', 'image_folder'):  # timm's other names of a folder
+    if name == SYNTHETIC or name in ('imagefolder', 'image_folder'):  # timm's other names for a folder
         name = FOLDER
     name = name if name in ('', FOLDER, PLACES365) else args.dataset
     try:
@@ -109,7 +109,7 @@ def _find_source(args: argparse.Namespace) -> str:
 
 
 def _numbered(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Images]]:
-    """Make data sets whose images have numbers."""
+    """Make data sets whose images can be read by number."""
     common = dict(
         version=args.places_version, size=args.places_size, class_map=args.class_map or None, input_key=args.input_key,
         target_key=args.target_key, download=args.dataset_download, trust_remote_code=args.dataset_trust_remote_code)
@@ -123,7 +123,7 @@ def _numbered(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Ima
     if not args.val_split:
         return train, None
     try:
-        # the training classes rule: a class without validation images must not shift those after it
+        # classes are those of training: a class without validation images must not shift the numbers after it
         val = create_dataset(
             name, args.data_dir or '', args.val_split, class_names=label_names(train.reader), **common)
     except (ValueError, OSError) as e:
@@ -133,13 +133,13 @@ def _numbered(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Ima
 
 
 def _be_patient(args: argparse.Namespace, dataset: SceneDataset) -> None:
-    """Tell a data set how many bad images end a run, and for how long data that is gone is waited for."""
+    """Tell a data set how many bad images end a run, and how long to wait for data that is gone."""
     dataset.most_bad = int(args.max_bad_images * len(dataset))
     dataset.patience = args.data_timeout
 
 
 class _Stream(IterableImageDataset):
-    """timm's data set of a stream, in whose workers Pillow starts no program to open an image."""
+    """timm's data set of a stream. In its workers Pillow starts no other program to open an image."""
 
     def __iter__(self) -> Iterator[Any]:
         forbid_programs()
@@ -147,13 +147,13 @@ class _Stream(IterableImageDataset):
 
 
 def _streams(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Images]]:
-    """Make data sets that timm reads one image after the other."""
+    """Make data sets that timm reads as streams."""
     for flag in ('places_version', 'places_size', 'train_list', 'images_per_class'):
         if getattr(args, flag) is not None:
             raise SettingsError(f'--{flag.replace("_", "-")} is of images with numbers, and {args.dataset or name} is '
                                 'a stream: leave it out.')
     input_key = args.input_key
-    if not input_key and name.lower().startswith('wds/'):  # timm would drop what is neither jpg nor png nor webp
+    if not input_key and name.lower().startswith('wds/'):  # timm would drop all but jpg, png, webp
         input_key = ';'.join(sorted(ending[1:] for ending in image_endings()))
     common = dict(
         name=name, root=args.data_dir, download=args.dataset_download, seed=args.seed, input_key=input_key,
@@ -175,7 +175,7 @@ def _streams(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Imag
 
 
 def _tell_empty_classes(args: argparse.Namespace, datasets: Dict[str, Optional[Images]]) -> None:
-    """Say which classes have no images, where a data set knows."""
+    """Log which classes have no images, if the data set knows it."""
     for split, dataset in datasets.items():
         targets = getattr(getattr(dataset, 'reader', None), 'targets', None)
         if targets is None or not args.label_names:
@@ -193,7 +193,7 @@ def fit_images(
         dataset_train: Images,
         dataset_eval: Optional[Images],
 ) -> None:
-    """Have data sets read images with the model's channels, and `data_config` normalise as many; in place.
+    """Adapt data sets and `data_config`, in place, to the number of channels of the model.
 
     Raises:
         SettingsError: Images cannot have these channels.
@@ -209,13 +209,13 @@ def fit_images(
 
 
 def keep_lists(args: argparse.Namespace, dataset: Images, folder: str) -> None:
-    """Write the classes of a run, a line each, and the images that were picked to train on, into its folder."""
+    """Write the classes of a run, one a line, and the chosen training images into its folder."""
     if args.label_names:
         write_whole(os.path.join(folder, 'classes.txt'), ''.join(f'{name}\n' for name in args.label_names))
     if not (args.images_per_class or args.train_list):
         return
     path = os.path.join(folder, 'train.txt')
-    if isinstance(dataset.reader, PartReader):  # of images without files, by their numbers
+    if isinstance(dataset.reader, PartReader):  # images without files are named by their numbers
         pairs = zip(dataset.reader.indices.tolist(), dataset.reader.targets.tolist())
         write_whole(path, ''.join(f'{i} {target}\n' for i, target in pairs))
     else:
@@ -223,10 +223,10 @@ def keep_lists(args: argparse.Namespace, dataset: Images, folder: str) -> None:
 
 
 def check_readable(datasets: Iterable[Optional[Images]], device: torch.device) -> None:
-    """Check how many images all processes together could not read so far; each counts its own as it goes.
+    """Check how many images all processes together could not read so far.
 
     Raises:
-        BadImages: More than `--max-bad-images` of a data set.
+        BadImages: There are more than `--max-bad-images` in a data set.
     """
     for dataset in datasets:
         if isinstance(dataset, SceneDataset):
@@ -242,10 +242,10 @@ def create_loaders(
         data_config: Dict[str, Any],
         device: torch.device,
 ) -> Tuple[Any, Any, Optional[Callable]]:
-    """Make the loaders of both data sets, and what mixes batches where the training loader does not.
+    """Make the loaders of both data sets, and a function that mixes batches if the training loader does not.
 
     Raises:
-        SettingsError: Batches that cannot be made.
+        SettingsError: Batches of these settings cannot be made.
     """
     mixup_fn, collate_fn = None, None
     if mixes(args):
@@ -283,7 +283,7 @@ def create_loaders(
             batch_choice_schedule=args.train_size_schedule, batch_schedule_epochs=args.epochs,
             batch_schedule_spread=args.train_size_schedule_spread, batch_schedule_random_mix=args.train_size_random_mix,
             num_batches=args.train_batches_per_epoch,
-            # a worker that lives on would not hear that mixup is off
+            # a persistent worker would not learn that mixup is off
             persistent_workers=not (collate_fn is not None and args.mixup_off_epoch), **common)
     inner = loader_train.loader if args.prefetcher else loader_train
     timms_crop = args.train_crop_mode or args.scale or args.ratio  # explicit flags win over the simple scheme
@@ -318,7 +318,7 @@ def create_loaders(
 
 
 def set_epoch(loader: Any, epoch: int, start_batch: int) -> None:
-    """Tell the training loader which epoch comes, and the batch in it to begin with."""
+    """Tell the training loader the next epoch, and the batch in it to begin with."""
     inner = getattr(loader, 'loader', loader)
     if isinstance(inner, ReproducibleLoader):
         inner.set_epoch(epoch, start_batch)

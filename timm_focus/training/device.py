@@ -1,4 +1,4 @@
-"""Chooses where a run computes, and in which types."""
+"""Chooses the device of a run, and the types that it computes in."""
 import argparse
 import contextlib
 import ctypes
@@ -25,30 +25,30 @@ Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next step; another C library is left as it is.
+    """Make glibc keep freed memory for the next step; other C libraries are left as they are.
 
-    By default it gives the memory of large tensors back, and the system clears every page of it anew in the next step:
-    with the activations of two passes that took a tenth of a plain step (benchmarks/README.md).
+    By default glibc returns the memory of large tensors to the system, which clears every page of it again in the next
+    step. For the activations of two passes this took a tenth of the time of a plain step (benchmarks/README.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # of another library or system
         return
-    mallopt(-3, 2 ** 30)  # M_MMAP_THRESHOLD: below that, memory is not mapped by itself
+    mallopt(-3, 2 ** 30)  # M_MMAP_THRESHOLD: smaller blocks get no mapping of their own
     mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _lists_no_checkpoints(record: logging.LogRecord) -> bool:
-    """Filter out the list of all checkpoints, which timm logs after each epoch."""
+    """Drop the list of all checkpoints that timm logs after each epoch."""
     return not str(record.msg).startswith('Current checkpoints:')
 
 
 def _rendezvous(url: str, **kwargs: Any) -> Iterator[Tuple[dist.Store, int, int]]:
-    """torch's `env://`, with keys that differ from start to start.
+    """torch's `env://`, with different keys for each start of torchrun.
 
-    torchrun keeps one store over its restarts, and in it the addresses of processes that are gone: gloo connects to
-    these, and fails or waits for half an hour. Over several machines the starts may be counted differently, so there
-    torch's own way out has to do (docs/training.md).
+    torchrun keeps one store over its restarts, with the addresses of processes that are gone. gloo would connect to
+    these, and fail or wait for half an hour. On several machines the number of starts may differ between machines, so
+    there the user has to switch this store off (docs/training.md).
     """
     for store, rank, world_size in dist.rendezvous('env://', **kwargs):
         if dist.is_torchelastic_launched() and os.environ.get('GROUP_WORLD_SIZE') == '1':
@@ -60,9 +60,9 @@ dist.register_rendezvous_handler('timmfocus', _rendezvous)
 
 
 def choose_kernels() -> None:
-    """Let CUDA use TF32 in products of float32 matrices, and find the fastest algorithm of a convolution by trying.
+    """Let CUDA use TF32 in products of float32 matrices, and measure which algorithm of a convolution is fastest.
 
-    The latter not if the same bits are wanted each time.
+    It does not measure if the user wants the same bits each time.
     """
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -70,7 +70,7 @@ def choose_kernels() -> None:
 
 
 def cores() -> int:
-    """How many processor cores this process may use, those of its machine shared among the processes on it."""
+    """Return how many cores this process may use; the processes of a machine share its cores equally."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(usable // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
@@ -79,11 +79,11 @@ def set_up_device(args: Settings) -> Tuple[Settings, torch.device, Autocast, Any
     """Choose and prepare the device.
 
     Returns:
-        The settings with the device, this process's rank, the number of all and what follows from these; the device;
-        the context of forward passes; and timm's loss scaler, which is None but for float16.
+        The settings, completed by the device, this process's rank, the number of processes and what follows from these;
+        the device; the context of forward passes; and timm's loss scaler, which is None except for float16.
 
     Raises:
-        SettingsError: The device or a type that it cannot do.
+        SettingsError: There is no such device, or it cannot compute in the type.
     """
     for module in args.device_modules or ():
         with as_settings_error(f'--device-modules {module} cannot be imported'):
@@ -98,7 +98,7 @@ def set_up_device(args: Settings) -> Tuple[Settings, torch.device, Autocast, Any
         raise SettingsError('--sync-bn needs GPUs: leave it out on the CPU, where --dist-bn averages the statistics.')
     with as_settings_error(f'--device is {name}, which cannot be used'):
         place = argparse.Namespace(device=name, dist_url='timmfocus://')
-        device = init_distributed_device(place)  # writes on it
+        device = init_distributed_device(place)  # it writes on it
     args = args.completed(
         device=place.device, distributed=place.distributed, rank=place.rank, local_rank=place.local_rank,
         world_size=place.world_size, prefetcher=not args.no_prefetcher,

@@ -24,7 +24,7 @@ class TwoSteps:
     """A loader that gives one batch twice: the first step warms up, the second is timed.
 
     Attributes:
-        seconds: Of the second step, once both are made.
+        seconds: Duration of the second step, once both are made.
     """
 
     def __init__(self, batch: Any, device: torch.device):
@@ -47,10 +47,10 @@ class TwoSteps:
 
 
 def training_multiply_adds(model: nn.Module, images: torch.Tensor) -> Optional[int]:
-    """Count the multiply-adds of a training step, forward and backward, on images of this shape; nothing is computed.
+    """Count the multiply-adds of a training step, forward and backward, on images of this shape, without computing it.
 
-    Three times those of the forward pass, with whatever the model does in it in training: a second pass, more heads. A
-    recomputation is not counted, nor is a teacher. None for the few models that cannot run without numbers.
+    The count is three times that of the forward pass in training, with its second pass and its heads. Recomputation and
+    a teacher are not counted. None for the few models that cannot run without numbers.
     """
     twin = meta_twin(model).train()
     for module in twin.modules():
@@ -67,19 +67,19 @@ def training_multiply_adds(model: nn.Module, images: torch.Tensor) -> Optional[i
 
 
 def step_cost(model: nn.Module, images: torch.Tensor, every: int = 1) -> Tuple[Optional[float], float]:
-    """Multiply-adds of a mean training step, None if they cannot be counted, and how many passes of a network they are.
+    """Return the multiply-adds of a mean training step (None if they cannot be counted), and how many passes they make.
 
     Args:
-        model: What is trained. A `FocusNet` makes a second pass of a share of the batch, of smaller images, of fewer
-            tokens, or none.
+        model: The model to train. The second pass of a `FocusNet` may be that of a part of the batch, of smaller images
+            or of fewer tokens.
         images: A batch.
-        every: Steps from one that erases to the next.
+        every: Number of steps from one that erases to the next.
     """
     whole = training_multiply_adds(model, images)
     if not (isinstance(model, FocusNet) and model.erased_branch):
         return whole, 1.
     model.erase_in_this_step(False)
-    one = training_multiply_adds(model, images)  # heads that idle cost nothing that counts
+    one = training_multiply_adds(model, images)  # the cost of heads is negligible
     model.erase_in_this_step(True)
     if whole is None or not one:
         return None, 1 + model.batch_fraction / every
@@ -113,15 +113,15 @@ def describe_training(
         num_epochs: int,
         device: torch.device,
 ) -> None:
-    """Say what training takes: passes, operations, memory and time.
+    """Print what training costs: passes, operations, memory and time.
 
     Args:
         args: Settings of the run.
-        model: What is trained, unwrapped.
+        model: The model, unwrapped.
         steps: Two steps that were made.
-        n_batches: Batches of an epoch.
-        num_epochs: Epochs of the run.
-        device: Where the steps were made.
+        n_batches: Number of batches in an epoch.
+        num_epochs: Number of epochs.
+        device: Device of the steps.
     """
     images = steps.batch[0]
     operations, passes = step_cost(model, images, getattr(args, 'focus_every', 1))
@@ -144,5 +144,5 @@ def describe_training(
 
 
 def differing(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str]) -> Dict[str, Any]:
-    """The named settings that differ from the defaults of a parser."""
+    """Return those of the named settings that differ from the defaults of a parser."""
     return {name: getattr(args, name) for name in names if getattr(args, name) != parser.get_default(name)}

@@ -1,7 +1,7 @@
 """The folder of a run: one run at a time writes it, none overwrites another, and its last checkpoint is found.
 
-A run has an id, which is kept in its folder (run.json) and in its checkpoints. It tells which files belong to the run,
-even after the folder was copied. A run that an older version began has none, and goes on without.
+A run has an id, which is kept in its folder (run.json) and in its checkpoints. The id shows which files belong to the
+run, even in a copy of the folder. Runs of an older version have no id, and go on without one.
 """
 import argparse
 import contextlib
@@ -33,7 +33,7 @@ __all__ = ['RunFolder', 'decide']
 _logger = logging.getLogger('train')
 
 RUN, LOCK, SUMMARY = 'run.json', '.lock', 'summary.csv'
-# what a run writes beside its checkpoints
+# files that a run writes beside its checkpoints
 OTHERS = re.compile(r'args\.yaml|summary\.csv|classes\.txt|train\.txt|run\.json|focus(-\d+)?\.png|train-batch-\d+\.jpg|'
                     r'events\.out\.tfevents\..+')
 T = TypeVar('T')
@@ -60,7 +60,7 @@ def decide(args: argparse.Namespace, decision: Callable[[], T]) -> T:
 
 
 class RunFolder:
-    """The folder of a run. The first process looks at it by `plan`, and makes it or takes it over by `begin`.
+    """The folder of a run. The first process checks it by `plan`, and makes it or takes it over by `begin`.
 
     Args:
         args: Settings of the run.
@@ -68,8 +68,8 @@ class RunFolder:
     Attributes:
         name: Name of the run.
         path: The folder.
-        run: Id of the run; None of one that an older version began.
-        kept: After `begin`, the run's checkpoints up to where it goes on.
+        run: Id of the run; None if an older version began it.
+        kept: After `begin`, the checkpoints of the run up to where it goes on.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -85,13 +85,13 @@ class RunFolder:
         self._lock: Any = None
 
     def plan(self) -> Tuple[str, bool]:
-        """Find the checkpoint to go on from, '' for a new run, and tell whether the folder's own run goes on.
+        """Return the checkpoint to go on from ('' for a new run), and whether the run of this folder goes on.
 
         Nothing is changed yet, but the folder is locked.
 
         Raises:
-            SettingsError: There is no such checkpoint, another run is at work in the folder, or something in it would
-                be lost and `--overwrite` is not given.
+            SettingsError: There is no such checkpoint, another run uses the folder, or files in it would be lost and
+                `--overwrite` is not given.
         """
         resumed = self.args.resume
         if self.args.experiment and os.path.isdir(self.path):
@@ -109,14 +109,14 @@ class RunFolder:
         return resumed, False
 
     def begin(self, start: Progress, ranked_by: str) -> None:
-        """Make the folder, or take over what is in it; what the run does not go on with is removed.
+        """Make the folder or take it over. Checkpoints after the one that the run goes on from are removed.
 
         Args:
             start: Where the run goes on.
             ranked_by: Name of the metric that ranks its checkpoints.
 
         Raises:
-            SettingsError: It cannot be written, another run was faster, or the checkpoints are ranked otherwise.
+            SettingsError: It cannot be written, another run was faster, or another metric ranks its checkpoints.
         """
         if not self._looked:
             with as_settings_error(f'--output {self._root} cannot be written'):
@@ -149,12 +149,12 @@ class RunFolder:
         if self.run is not None:
             seconds = round(self._seconds + time.perf_counter() - self._began, 1)
             note = dict(run=self.run, seconds=seconds, images=images)
-            with contextlib.suppress(OSError):  # a full disk, which is told where something is lost by it
+            with contextlib.suppress(OSError):  # a full disk: the error comes where something is lost by it
                 write_whole(os.path.join(self.path, RUN), json.dumps(note) + '\n')
 
     @contextlib.contextmanager
     def advice(self, saver: Optional[FocusCheckpointSaver]) -> Iterator[None]:
-        """Add advice on how to go on to an error that ends a run, and note how long it took; by the saver's process."""
+        """Add advice on going on to an error that ends a run, and note its duration; only in the saver's process."""
         try:
             yield
         except (DataError, FileError, FloatingPointError) as e:
@@ -171,7 +171,7 @@ class RunFolder:
                 self.note(saver.images)
 
     def release(self) -> None:
-        """Let another run have the folder; the end of the process does it, too."""
+        """Let another run have the folder, as the end of the process would, too."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -191,12 +191,12 @@ class RunFolder:
         self.kept, self._damaged = find_kept(self.path)
 
     def _known(self) -> Tuple[bool, Optional[str]]:
-        """Whether the folder tells the id of its run, and the id."""
+        """Return whether the folder has the id of its run, and the id."""
         noted = self._noted()
         return ('run' in noted), (str(noted['run']) if 'run' in noted else None)
 
     def _noted(self) -> Dict[str, Any]:
-        """What run.json says, {} if it says nothing."""
+        """Return the content of run.json, {} if there is none."""
         try:
             with open(os.path.join(self.path, RUN), encoding='utf-8') as f:
                 found = json.load(f)
@@ -242,7 +242,7 @@ class RunFolder:
         return path
 
     def _check_free(self) -> None:
-        """Check that a run may begin in the folder."""
+        """Check that a new run may begin in the folder."""
         if self.args.overwrite:
             return
         rows = len(read_summary(os.path.join(self.path, SUMMARY)))
@@ -273,16 +273,16 @@ class RunFolder:
                 self.path = os.path.join(self._root, self.name)
 
     def _hold(self) -> None:
-        """Lock the folder for as long as this process lives, whatever becomes of its workers."""
+        """Lock the folder for as long as this process lives, whatever happens to its workers."""
         try:
             import fcntl
-        except ImportError:  # not a system that has them
+        except ImportError:  # a system without these locks
             return
         path = os.path.join(self.path, LOCK)
         with as_settings_error(f'{self.path} cannot be written'):
             lock = open(path, 'a+', encoding='utf-8')
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which a worker would hold on to
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, as a worker would keep that lock
         except OSError as e:
             lock.seek(0)
             owner = lock.read().strip()
@@ -294,7 +294,7 @@ class RunFolder:
             _logger.warning(f'The file system of {self.path} has no locks ({e.strerror}), so nothing keeps a second '
                             'run out of it: see to it that there is none.')
             return
-        with contextlib.suppress(OSError):  # a full disk: it is for people alone
+        with contextlib.suppress(OSError):  # a full disk; only people read it
             lock.truncate(0)
             lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
             lock.flush()
@@ -305,7 +305,7 @@ def _check_numbers(path: str) -> None:
     """Check that a run can go on from a checkpoint.
 
     Raises:
-        SettingsError: It is missing, damaged, or has numbers that are not finite.
+        SettingsError: It is missing or damaged, or has numbers that are not finite.
     """
     try:
         state = load(path)
@@ -317,7 +317,7 @@ def _check_numbers(path: str) -> None:
 
 
 def _stood(path: str) -> Tuple[float, float]:
-    """Where a damaged checkpoint may have stood, by its name."""
+    """Return how far a damaged checkpoint may have trained, by its name."""
     kind, *numbers = os.path.basename(path).removesuffix('.pth.tar').split('-')
     first, second = (*map(int, numbers), 0, 0)[:2]
     return {'last': (math.inf, 0), 'model_best': (0, 0), 'checkpoint': (first + 1, 0), 'milestone': (first, 0),

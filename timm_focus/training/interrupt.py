@@ -27,16 +27,16 @@ class Interrupted(Exception):
 class Interruption:
     """Notes SIGINT, SIGTERM, SIGHUP and SIGUSR1; after the first of them, SIGINT (Ctrl-C) has its usual effect.
 
-    The others are noted as often as they come: under Slurm both the scheduler and torchrun send them. A signal that the
-    process was started to ignore, as by nohup, stays ignored.
+    The other signals may come several times: under Slurm both the scheduler and torchrun send them. A signal that the
+    process was started to ignore, for example by nohup, stays ignored.
 
-    Use it as a context; the loaders' workers end with it. Processes that train together are not signalled at the same
-    step, and one that left alone would leave the others waiting. So each call of `noted` starts an all-reduce of what
-    each has noted, and returns the result of the previous call's: a signal takes effect one call later, on all
-    processes. The exchange has a gloo group of its own on the CPU, so it never waits for a GPU.
+    Use it as a context; the workers of loaders end with it. Processes that train together do not get a signal in the
+    same step, and if one stopped alone, the others would wait for it. So each call of `noted` starts an all-reduce of
+    the signals that were noted, and returns the result of the previous one: a signal takes effect one call later, on
+    all processes. The exchange has a gloo group of its own on the CPU, so it never waits for a GPU.
 
     Args:
-        distributed: Several processes train together. Those of torchrun are signalled, by SIGTERM, when it is gone.
+        distributed: Several processes train together. Processes of torchrun get a SIGTERM when torchrun is gone.
     """
 
     def __init__(self, distributed: bool = False):
@@ -46,7 +46,7 @@ class Interruption:
         self._previous: Dict[int, Any] = {}
 
     def __enter__(self) -> 'Interruption':
-        if threading.current_thread() is threading.main_thread():  # others may not handle signals
+        if threading.current_thread() is threading.main_thread():  # only the main thread may handle signals
             self._previous = {
                 number: signal.signal(number, self._note) for number in SIGNALS
                 if signal.getsignal(number) is not signal.SIG_IGN}
@@ -56,13 +56,13 @@ class Interruption:
 
     def __exit__(self, *exception: Any) -> None:
         try:
-            # what comes next, an error's text or the end of a run, has no use for workers, and some wait for them
+            # nothing after this needs workers, and some of it would wait for them
             end_workers()
         finally:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
         if self._exchange is not None and (not exception[0] or issubclass(exception[0], Interrupted)):
-            self._exchange[1].wait()  # the last one; after another exception the others may be gone
+            self._exchange[1].wait()  # the last exchange; after another exception the other processes may be gone
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         self._signal = self._signal or number
@@ -70,7 +70,7 @@ class Interruption:
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
     def noted(self) -> int:
-        """The signal that was noted, the same on all processes, or 0. All must call it equally often."""
+        """Return the noted signal, the same on all processes, or 0. All processes must call it equally often."""
         if self._group is None:
             return self._signal
         agreed = 0

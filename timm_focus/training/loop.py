@@ -1,4 +1,4 @@
-"""The loop of train_focus.py: one epoch of training, one pass of validation. It knows tasks, not methods."""
+"""The loop of train_focus.py: an epoch of training, and a pass of validation. It knows tasks, not methods."""
 import argparse
 import contextlib
 import functools
@@ -37,8 +37,8 @@ class Waited:
     """Times the waits for the batches of a loader, without the first.
 
     Attributes:
-        seconds: Waited since it was last set to 0.
-        began: When the first batch came.
+        seconds: Seconds of waiting since it was last set to 0.
+        began: Time at which the first batch came.
     """
 
     def __init__(self, loader: Any):
@@ -61,7 +61,7 @@ class Waited:
 
 
 def _advice(args: argparse.Namespace) -> str:
-    """What to do where images come too slowly."""
+    """Say what to do if images come too slowly."""
     if args.workers < cores():
         return f'give more --workers, {args.workers} of them share {cores()} cores'
     return ('keep the images as small as they are needed (a short side of 8/7 of the input), on a disk of this machine '
@@ -69,11 +69,11 @@ def _advice(args: argparse.Namespace) -> str:
 
 
 class Averages:
-    """Means of named scalars over images, kept on the device: reading them is what waits for it.
+    """Means of named scalars over images. They are kept on the device, and only reading them waits for it.
 
     Args:
-        device: Where the scalars are.
-        totals: What `totals` gave, to go on from.
+        device: Device of the scalars.
+        totals: Earlier `totals` to go on from.
     """
 
     def __init__(self, device: torch.device, totals: Optional[Dict[str, float]] = None):
@@ -90,13 +90,13 @@ class Averages:
         self.count += n
 
     def copy(self) -> 'Averages':
-        """A copy as of now, which shares the sums: they are never changed in place."""
+        """Return a copy of the present state. It shares the sums, which are never changed in place."""
         copied = Averages(self.device)
         copied.sums, copied.count = dict(self.sums), self.count
         return copied
 
     def totals(self, distributed: bool = False) -> Dict[str, float]:
-        """Sums over images by name, and their number as 'count'."""
+        """Return sums over images by name, and the number of images as 'count'."""
         count = torch.tensor(self.count, dtype=self.dtype, device=self.device)
         packed = torch.stack([*self.sums.values(), count])
         if distributed:
@@ -109,7 +109,7 @@ def _means(totals: Dict[str, float]) -> Dict[str, float]:
 
 
 def _describe(means: Dict[str, float]) -> str:
-    """The loss with its terms, the share of the images that are known, and the share of the pixels that are erased."""
+    """Write the loss and its terms, the training accuracy if it is counted, and the share of erased pixels."""
     terms = ', '.join(f'{name.removesuffix("_loss")} {value:.4f}' for name, value in means.items()
                       if name not in ('loss', 'erased_fraction', 'top1'))
     text = f'loss {means["loss"]:.4f}' + (f' ({terms})' if terms else '')
@@ -130,7 +130,7 @@ def _bar(total: int, initial: int, name: str, show: bool) -> tqdm:
 
 @contextlib.contextmanager
 def _when_data_ends(keep: Callable[[], None]) -> Iterator[None]:
-    """Keep what is done if the data ends the run."""
+    """Write a recovery checkpoint if lost data ends the run."""
     try:
         yield
     except DataError:
@@ -139,13 +139,13 @@ def _when_data_ends(keep: Callable[[], None]) -> Iterator[None]:
 
 
 def _loss_scale(args: argparse.Namespace, input: Tensor) -> float:
-    """Weight of the loss of a batch whose size the schedule of resolutions chose."""
+    """Return the weight of the loss of a batch whose size the schedule of resolutions chose."""
     scale = input.shape[0] / args.batch_size
     return {'none': 1., 'sqrt': scale ** 0.5, 'linear': scale}[args.variable_batch_loss_scale]
 
 
 def _keep_picture(input: Tensor, stem: str) -> None:
-    """Draw a batch into a file, whose ending is added: JPEG has 1 or 3 channels. A failure is only warned about."""
+    """Draw a batch into a file. The ending is added, as JPEG has 1 or 3 channels. A failure only gives a warning."""
     name, ending = ('jpeg', 'jpg') if input.shape[1] in (1, 3) else ('png', 'png')
     path = f'{stem}.{ending}'
     with warned(f'{path} cannot be drawn', _logger), open_whole(path, 'wb') as f:
@@ -153,13 +153,13 @@ def _keep_picture(input: Tensor, stem: str) -> None:
 
 
 def _backward(loss: Tensor, scale: float, scaler: Any = None) -> None:
-    """Go backward from a part of the loss in the middle of a forward, outside its autocast."""
+    """Run the backward pass of a part of the loss within a forward pass, but outside of its autocast."""
     with torch.autocast(loss.device.type, enabled=False):
         if scaler is not None:
             scaler(loss * scale, None, need_update=False)
         else:
             (loss * scale).backward()
-    torch.clear_autocast_cache()  # of weights in the graph that is gone
+    torch.clear_autocast_cache()  # its cached copies of weights belong to a graph that is gone
 
 
 def train_one_epoch(
@@ -180,35 +180,35 @@ def train_one_epoch(
     """Train from `start` to the end of its epoch.
 
     Args:
-        task: What is trained.
-        loader: Gives images `[B, C, H, W]`, normalised, and targets.
-        optimizer: Steps after every `args.grad_accum_steps` batches.
+        task: Task of the run.
+        loader: Loader of normalised images `[B, C, H, W]` and targets.
+        optimizer: Optimizer; it steps after every `args.grad_accum_steps` batches.
         args: Settings of train_focus.py.
-        start: Epoch and batch to begin with, and updates made before.
-        device: Where to train.
+        start: Epoch and batch to begin with, and the number of updates made before.
+        device: Device to train on.
         autocast: Context of the forward pass.
-        loss_scaler: timm's, for float16.
-        lr_scheduler: timm's, stepped by update here.
-        saver: Writes recovery checkpoints; its `progress` is kept up to date.
-        augment: Changes images on the device, such as Hide-and-Seek.
-        mixup_fn: Mixes batches, where the loader does not.
-        interruption: Ends the epoch after an update.
+        loss_scaler: timm's loss scaler, for float16.
+        lr_scheduler: timm's scheduler; this steps it after each update.
+        saver: Saver of recovery checkpoints; its `progress` is kept up to date.
+        augment: Function that changes images on the device, such as Hide-and-Seek.
+        mixup_fn: Function that mixes batches if the loader does not.
+        interruption: Signals, which end the epoch after an update.
 
     Returns:
-        Means of the task's scalars over the epoch's images, of all processes.
+        Means of the task's scalars over the epoch's images of all processes.
 
     Raises:
-        DataError: The data is gone, or too much of it cannot be read; a recovery checkpoint is written where a single
-            process trains.
-        FloatingPointError: The mean loss or the weights are not finite, which no checkpoint keeps.
+        DataError: The data is gone, or too much of it cannot be read. If a single process trains, it writes a recovery
+            checkpoint first.
+        FloatingPointError: The mean loss or the weights are not finite. No checkpoint keeps them.
         Interrupted: A signal was noted, and a recovery checkpoint written.
     """
     task.train()
     epoch, n_batches, accum = start.epoch, len(loader), args.grad_accum_steps
-    last_window = n_batches - n_batches % accum  # the batches from here on are fewer than a full window
+    last_window = n_batches - n_batches % accum  # the last window of an epoch may have fewer batches
     updates = start.updates
     primary = args.rank == 0
-    before = start.totals or {}  # of all processes: one of them counts it
+    before = start.totals or {}  # sums of all processes, which one process counts
     whole, recent = Averages(device, before if primary else dict.fromkeys(before, 0)), Averages(device)
     dtype = getattr(torch, args.model_dtype or 'float32')
     exclude_head = args.clip_mode == 'agc'
@@ -219,9 +219,9 @@ def train_one_epoch(
     began, logged = time.perf_counter(), start.batch
     waited, starved = Waited(loader), 0.
     bar = _bar(n_batches, start.batch, f'Train {epoch}', primary and sys.stderr.isatty())
-    done, scalars_done = start, whole.copy()  # as of the last update
+    done, scalars_done = start, whole.copy()  # the state after the last update
 
-    def keep_done() -> None:  # other processes are not asked: they wait for this one's gradients
+    def keep_done() -> None:  # this process alone decides: the others wait for its gradients
         if saver is not None and not args.distributed and done.batch > start.batch:
             totals = scalars_done.totals()
             check_finite(task, optimizer, totals, epoch)
@@ -276,7 +276,7 @@ def train_one_epoch(
                 computed = time.perf_counter()
                 means = _means(recent.totals())
                 now = time.perf_counter()
-                # a device that is still busy was not short of images, however long its host waited for them
+                # if the device is still busy, it was not short of images, however long the host waited for them
                 idle = max(waited.seconds - (now - computed), 0.)
                 starved += idle
                 rate = recent.count * args.world_size / (now - began)
@@ -313,7 +313,7 @@ def train_one_epoch(
                         f'bottleneck: {_advice(args)}.')
     if loss_scaler is not None:
         scale = loss_scaler.state_dict()['scale']
-        if primary and scale < 1:  # not even the loss as it is has gradients that float16 holds
+        if primary and scale < 1:  # even the unscaled loss has gradients too large for float16
             _logger.warning(f'Epoch {epoch} skipped updates until the loss scale was down to {scale:.2g}, since '
                             'gradients overflow float16: --amp-dtype bfloat16 holds them.')
     totals, buffers = whole.totals(args.distributed), gather_buffers(task)
@@ -333,7 +333,7 @@ def validate(
         name: str = 'Validate',
         interruption: Optional[Interruption] = None,
 ) -> Dict[str, float]:
-    """Loss and accuracies in percent of a model over all images of a loader, each counted once over all processes.
+    """Return loss and accuracies in percent of a model over all images of a loader; each image counts once.
 
     Raises:
         DataError: The data is gone, or too much of it cannot be read.

@@ -1,4 +1,4 @@
-"""The model of a run, made by its settings: architecture, first weights and the heads of its method."""
+"""Makes the model of a run from its settings: architecture, first weights and the heads of its method."""
 import logging
 from typing import Any, Dict, Tuple
 
@@ -22,7 +22,7 @@ _logger = logging.getLogger('train')
 
 
 def build_model(args: Settings) -> Tuple[Settings, Any]:
-    """The settings with the model's channels and classes, and the model, with the heads of its method if it has any."""
+    """Make the model, with the heads of its method; return settings with its channels and classes, and the model."""
     focus_args = {f'focus_{name}': getattr(args, f'focus_{name}') for name in FOCUS_MODEL_FLAGS}
     try:
         check_name(args.model)
@@ -65,7 +65,7 @@ def build_model(args: Settings) -> Tuple[Settings, Any]:
 
 @torch.no_grad()
 def _initialise_classifiers(model: nn.Module, args: Settings) -> None:
-    """By --head-init-scale and --head-init-bias."""
+    """Scale weights and set biases of classifiers as --head-init-scale and --head-init-bias say."""
     for name, p in (item for c in classifiers(model) for item in c.named_parameters()):
         if args.head_init_scale is not None:
             p.mul_(args.head_init_scale)
@@ -74,14 +74,14 @@ def _initialise_classifiers(model: nn.Module, args: Settings) -> None:
 
 
 def note_data(model: Any, args: Settings, data_config: Dict[str, Any]) -> None:
-    """Note what a model is evaluated on, and the names of its classes, where timm looks for them when it is shared."""
+    """Note how images are prepared, and the names of classes, in `pretrained_cfg`, where timm looks for them."""
     plain = model.backbone if isinstance(model, FocusNet) else model
     if getattr(plain, 'pretrained_cfg', None):
         plain.pretrained_cfg.update(data_config, **(dict(label_names=args.label_names) if args.label_names else {}))
 
 
 def default_lr(args: Settings) -> float:
-    """Learning rate for the global batch, of --lr-base: linear, or by the square root for adaptive optimizers."""
+    """Return the learning rate for the global batch: --lr-base, scaled linearly, or by the root if adaptive."""
     ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
     scale = args.lr_base_scale
     if not scale:

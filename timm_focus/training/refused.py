@@ -1,4 +1,4 @@
-"""Flags of timm's train.py that this script does not obey: at their defaults they disturb nobody, else it says why."""
+"""Flags of timm's train.py that this script refuses: their defaults are accepted, other values get an explanation."""
 import argparse
 from typing import Any, Dict, NamedTuple
 
@@ -8,7 +8,7 @@ __all__ = ['REFUSED', 'add_refused', 'check_refused']
 
 
 class Refused(NamedTuple):
-    """A refused flag: `add_argument`'s arguments, why it is refused, and a value beside the default that is not."""
+    """A refused flag: arguments of `add_argument`, the reason, and a value that is accepted beside the default."""
     arguments: Dict[str, Any]
     reason: str
     harmless: Any = None
@@ -44,10 +44,10 @@ def add_refused(parser: argparse.ArgumentParser) -> None:
 
 
 def check_refused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what is not at its default.
+    """Refuse flags that are not at their defaults.
 
     Raises:
-        SettingsError: A refused flag, and why.
+        SettingsError: A flag is refused; the message says why.
     """
     for name, refused in REFUSED.items():
         if getattr(args, name) not in (parser.get_default(name), refused.harmless):

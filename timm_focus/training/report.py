@@ -1,4 +1,4 @@
-"""Reports a run: the start and the end of its log, its numbers, its pictures."""
+"""Reports on a run: the start and the end of its log, its numbers and its pictures."""
 import argparse
 import logging
 import os
@@ -33,14 +33,14 @@ _logger = logging.getLogger('train')
 
 
 class Journal:
-    """The numbers of a run, epoch by epoch: in `summary.csv`, and on the dashboards that the settings ask for.
+    """Writes the numbers of each epoch into `summary.csv` and to the dashboards that the settings ask for.
 
     Args:
         args: Settings of the run.
-        folder: Its folder.
-        name: Its name.
-        start_epoch: Epoch that it goes on with; what was written of it and of later ones is dropped.
-        eval_names: Metrics of validation. An epoch that is not validated has the columns, too, and leaves them empty.
+        folder: Folder of the run.
+        name: Name of the run.
+        start_epoch: Epoch that the run goes on with. Rows of this epoch and of later ones are dropped.
+        eval_names: Names of the metrics of validation. In epochs without validation their columns are empty.
 
     Raises:
         SettingsError: A dashboard is not installed, or cannot be reached.
@@ -77,7 +77,7 @@ class Journal:
             lr: float,
             **more: Any,
     ) -> None:
-        """Write down an epoch; `more` goes into summary.csv alone."""
+        """Write the numbers of an epoch; `more` goes only into summary.csv."""
         columns: Mapping[str, Any] = eval_metrics or dict.fromkeys(self.eval_names, '')
         self.summary.add(dict(
             epoch=epoch, **{f'train_{k}': v for k, v in train_metrics.items()},
@@ -90,7 +90,7 @@ class Journal:
                     for name, value in scalars.items():
                         self.tensorboard.add_scalar(name, value, epoch)
                     self.tensorboard.flush()
-                except OSError as e:  # the numbers are in summary.csv
+                except OSError as e:  # the numbers are safe in summary.csv
                     _logger.warning(f'TensorBoard has no more of this run, whose log there cannot be written: {e}')
                     self.tensorboard = None
         if self.wandb is not None:
@@ -127,7 +127,7 @@ def describe(
         data_config: Dict[str, Any],
         num_epochs: int,
 ) -> None:
-    """Say at the start of the log what is trained, on what and how."""
+    """Log what is trained, on which data and how."""
     _logger.info(_headline(args))
     if args.method == 'focus' and args.focus_start == AUTO:
         _logger.info(f'Images are erased from {RULE}.')
@@ -175,7 +175,7 @@ def describe(
 
 
 def describe_cost(model: nn.Module, input_size: Sequence[int]) -> None:
-    """Say what a model costs at inference, and how large the feature is that a CAM head taps."""
+    """Log what a model costs at inference, and the size of the feature that a CAM head taps."""
     plain = model.backbone if isinstance(model, FocusNet) else model
     with warned('The multiply-adds cannot be counted', _logger):
         _logger.info(f'Cost at inference: {multiply_adds(plain, input_size):,} multiply-adds an image')
@@ -187,7 +187,7 @@ def describe_cost(model: nn.Module, input_size: Sequence[int]) -> None:
 
 @torch.inference_mode()
 def tap_size(model: FocusNet, input_size: Sequence[int]) -> List[int]:
-    """Channels, height and width of the feature that the CAM head taps."""
+    """Return channels, height and width of the feature that the CAM head taps."""
     parameter = next(model.parameters())
     x = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
     with evaluating(model):
@@ -207,7 +207,7 @@ def conclude(
         data_config: Dict[str, Any],
         focus_start: Optional[FocusStart] = None,
 ) -> None:
-    """Say what was reached and how to load it, and draw what the network looks at."""
+    """Log the best result and how to load it, and draw what the network looks at."""
     if best_metric is not None:
         _logger.info(f'Best {metric_name}: {best_metric:.4f} (epoch {best_epoch})')
     if focus_start is not None and focus_start.is_auto:
@@ -224,7 +224,7 @@ def conclude(
 
 
 def _how_to_load(args: argparse.Namespace, network: Any, best: str) -> str:
-    """How to load the best weights of a run, '' where nobody knows its architecture."""
+    """Return code that loads the best weights of a run, '' if its architecture is not recorded."""
     plain = network.backbone if isinstance(network, AcolNet) else network
     architecture = (getattr(plain, 'pretrained_cfg', None) or {}).get('architecture')
     if not architecture:
@@ -240,7 +240,7 @@ def _how_to_load(args: argparse.Namespace, network: Any, best: str) -> str:
     listed = ''.join(f', {k}={v!r}' for k, v in {'num_classes': args.num_classes, **kwargs}.items())
     needs = 'import timm_focus; ' if architecture.startswith('shufflenetv2_') else ''
     line = f'timm.create_model({architecture!r}{listed}, checkpoint_path={best!r})'
-    unlike = ', strict=False' if args.split_bn else ''  # the statistics of the other splits are in it, too
+    unlike = ', strict=False' if args.split_bn else ''  # it also has the statistics of the other splits
     if args.model_ema and args.model_ema_force_cpu:  # the running average was not validated
         unlike += ', use_ema=False'
     if unlike:
@@ -256,7 +256,7 @@ def draw_sheet(
         data_config: Dict[str, Any],
         path: str,
 ) -> None:
-    """Draw what a focus model erases of some images, spread over the data set; a failure is only warned about."""
+    """Draw what a focus model erases of some images, spread over the data set. A failure only gives a warning."""
     model, n = unwrap_model(task.get_trainable_module()), args.sheet_images
     if not n or args.method != 'focus' or dataset is None or isinstance(dataset, IterableDataset) \
             or data_config['input_size'][0] not in (1, 3):

@@ -1,8 +1,8 @@
-"""Every random draw of a run is a function of the seed and of what it is for.
+"""Makes every random draw of a run a function of the seed and of what it is for.
 
-An image is augmented by (seed, epoch, index), a batch collated and mixed by (seed, epoch, its first index), and a step
-taken by (seed, epoch, batch, rank). So a run does not depend on how its workers took turns, and one that was
-interrupted goes on with the same numbers.
+The augmentation of an image depends on (seed, epoch, index), collating and mixing a batch on (seed, epoch, its first
+index), and a step on (seed, epoch, batch, rank). So a run does not depend on the order of its workers, and a run that
+was interrupted goes on with the same numbers.
 """
 import hashlib
 import random
@@ -16,11 +16,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 __all__ = ['ReproducibleLoader', 'derive_seed', 'seed_all']
 
-Key = Tuple[Any, ...]  # epoch, what the data set is indexed by, and with repeated augmentation which draw it is
+Key = Tuple[Any, ...]  # epoch, index of the image, and with repeated augmentation the number of its copy
 
 
 def derive_seed(*parts: Any) -> int:
-    """A 63-bit seed of numbers and words, the same on every machine."""
+    """Derive a 63-bit seed from numbers and words, the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
@@ -35,12 +35,12 @@ def _seed_host(*parts: Any) -> int:
     seed = derive_seed(*parts)
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
-    torch.default_generator.manual_seed(seed)  # not manual_seed: in a worker it would go looking for devices
+    torch.default_generator.manual_seed(seed)  # not manual_seed, which would look for devices in a worker
     return seed
 
 
 class _SeededDataset(Dataset):
-    """A map-style data set indexed by (epoch, index), whose draws depend on these and the seed alone."""
+    """A map-style data set, indexed by (epoch, index). Its random draws depend only on these and the seed."""
 
     def __init__(self, dataset: Any, seed: int):
         self.dataset = dataset
@@ -54,19 +54,19 @@ class _SeededDataset(Dataset):
         for epoch, index, *draw in keys:
             _seed_host(self.seed, 'sample', epoch, index, *draw)
             samples.append(self.dataset[index])
-        _seed_host(self.seed, 'collate', *keys[0])  # what mixes the batch draws next, in the same process
+        _seed_host(self.seed, 'collate', *keys[0])  # mixing the batch draws next, in the same process
         return samples
 
 
 class _EpochBatches:
-    """Batches of (epoch, index) of a batch sampler, in an order of seed and epoch, from any batch on."""
+    """Batches of a batch sampler as (epoch, index), in an order that depends on seed and epoch, from any batch on."""
 
     def __init__(self, batch_sampler, seed: int, rank: int):
         self.batch_sampler = batch_sampler
         self.seed = seed
         self.rank = rank
         self.sampler = getattr(batch_sampler, 'sampler', None)
-        # the copies of an image, in one process or several, are to differ
+        # copies of an image must differ, in one process or several
         self.repeats = isinstance(self.sampler, RepeatAugSampler) or getattr(batch_sampler, 'num_batches', None)
         self.epoch = 0
         self.start_batch = 0
@@ -76,7 +76,7 @@ class _EpochBatches:
 
     def __iter__(self) -> Iterator[List[Key]]:
         _seed_host(self.seed, 'order', self.epoch)
-        if isinstance(self.sampler, RandomSampler):  # it may be asked again in mid-epoch, when others have drawn, too
+        if isinstance(self.sampler, RandomSampler):  # it may be asked again within an epoch, after other draws
             self.sampler.generator = torch.Generator().manual_seed(derive_seed(self.seed, 'order', self.epoch))
         for i, batch in enumerate(self.batch_sampler):
             if i >= self.start_batch:
@@ -85,7 +85,7 @@ class _EpochBatches:
 
 
 class ReproducibleLoader(DataLoader):
-    """A timm loader's DataLoader, made again so that what it gives is a function of seed and epoch.
+    """A copy of a timm loader's DataLoader whose batches are a function of seed and epoch.
 
     Args:
         loader: The DataLoader of `timm.data.create_loader` in training, over a map-style data set.
@@ -120,8 +120,8 @@ class ReproducibleLoader(DataLoader):
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # batches are all that is asked of it
-        # the prefetcher erases at random in this process, right after it gets the batch
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # only batches are asked of it
+        # timm's prefetcher draws random erasing in this process, right after it gets the batch
         for i, batch in enumerate(super().__iter__(), self._batches.start_batch):
             seed_all(self._seed, 'batch', self._batches.epoch, i, self._rank)
             yield batch

@@ -1,4 +1,4 @@
-"""What a run is set to, read from the command line and from YAML files.
+"""Reads the settings of a run from the command line and from YAML files.
 
 From weak to strong: the parser's defaults, the settings of `--recipe`, of `--scheme` and of the synthetic demo, the
 YAML files of `--config` in their order, the command line.
@@ -30,7 +30,7 @@ SYNTHETIC_SETTINGS = dict(
     model='focus_test_resnet', img_size=64, batch_size=32, epochs=12, opt='adamw', lr=2e-3, weight_decay=0.05,
     warmup_epochs=1, sched_on_updates=True, workers=2, log_interval=20,
 )
-# second names of settings, and how they say what the first one says; None where they say nothing
+# second names of settings: the first name, and how to translate a value; None means that nothing is set
 ALIASES = {
     'data': ('data_dir', str),
     'drop_connect': ('drop_path', float),
@@ -40,11 +40,11 @@ ALIASES = {
 }
 WANTED = {int: 'a whole number', float: 'a number', str: 'text', stage: 'a name or an index',
           start: "an epoch or 'auto'"}
-GIVEN = 'given'  # the key of args.yaml that lists which of its settings were given; the others followed from those
+GIVEN = 'given'  # the key of args.yaml with the names of the settings that were given; all others followed
 
 
 class Settings(argparse.Namespace):
-    """What a run is set to, on which nobody writes: what the run finds out makes other settings, by `completed`."""
+    """Settings of a run. They cannot be changed: `completed` makes new settings with what the run finds out."""
 
     def __init__(self, **settings: Any):
         vars(self).update(settings)
@@ -56,15 +56,16 @@ class Settings(argparse.Namespace):
         raise AttributeError(f'{name} is a setting, which is only read.')
 
     def completed(self, **found: Any) -> 'Settings':
-        """These settings, with what was found out."""
+        """Return these settings, with the values that were found."""
         return Settings(**{**vars(self), **found})
 
 
 def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[Settings, str]:
-    """Settings of a run, and the same as YAML text, which gives them again as `--config`.
+    """Parse the settings of a run.
 
     Returns:
-        The settings, with the names of those that were given as `given`; and the text of args.yaml.
+        The settings, with the names of the given ones as `given`; and the text of args.yaml, which gives the same
+        settings as `--config`.
 
     Raises:
         SettingsError: The settings make no sense.
@@ -80,12 +81,12 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Tuple[Se
         given['dataset'] = SYNTHETIC
     followed = {**_defaults(parser), **_layer(given.get('recipe', parser.get_default('recipe')), given.get('scheme'))}
     demo = SYNTHETIC_SETTINGS if given.get('dataset') == SYNTHETIC else {}
-    named = sorted({*given, *(demo.keys() - {'workers'})})  # a machine of one core has one worker for the demo, too
+    named = sorted({*given, *(demo.keys() - {'workers'})})  # without workers: the number of cores still limits them
     asked = Settings(**{**followed, **demo, **given, 'config': config, GIVEN: named})
     model, method = choose_method(asked.model, asked.method, named='model' in given)
     args = asked.completed(model=model, method=method)
     check(parser, args, given)
-    # the method as it was given, so that the file serves as --config of another model, and needs no other file
+    # with the method as it was given, so that the file also serves as --config of another model, and needs no base
     written = {name: value for name, value in vars(args).items() if name != 'config'}
     return args, yaml.safe_dump({**written, 'method': asked.method}, default_flow_style=False)
 
@@ -95,7 +96,7 @@ def _defaults(parser: argparse.ArgumentParser) -> Dict[str, Any]:
 
 
 def _layer(recipe: str, scheme: Optional[str]) -> Dict[str, Any]:
-    """Settings of a recipe with a scheme over it; without a scheme, of the recipe over its own."""
+    """Return the settings of a recipe with a scheme laid over it; without a scheme, the recipe over its own scheme."""
     if scheme is None:
         return {**SCHEMES[RECIPE_SETTINGS[recipe].get('scheme', 'simple')], **RECIPE_SETTINGS[recipe]}
     return {**RECIPE_SETTINGS[recipe], **SCHEMES[scheme]}
@@ -105,7 +106,7 @@ def _first_names(given: Dict[str, Any]) -> Dict[str, Any]:
     """Replace second names of settings by the first.
 
     Raises:
-        SettingsError: Two names of one thing contradict each other.
+        SettingsError: Two names of one setting have different values.
     """
     first = {name: value for name, value in given.items() if name not in ALIASES}
     for alias, (name, translate) in ALIASES.items():
@@ -122,19 +123,19 @@ def _first_names(given: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _override(weaker: Dict[str, Any], stronger: Dict[str, Any]) -> Dict[str, Any]:
-    """Lay settings over weaker ones; a folder also takes the place of drawn scenes."""
+    """Lay settings over weaker ones. A folder of data also replaces the drawn scenes."""
     if stronger.get('data_dir') is not None and weaker.get('dataset') == SYNTHETIC:
         weaker = {name: value for name, value in weaker.items() if name != 'dataset'}
     return {**weaker, **stronger}
 
 
 def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str, Any]:
-    """Settings that the command line gives."""
+    """Return the settings that the command line gives."""
     unset = object()
     blank = argparse.Namespace(**{name: unset for name in _defaults(parser) if name != 'config'})
     try:
         parsed = parser.parse_args(argv, blank)
-    except ValueError as e:  # of timm's ParseKwargs
+    except ValueError as e:  # timm's ParseKwargs raises it
         names = ', '.join(a.option_strings[0] for a in parser._actions if isinstance(a, ParseKwargs))
         raise SettingsError(f'What follows {names} is written key=value.') from e
     given = {k: v for k, v in vars(parsed).items() if v is not unset}
@@ -147,11 +148,11 @@ def _explicit(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Dict[str,
 def load_config(parser: argparse.ArgumentParser, path: str, above: Tuple[str, ...] = ()) -> Dict[str, Any]:
     """Read the settings of a YAML file or a recipe, checked against the parser; unknown keys are warned about.
 
-    Its `base` names a file or recipe that it overrides. From the args.yaml of a run come the settings that were given
-    to it, without those that name this one run; what followed from them follows anew.
+    Its `base` names a file or recipe that it overrides. An args.yaml contributes only the settings that were given to
+    its run, without those that name the run; all others follow from them again.
 
     Raises:
-        SettingsError: A file that cannot be read, or a value of the wrong type.
+        SettingsError: A file cannot be read, or a value has the wrong type.
     """
     config = _read(path)
     base = config.pop('base', None)
@@ -162,7 +163,7 @@ def load_config(parser: argparse.ArgumentParser, path: str, above: Tuple[str, ..
 
 
 def _read(path: str) -> Dict[str, Any]:
-    """Content of a file, or of a recipe of that name where there is no such file."""
+    """Return the content of a file, or of the recipe of that name if there is no such file."""
     found: Union[str, Path] = path
     if not os.path.exists(path):
         try:
@@ -204,7 +205,7 @@ def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any])
             raise SettingsError(f'{key} in --config {path} is {value!r}: give {e}.') from e
     if isinstance(names, list):
         settings = {name: value for name, value in settings.items() if name in names}
-    elif len(settings) > len(actions) / 2:  # an args.yaml that names all settings and not which were given
+    elif len(settings) > len(actions) / 2:  # an older args.yaml, which does not say which settings were given
         settings = _guess_given(parser, settings)
     else:
         return settings
@@ -217,7 +218,7 @@ def _checked(parser: argparse.ArgumentParser, path: str, config: Dict[str, Any])
 
 
 def _guess_given(parser: argparse.ArgumentParser, settings: Dict[str, Any]) -> Dict[str, Any]:
-    """Guess which settings of an args.yaml were given if it does not list them: those unlike its recipe and scheme."""
+    """Guess which settings of an older args.yaml were given: those that differ from its recipe and scheme."""
     recipe = settings.get('recipe', parser.get_default('recipe'))
     scheme = settings.get('scheme')
     own = scheme == _layer(recipe, None).get('scheme', 'simple')
@@ -228,7 +229,7 @@ def _guess_given(parser: argparse.ArgumentParser, settings: Dict[str, Any]) -> D
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:
-    """Convert a YAML value as the command line would; ValueError says what is wanted."""
+    """Convert a YAML value as the command line would. A ValueError says what is wanted."""
     if value is None:
         if action.default is not None and all(r.get(action.dest, '') is not None for r in RECIPE_SETTINGS.values()):
             raise ValueError('a value, or leave the line out')

@@ -13,11 +13,11 @@ _logger = logging.getLogger('train')
 
 
 class Summary:
-    """A summary.csv, which is written anew, whole, with each epoch.
+    """Writes a summary.csv, the whole file at each epoch.
 
     Args:
-        path: The file.
-        start_epoch: Epoch that the run goes on with: what was written of it and of later ones is dropped.
+        path: Path of the file.
+        start_epoch: Epoch that the run goes on with. Rows of this epoch and of later ones are dropped.
     """
 
     def __init__(self, path: str, start_epoch: int):
@@ -29,7 +29,7 @@ class Summary:
             self._write()
 
     def add(self, row: Dict[str, Any]) -> None:
-        """Write down an epoch; columns that are new are empty in the rows before."""
+        """Add the row of an epoch. Its new columns are empty in earlier rows."""
         self.rows.append(row)
         self._write()
 

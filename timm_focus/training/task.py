@@ -1,4 +1,4 @@
-"""What is trained and how: timm's training tasks, and those of methods with heads of their own."""
+"""Training tasks: timm's, and those of methods with heads of their own."""
 import argparse
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
@@ -24,17 +24,17 @@ __all__ = ['AcolTask', 'FocusTask', 'create_task']
 
 
 class TaskWithHeads(TrainingTask):
-    """Trains a network, which is evaluated and checkpointed under 'state_dict', with heads that only training has.
+    """Trains one model that consists of a network, and of heads that exist only in training.
 
-    Network and heads are one model; the heads are the task's own state.
+    The network is what is evaluated, and what checkpoints have under 'state_dict'. The heads are the task's own state.
 
     Attributes:
         trainable_module: The model, bare, compiled, or in DistributedDataParallel.
-        loss: What it is trained by, bare or compiled.
-        model_type: The model's type.
-        network_name: Name of the network in it.
-        head_names: Names of the heads in it.
-        run_name: What to call a run of it.
+        loss: The loss, bare or compiled.
+        model_type: Type of the model.
+        network_name: Name of the attribute of the model that is the network.
+        head_names: Names of the attributes of the model that are heads.
+        run_name: Words for a run of this task, for messages.
     """
 
     trainable_module: Any
@@ -56,7 +56,7 @@ class TaskWithHeads(TrainingTask):
             mode: Optional[str] = None,
             **compile_kwargs: Any,
     ) -> nn.Module:
-        """Compile training, the loss and evaluation before `prepare_distributed`; returns the compiled network."""
+        """Compile training, loss and evaluation, before `prepare_distributed`; return the compiled network."""
         network = getattr(unwrap_model(self.trainable_module), self.network_name)
         compiled: Any = torch.compile(network, backend=backend, mode=mode, **compile_kwargs)
         self.eval_model = compiled
@@ -65,13 +65,13 @@ class TaskWithHeads(TrainingTask):
         return compiled
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
-        """The network of the model, or of its running average: what is evaluated, saved and shipped."""
+        """Return the network of the model, or of its running average, which is evaluated, saved and published."""
         model = super().get_eval_model(module=module, ema=ema)
         inner = unwrap_model(model) if model is not None else None
         return getattr(inner, self.network_name) if isinstance(inner, self.model_type) else model
 
     def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Dict[str, Tensor]]:
-        """State of the heads, which the network's state dict leaves out."""
+        """Return the state of the heads, which the network's state dict does not have."""
         module = module if module is not None else self.get_trainable_module(ema=ema)
         if module is None:
             return {}
@@ -85,7 +85,7 @@ class TaskWithHeads(TrainingTask):
             module: Optional[nn.Module] = None,
             ema: bool = False,
     ) -> None:
-        """Load what `get_task_state` gave.
+        """Load what `get_task_state` returned.
 
         Raises:
             RuntimeError: A head is missing, as in a plain model's checkpoint, and `strict` is True.
@@ -106,7 +106,7 @@ class TaskWithHeads(TrainingTask):
                     '--initial-checkpoint, which gives it new heads.')
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
-        """Parameters whose gradients are clipped; adaptive clipping spares the classifiers and the heads."""
+        """Return the parameters whose gradients are clipped; `exclude_head` leaves out classifiers and heads."""
         model = unwrap_model(self.trainable_module)
         spared = set()
         if exclude_head:
@@ -116,19 +116,19 @@ class TaskWithHeads(TrainingTask):
 
 
 class FocusTask(TaskWithHeads):
-    """Focus training as a task of timm's: the model, its loss, and what of it is evaluated and saved.
+    """Focus training as a training task of timm.
 
-    The backbone, a plain timm model, is what is evaluated and checkpointed under 'state_dict'; the heads are the task's
-    own state. The model runs only the branches that the loss uses.
+    The backbone, a plain timm model, is evaluated, and saved under 'state_dict'. The heads are the task's own state.
+    The model runs only the branches that the loss uses.
 
     Args:
         model: The model to train.
-        loss: Its loss; Eq. 3 with the paper's weights by default.
+        loss: The loss; by default Eq. 3 with the paper's weights.
         device: Device of the task's tensors.
         dtype: Type of the task's tensors.
         verbose: Log what is trained.
-        counts_known: Whether a step tells what share of its images the main classifier knows, as 'top1'.
-        every: Erase in every Nth step of an epoch.
+        counts_known: Whether a step returns the accuracy of the main classifier on its images, as 'top1'.
+        every: Erase images in every Nth step of an epoch.
     """
 
     model_type: Type[nn.Module] = FocusNet
@@ -159,23 +159,23 @@ class FocusTask(TaskWithHeads):
             target: Tensor,
             backward: Optional[Callable[[Tensor], None]] = None,
     ) -> Dict[str, Tensor]:
-        """One training step's forward, of images `[B, C, H, W]` and targets `[B]` or `[B, K]`.
+        """Run the forward pass of a training step.
 
-        With `focus_recompute`, and a loss whose terms on the erased image leave the first pass alone, two backward
-        passes come in turn: that of the first pass is done here, and its activations are gone before the second begins.
-        The gradients are those of one, to rounding.
+        With `focus_recompute`, and a loss whose terms on the erased image train nothing through the first pass, a step
+        has two backward passes, one after the other. This runs the first, so that its activations are freed before the
+        second pass begins. The gradients are those of a single backward pass, up to rounding.
 
         Args:
-            input: Images.
-            target: Targets.
-            backward: Goes backward from a part of the loss, scaled as the step's. Without it, one backward pass does
-                all.
+            input: Images `[B, C, H, W]`.
+            target: Targets `[B]` or `[B, K]`.
+            backward: Function that runs the backward pass of a part of the loss, scaled as in the step. Without it
+                there is one backward pass, which the caller runs.
 
         Returns:
-            The terms of `FocusLoss`, with 'loss'; 'to_go', the part of the loss that is still to go backward from, if
-            that is not all of it; 'erased_fraction', the mean share of the pixels erased; 'top1', if it is counted, the
-            percentage of images whose label (of mixed images: the larger one) the main classifier gives; and the main
-            logits as 'output' `[B, K]`.
+            The terms of `FocusLoss`, with 'loss'. 'to_go' is the part of the loss whose backward pass the caller has to
+            run, if it is not all of it. 'erased_fraction' is the mean share of pixels erased. 'top1', if it is counted,
+            is the percentage of images for which the main classifier gives the label (of mixed images the larger one).
+            'output' are the main logits `[B, K]`.
         """
         model = unwrap_model(self.trainable_module)
         erases = self.erasing and model.erases_now
@@ -197,8 +197,8 @@ class FocusTask(TaskWithHeads):
             target: Tensor,
             backward: Callable[[Tensor], None],
     ) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Do both passes, and the first one's backward; return main logits and terms, with 'to_go' of the second."""
-        with self.no_sync():  # gradients of both passes go over the wire once
+        """Run both passes, and the first backward pass; return main logits and terms, with 'to_go' of the second."""
+        with self.no_sync():  # processes exchange the gradients of both passes once
             main, side, keep = self.trainable_module(input, in_turn=True)
             terms = self.loss(FocusOutput(main, side, None), target, False)
             backward(terms['loss'])
@@ -216,12 +216,12 @@ class FocusTask(TaskWithHeads):
             batch: int,
             backward: Callable[[Tensor], None],
     ) -> Dict[str, Tensor]:
-        """One step: `forward` of a batch, by its number in the epoch; images are erased in every Nth."""
+        """Run `forward` on a batch, given its number in the epoch. In every Nth batch images are erased."""
         unwrap_model(self.trainable_module).erase_in_this_step(batch % self.every == 0)
         return self(input, target, backward)
 
     def copy_head(self) -> None:
-        """Have the erased head begin as a copy of the main classifier.
+        """Make the erased head begin as a copy of the main classifier.
 
         Raises:
             ValueError: The main classifier is no linear layer.
@@ -230,20 +230,20 @@ class FocusTask(TaskWithHeads):
         copy_classifier(model.backbone, model.erased_head)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
-        """As any task's; until images are erased the backbone's alone, as in plain training."""
+        """Return the parameters whose gradients are clipped: without the heads until images are erased."""
         heads = {id(p) for h in self.head_names for p in getattr(unwrap_model(self.trainable_module), h).parameters()}
         clipped = super().get_clip_parameters(exclude_head)
         return (p for p in clipped if not (self.waits and id(p) in heads))
 
     @property
     def waits(self) -> bool:
-        """Whether images will be erased later: until then a step is that of plain training."""
+        """Whether images will be erased only later. Until then a step is one of plain training."""
         return self.loss.uses_erased and not self.erasing
 
     def set_erasing(self, enable: bool = True) -> None:
-        """Choose whether images are erased, if the loss uses that.
+        """Choose whether images are erased, if the loss uses erased images.
 
-        Without, the backbone takes the step of plain training, and the CAM head learns beside it.
+        If they are not, the backbone takes the step of plain training, and the CAM head learns beside it.
         """
         enable = bool(enable and self.loss.uses_erased)
         if enable == self.erasing:
@@ -252,18 +252,18 @@ class FocusTask(TaskWithHeads):
         loss = self.loss
         unwrap_model(self.trainable_module).set_branches(loss.uses_side, enable, loss.scorer, apart=self.waits)
         if isinstance(self.trainable_module, DistributedDataParallel):
-            # it waits for the gradients that were asked for when it was made, and these are others now
+            # it waits for those gradients that were required when it was made, and now others are required
             self.trainable_module = DistributedDataParallel(self.trainable_module.module, **self._ddp_kwargs)
 
 
 class MaskSubTask(FocusTask):
-    """MaskSub as a task of timm's: focus training without heads, by `MaskSubLoss`, its two passes in turn."""
+    """MaskSub as a training task of timm: focus training without heads, with `MaskSubLoss` and two passes in turn."""
 
     model_type, head_names, run_name = MaskSub, (), 'a MaskSub run'
 
 
 class AcolTask(TaskWithHeads):
-    """ACoL as a task of timm's. Features and head A are what is evaluated and saved; head B is the task's own state.
+    """ACoL as a training task of timm. Features and head A are evaluated and saved; head B is the task's own state.
 
     Args:
         model: The model to train.
@@ -289,11 +289,11 @@ class AcolTask(TaskWithHeads):
         self.trainable_module = model
 
     def forward(self, input: Tensor, target: Tensor) -> Dict[str, Tensor]:
-        """One training pass of images `[B, C, H, W]` and classes `[B]`.
+        """Run the forward pass of a training step on images `[B, C, H, W]` and classes `[B]`.
 
         Returns:
-            'loss', the sum of 'a_loss' and 'b_loss', those of the heads; 'erased_fraction', the mean share of the
-            feature map erased; and A's logits as 'output' `[B, K]`.
+            'a_loss' and 'b_loss' of the heads, and 'loss', their sum; 'erased_fraction', the mean share of the feature
+            map that is erased; and the logits of head A as 'output' `[B, K]`.
         """
         a, b, erased_fraction = self.trainable_module(input, target)
         a_loss, b_loss = self.loss(a, target), self.loss(b, target)
@@ -306,11 +306,11 @@ def create_task(
         args: argparse.Namespace,
         device: Optional[torch.device] = None,
 ) -> TrainingTask:
-    """The training task that the settings ask for: the only branch on the method.
+    """Make the training task that the settings ask for.
 
     Args:
-        model: `FocusNet` for `args.method` 'focus', `MaskSub` for 'masksub', `ACoL` for 'acol', any timm model for
-            'none', a convolutional one for 'adl', which is inserted into it.
+        model: A `FocusNet` for `args.method` 'focus', a `MaskSub` for 'masksub', an `ACoL` for 'acol', any timm model
+            for 'none', and a convolutional one for 'adl', which this inserts into it.
         args: Settings of train_focus.py.
         device: Device of the task's tensors.
     """
@@ -343,7 +343,7 @@ def create_task(
 
 
 def create_distillation_task(model: nn.Module, args: argparse.Namespace, **common: Any) -> TrainingTask:
-    """timm's task for a plain model that learns from another one, too."""
+    """Make timm's task for a plain model that also learns from another model."""
     common.update(
         teacher_model=args.kd_model_name, distill_loss_weight=args.distill_loss_weight,
         task_loss_weight=args.task_loss_weight, dtype=getattr(torch, args.model_dtype or 'float32'))
