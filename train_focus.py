@@ -5,8 +5,8 @@
     python train_focus.py /data/places365 --model focus_densenet121 --amp
     torchrun --nproc-per-node 4 -m train_focus /data/places365 --model focus_resnet50 --amp
 
-A model named focus_<name> is trained by the method of "See More for Scene" (NeurIPS 2021), any other by its classifier
-alone; the loop is the same. What comes out is a plain timm model. Flags are named as in timm's train.py.
+A model named focus_<name> is trained by the method of "See More for Scene" (NeurIPS 2021), any other model by its
+classifier alone, in the same loop. The result is a plain timm model. Flags are named as in timm's train.py.
 """
 import functools
 import logging
@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import Any
 
-# threads that wait are to sleep: torch's spin by default, against the processes that load images, where cores are few
+# make waiting threads sleep: by default torch's spin, and take cores from the processes that load images
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is loaded
 
 import torch
@@ -68,7 +68,7 @@ def main() -> None:
 
     # data, model and task
     args, dataset_train, dataset_eval = create_datasets(args)
-    seed_all(args.seed, 'model')  # every rank alike: DDP would copy rank 0's anyway
+    seed_all(args.seed, 'model')  # equal on all ranks: DDP would copy rank 0's weights anyway
     args, model = build_model(args)
     with as_settings_error('--input-size, --mean and --std do not go together, a number a channel'):
         data_config = resolve_data_config(vars(args), model=model)
@@ -127,13 +127,13 @@ def main() -> None:
                 check_order(kept, args, len(dataset_train))
             training = dict(optimizer=optimizer, loss_scaler=loss_scaler, scheduler=lr_scheduler)
             start = resume(task, resume_path, state=state, **({} if args.no_resume_opt else training))
-            del state  # as large as the weights and the optimizer
+            del state  # it is as large as the weights and the optimizer
         except ValueError as e:
             raise SettingsError(str(e)) from e
         if args.start_epoch is not None:
             found = start.focus_start if (start.focus_start or 0) <= args.start_epoch else None
             start = Progress(args.start_epoch, 0, args.start_epoch * updates_per_epoch, focus_start=found)
-        elif not start.updates:  # of a checkpoint that another script wrote
+        elif not start.updates:  # another script wrote the checkpoint
             start = start._replace(updates=start.epoch * updates_per_epoch)
         _logger.info(f'Resuming {resume_path} at epoch {start.epoch}, batch {start.batch}.')
         changed = changed_settings(kept, args, len(dataset_train), yaml.safe_load(args_text))
@@ -234,7 +234,7 @@ def main() -> None:
                     if task.has_ema() and not args.model_ema_force_cpu:
                         eval_metrics = validate_on(task.get_eval_model(ema=True), name='Validate (EMA)')
             except (Interrupted, DataError):
-                if saver is not None:  # the epoch is trained, and to be validated
+                if saver is not None:  # the epoch is trained, but not validated
                     saver.save_recovery(epoch, batch_idx=len(loader_train) - 1)
                 raise
             if args.focus_save_images and eval_metrics and args.rank == 0:
@@ -249,7 +249,7 @@ def main() -> None:
                 is_auto = focus_start is not None and focus_start.is_auto
                 begins = focus_start.epoch if is_auto else None
                 journal.write(epoch, train_metrics, eval_metrics, lr, **(dict(focus_start=begins) if is_auto else {}))
-                buffers = None if args.dist_bn else saver.progress.buffers  # which are everywhere the same
+                buffers = None if args.dist_bn else saver.progress.buffers  # --dist-bn makes them equal everywhere
                 saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, None, buffers, begins)
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
                 folder.note(saver.images)
@@ -275,15 +275,15 @@ def cli() -> None:
         parser.error(str(e))
     except BadImages as e:
         parser.error(str(e))
-    except (DataLost, FileError, FloatingPointError, HubError) as e:  # or cannot be kept, diverged, is not published
+    except (DataLost, FileError, FloatingPointError, HubError) as e:  # not mistakes of the user
         parser.exit(1, f'{parser.prog}: error: {e}\n')
     except Interrupted as e:
         _logger.info(f'Ended by {e}, with a recovery checkpoint: --resume auto, or its path, goes on with it.')
         if dist.is_initialized():
             dist.destroy_process_group()
-        sys.exit(128 + e.signal)  # as shells expect
+        sys.exit(128 + e.signal)  # the code that shells expect
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # some press it more than once
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # people press it more than once
         parser.exit(128 + signal.SIGINT, f'{parser.prog}: ended by Ctrl-C at once: --resume auto, or its path, goes on '
                     'with the last checkpoint of the run, if there is one.\n')
 

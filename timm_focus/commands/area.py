@@ -25,15 +25,15 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'area', help='coverage ratio of the focus area over images, with a box plot',
         description='Measure the coverage ratio of the focus area of each image ("See More for Scene", section 3): a '
-                    'CSV of every image, a JSON of means and quartiles, a box plot. It goes on where it was stopped, '
-                    'with the same weights, images and settings.',
+                    'CSV with every image, a JSON of means and quartiles, and a box plot. If it was stopped, the same '
+                    'command goes on where it was.',
         examples=('timm-focus area DIR --checkpoint output/train/plain --checkpoint output/train/scenes',))
-    parser.add_argument('data', nargs='*', metavar='DATA', help='folders of images and tar files; of those with '
-                        'splits, validation')
+    parser.add_argument('data', nargs='*', metavar='DATA', help='folders of images, or tar files; if they '
+                        'have splits, the validation split')
     add_model_arguments(parser)
     add_data_arguments(parser)
-    parser.add_argument('--by-dataset', action='store_true', help='tell the folders apart (default: they are one set, '
-                        'as in the paper)')
+    parser.add_argument('--by-dataset', action='store_true', help='measure each folder by itself (default: all are '
+                        'one set, as in the paper)')
     parser.add_argument('--threshold', type=_rule, default='mean', metavar='RULE', help="mean (default, the paper's), "
                         'otsu, or a percentile from 0 to 100')
     add_picture_format(parser)
@@ -49,13 +49,13 @@ def _rule(text: str) -> Any:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, image by image, and sum up."""
+    """Measure coverage image by image, and write the summary and the box plot."""
     import torch
 
     from timm_focus.analysis import coverage_plot, threshold_map
     from timm_focus.utils import write_whole
 
-    threshold_map(torch.zeros(1, 1, 1), args.threshold)  # tells a wrong rule now
+    threshold_map(torch.zeros(1, 1, 1), args.threshold)  # refuses a wrong rule at once
     models = load_models(args)
     opened = open_data(args, args.data, apart=args.output)
     datasets = {one.name: one.dataset for one in opened}
@@ -94,15 +94,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _keep_settings(folder: str, results: Sequence[str], settings: Dict[str, Any]) -> None:
-    """Keep the settings of a measurement in its folder, where those of the same models and images must not change.
+    """Write the settings of a measurement into its folder, and refuse a folder whose measurement had other settings.
 
     Args:
-        folder: Of the measurement; made if it is not there.
-        results: Names of the files that it consists of.
+        folder: Folder of the measurement, made if it is not there.
+        results: Names of the files that the measurement consists of.
         settings: Its settings.
 
     Raises:
-        ValueError: They have changed, or files of these names are of something else.
+        ValueError: The settings have changed, or files of these names belong to something else.
     """
     from timm_focus.utils import write_whole
 
@@ -140,7 +140,7 @@ def _read(path: str) -> List[Dict[str, str]]:
 
 
 def _measure(loaded: Loaded, name: str, dataset: Any, done: set, path: str, args: argparse.Namespace) -> bool:
-    """Write a line for every image that has none; return whether the map is one of convolutions."""
+    """Write a line for every image that has none yet; return whether convolutions make the map."""
     import torch
     from timm.data import create_transform
     from torch.utils.data import DataLoader, Subset

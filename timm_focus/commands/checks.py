@@ -11,7 +11,7 @@ __all__ = ['Checked', 'check_free', 'check_model', 'count_classes', 'images_dige
 
 
 class Checked(NamedTuple):
-    """What a model answers to an image of zeros, and a note on its map, '' if there is none."""
+    """Logits of a model for an image of zeros, and a note on its map, '' if there is none."""
     logits: Any
     note: str = ''
 
@@ -21,11 +21,11 @@ def check_model(loaded: Loaded, needs_map: bool = True) -> Checked:
 
     Args:
         loaded: The model.
-        needs_map: Whether a map of it is looked at.
+        needs_map: Whether the command uses a map of the model.
 
     Raises:
-        ValueError: It cannot be run on images of the size that is asked for, its numbers are not finite, or its last
-            feature map has a single position.
+        ValueError: It cannot run on images of the wanted size, its numbers are not finite, or its last feature map has
+            a single position.
     """
     import torch
 
@@ -56,10 +56,10 @@ def check_model(loaded: Loaded, needs_map: bool = True) -> Checked:
 
 
 def count_classes(loaded: Loaded, needs_map: bool = True) -> Tuple[int, str]:
-    """Number of classes that a model tells apart, and a note on its map.
+    """Return the number of classes of a model, and a note on its map.
 
     Raises:
-        ValueError: It tells none, or cannot be looked at.
+        ValueError: It has no classes, or `check_model` refuses it.
     """
     import torch
 
@@ -70,15 +70,15 @@ def count_classes(loaded: Loaded, needs_map: bool = True) -> Tuple[int, str]:
 
 
 def check_free(folder: str, names: Iterable[str], mark: str) -> None:
-    """Check that files which a command is about to write replace nothing of somebody else's.
+    """Check that a command replaces no files of others.
 
     Args:
-        folder: Where they go.
-        names: Those that no earlier run of the command is known to have written, from the folder.
-        mark: Name of the file by which the command knows what it wrote.
+        folder: Folder of the files.
+        names: Paths in the folder of those files to write that no earlier run of the command is known to have written.
+        mark: Name of the file in which the command records what it wrote.
 
     Raises:
-        ValueError: One is there.
+        ValueError: One of the files exists.
     """
     there = next((path for path in (os.path.join(folder, name) for name in names) if os.path.lexists(path)), None)
     if there is not None:
@@ -87,18 +87,18 @@ def check_free(folder: str, names: Iterable[str], mark: str) -> None:
 
 
 def tell(notes: Sequence[str]) -> None:
-    """Print notes on standard error; call it once nothing is refused any more."""
+    """Print notes on standard error. Call it when nothing can be refused any more."""
     for note in filter(None, notes):
         print(note, file=sys.stderr)
 
 
 def images_digest(dataset: Any) -> str:
-    """SHA-256 of a list of images: of their names, classes and sizes in bytes, in order."""
+    """Return the SHA-256 of the names, classes and sizes in bytes of a list of images, in order."""
     found, reader = hashlib.sha256(), dataset.reader
     for i in range(len(dataset)):
         try:
             size = reader.size(i)
-        except OSError:  # reading it will tell
+        except OSError:  # reading it will say what is wrong
             size = -1
         target = '' if reader.targets is None else int(reader.targets[i])
         found.update(os.fsencode(dataset.filename(i)) + f'\0{target}\0{size}\n'.encode())

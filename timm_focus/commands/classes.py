@@ -1,4 +1,4 @@
-"""Finds classes by what people and folders call them."""
+"""Finds classes by the names that people and folders use."""
 import difflib
 from collections import Counter
 from typing import Dict, List, Sequence
@@ -9,16 +9,18 @@ __all__ = ['find_class', 'folder_classes', 'folder_key']
 
 
 def folder_key(name: str) -> str:
-    """A class's name as folders have it: Places365's arena/hockey is also kept as arena-hockey and arena_hockey."""
+    """Return a class name as folders spell it: Places365's arena/hockey may be arena-hockey or arena_hockey."""
     return str(name).replace('/', '-').replace('_', '-')
 
 
 def folder_classes(loaded: Loaded, names: Sequence[str]) -> Dict[str, int]:
-    """Class of a model by the `folder_key` of what its folder may be called: its name, of ImageNet's also its number.
+    """Return the classes of a model by the `folder_key` of all names that their folders may have.
+
+    These are their names, and for ImageNet also their WordNet numbers.
 
     Args:
         loaded: The model.
-        names: Of all its classes, see `class_names`.
+        names: Names of all its classes, as `class_names` returns them.
     """
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -35,10 +37,10 @@ def folder_classes(loaded: Loaded, names: Sequence[str]) -> Dict[str, int]:
 
 
 def find_class(text: str, names: Sequence[str]) -> int:
-    """Index of a class by its name, one of its synonyms (parted by commas), or its index; a name comes first.
+    """Find a class by its name, by one of its synonyms (separated by commas), or by its index; names come first.
 
     Raises:
-        ValueError: There is none, or several are called so.
+        ValueError: There is no such class, or there are several.
     """
     def plain(name: str) -> str:
         return ' '.join(name.casefold().replace('_', ' ').split())

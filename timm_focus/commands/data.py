@@ -1,4 +1,4 @@
-"""Opens the images that a command line names, whatever shape they come in."""
+"""Opens the images that a command line names, in every layout that training reads."""
 import argparse
 import os
 from typing import Any, List, NamedTuple, Sequence
@@ -12,8 +12,8 @@ class Opened(NamedTuple):
     """A set of images.
 
     Attributes:
-        name: What results call it.
-        place: Where it lies, which results go by.
+        name: Its name in results.
+        place: Its path or address, by which results recognise it.
         dataset: A `SceneDataset`.
     """
     name: str
@@ -22,7 +22,7 @@ class Opened(NamedTuple):
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that say what shape the images have; they are named as in training, --split as in timm's validate.py."""
+    """Add the flags that describe the images, named as in training, and --split as in timm's validate.py."""
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', default='', metavar='NAME', help="hfds/NAME_OR_FOLDER (Hugging Face's, parquet "
                        'files, save_to_disk), wds/NAME, torch/NAME, places365 or folder, as in training (default: what '
@@ -43,13 +43,13 @@ def open_data(
         apart: str = '',
         labelled: bool = False,
 ) -> List[Opened]:
-    """Open the images that a command is to look at.
+    """Open the images that a command line names.
 
     Args:
-        args: With the flags of `add_data_arguments`.
+        args: Arguments with the flags of `add_data_arguments`.
         paths: Folders and tar files that are named; with `--dataset` there may be none.
-        apart: A folder that is passed over: the one that is written into.
-        labelled: Classes are needed.
+        apart: A folder to skip: the one that the command writes into.
+        labelled: Whether images need classes.
 
     Raises:
         ValueError: No data is named, two sets have the same name, or there are no such images.

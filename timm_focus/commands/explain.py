@@ -1,4 +1,4 @@
-"""`timm-focus explain`: what a network relies on in images, and what it says of them without."""
+"""`timm-focus explain`: what a network relies on in images, and what it answers with that erased."""
 import argparse
 import contextlib
 import json
@@ -36,20 +36,20 @@ MAX_SHEET = 200  # rows: more pixels than most viewers open
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'explain', help='what a model relies on in images: map, boxes, erased image, its answers before and after',
-        description='Explain what a model relies on in images. Of each: a picture (the image with boxes around what is '
-                    'erased, the activation map, what is erased, what is kept, the focus area, the most probable '
-                    f'classes before and after), the map as .npy and the mask of what is kept. {MANIFEST} has it in '
-                    f'numbers, {SHEET}.png shows some of all classes on a page.',
+        description='Explain what a model relies on in images. For each image this writes a picture (the image with '
+                    'boxes around what is erased, the activation map, what is erased, what is kept, the focus area, '
+                    'the most probable classes before and after), the map as .npy, and the mask of what is kept. '
+                    f'{MANIFEST} has the numbers, and {SHEET}.png shows some images of all classes on a page.',
         examples=('timm-focus explain DIR --checkpoint output/train/scenes',
                   'timm-focus explain photo.jpg --model resnet18 --pretrained'))
-    parser.add_argument('images', nargs='*', metavar='IMAGE_OR_FOLDER', help='image files, folders of images and tar '
-                        'files; of those with splits, validation')
+    parser.add_argument('images', nargs='*', metavar='IMAGE_OR_FOLDER', help='image files, folders of images, or tar '
+                        'files; if they have splits, the validation split')
     add_model_arguments(parser)
     add_data_arguments(parser)
     parser.add_argument('--class', dest='label', metavar='NAME_OR_INDEX',
                         help='class to explain (default: the one predicted for each image)')
-    parser.add_argument('--threshold', type=float, metavar='GAMMA', help='erase where the map, from 0 to 1, reaches it '
-                        '(default: what the run was trained with, else 0.7)')
+    parser.add_argument('--threshold', type=float, metavar='GAMMA', help='erase where the map, from 0 to 1, reaches '
+                        'this value (default: that of the run, else 0.7)')
     parser.add_argument('--sheet', type=int, default=24, metavar='N', help='images on the page (default: 24; 0: none)')
     add_picture_format(parser)
     parser.add_argument('--output', default='explained', metavar='DIR', help='where to write (default: explained)')
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     on_sheet = set(spread([source.label if i is None else i for source, i in zip(sources, truths)], args.sheet))
     device = next(loaded.model.parameters()).device
     transform = create_transform(**loaded.data_config, is_training=False)
-    dataset: Any = SourceImages(sources, transform, mode, LONGEST)  # by its methods, without torch at import
+    dataset: Any = SourceImages(sources, transform, mode, LONGEST)  # it needs no torch at import
     batches = -(-len(dataset) // args.batch_size)
     loader = shield_workers(DataLoader(
         dataset, args.batch_size, num_workers=args.workers if batches > 1 else 0, collate_fn=list))
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 class Tally:
-    """How many answers are right, before and after, and how many stay."""
+    """Counts how many answers are right before and after erasing, and how many stay the same."""
 
     def __init__(self) -> None:
         self.known = self.before = self.after = self.kept = 0
@@ -163,9 +163,9 @@ def _drawn(bar: Any, name: str) -> Iterator[None]:
     """Warn about a picture that cannot be drawn, and go on: the numbers matter more."""
     try:
         yield
-    except OSError:  # the next files cannot be written, either
+    except OSError:  # other files could not be written, either
         raise
-    except Exception as e:  # whatever matplotlib says
+    except Exception as e:  # matplotlib may raise anything
         bar.write(shown(f'{name} cannot be drawn: {type(e).__name__}: {e}'), file=sys.stderr)
 
 
@@ -181,7 +181,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _true_classes(sources: Sequence[Source], loaded: Loaded, names: Sequence[str]) -> List[Optional[int]]:
-    """Class of each image by the name of its folder, None where that is no class of the model."""
+    """Return the class of each image by the name of its folder, None if that is no class of the model."""
     known = folder_classes(loaded, names)
     return [known.get(folder_key(source.label)) for source in sources]
 
@@ -190,8 +190,8 @@ def spread(labels: Sequence[Any], n: int) -> List[int]:
     """Pick n images, or all if they are fewer, of as many classes as possible, spread over each.
 
     Args:
-        labels: What class each image is of.
-        n: How many.
+        labels: Class of each image.
+        n: Number of images to pick.
     """
     members: Dict[Any, List[int]] = {}
     for i, label in enumerate(labels):
@@ -223,7 +223,7 @@ def _settings(
         names: Sequence[str],
         target: Optional[int],
 ) -> Dict[str, Any]:
-    """What an explanation depends on."""
+    """Return the settings that explanations depend on."""
     import timm_focus
 
     focused = isinstance(loaded.model, timm_focus.FocusNet)
@@ -238,25 +238,25 @@ def _settings(
 
 
 def _maps(found: Any) -> Dict[str, Any]:
-    """What holds for the maps of all images."""
+    """Return what all maps have in common."""
     return dict(
         map=found.kind, map_size=list(found.map.shape[1:]), area_size=list(found.area.area.shape[1:]),
         convolutional=found.area.convolutional)
 
 
 def _check_output(path: str, settings: Dict[str, Any], names: Set[str]) -> Set[str]:
-    """Check that nothing is overwritten but explanations by the same settings.
+    """Check that only explanations with the same settings are overwritten.
 
     Args:
-        path: The manifest of the folder, which may not be there.
-        settings: Of the explanations.
-        names: Files that are to be written, from the folder.
+        path: Path of the manifest, which may not exist yet.
+        settings: Settings of the explanations.
+        names: Paths of the files to write, from the folder.
 
     Returns:
-        Files that earlier runs wrote.
+        The files that earlier runs wrote.
 
     Raises:
-        ValueError: The folder holds explanations by other settings, or one of these files is of something else.
+        ValueError: The folder has explanations with other settings, or one of the files belongs to something else.
     """
     folder = os.path.dirname(path)
     known: Set[str] = set()
@@ -323,22 +323,22 @@ def _class(index: int, names: Sequence[str]) -> Dict[str, Any]:
 
 
 def erased_boxes(keep: Any, at: Placement, size: Tuple[int, int]) -> List[Tuple[int, int, int, int]]:
-    """Boxes around the largest pieces of what is erased, in whole pixels of the image, x1 and y1 exclusive.
+    """Return boxes around the largest erased pieces, in whole pixels of the image, x1 and y1 exclusive.
 
     Args:
-        keep: What is kept of a network's input, bool `[H, W]`.
-        at: Where the input lies in the image.
+        keep: Mask of what is kept of the network's input, bool `[H, W]`.
+        at: Placement of the input in the image.
         size: Width and height of the image.
     """
     from timm_focus.analysis.pieces import connected_pieces
 
-    boxes, rounded = [], 1e-6  # an edge that is whole but for rounding stays where it is
+    boxes, rounded = [], 1e-6  # an edge that is whole up to rounding stays where it is
     for piece in connected_pieces(~keep):
         x0, y0, x1, y1 = at.box(piece.x0, piece.y0, piece.x1, piece.y1)
         box = (max(0, math.floor(x0 + rounded)), max(0, math.floor(y0 + rounded)),
                min(size[0], math.ceil(x1 - rounded)), min(size[1], math.ceil(y1 - rounded)))
-        if box[0] < box[2] and box[1] < box[3]:  # not of the border alone, which is outside the image
-            if box not in boxes:  # pieces within one pixel of a small image
+        if box[0] < box[2] and box[1] < box[3]:  # skip boxes of padding alone, which is outside the image
+            if box not in boxes:  # two pieces within one pixel of a small image give equal boxes
                 boxes.append(box)
     return boxes[:MOST_BOXES]
 

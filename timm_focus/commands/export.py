@@ -14,15 +14,16 @@ KINDS = {'safetensors': 'timm model', 'onnx': 'ONNX file'}
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'export', help='write the model of a run for timm, or as ONNX',
-        description='Write the plain model of a run: as safetensors, with the configuration by which timm makes it '
-                    "again, or as ONNX, for any batch size, with how images are prepared in its metadata.",
+        description='Write the plain model of a run as safetensors, with the configuration that timm needs to make it, '
+                    'or as ONNX for any batch size, with the preparation of images in its metadata.',
         examples=('timm-focus export output/train/scenes --format safetensors',
                   'timm-focus export hf-hub:user/name --format onnx --output scenes-onnx'))
     parser.add_argument('source', metavar='RUN', help='folder of a run, a checkpoint of it or of timm, an export, '
                         'hf-hub:user/name or local-dir:FOLDER')
-    parser.add_argument('--format', required=True, choices=tuple(FILES), help='of the file')
-    parser.add_argument('--model', metavar='NAME', help='timm name, of weights that do not say it')
-    parser.add_argument('--output', metavar='DIR', help='where to (default: a folder of that name in that of the run)')
+    parser.add_argument('--format', required=True, choices=tuple(FILES), help='format of the file')
+    parser.add_argument('--model', metavar='NAME', help='timm name of the model, if the weights do not have it')
+    parser.add_argument('--output', metavar='DIR', help='where to write (default: a folder with the name of the '
+                        'format in the folder of the run)')
     parser.set_defaults(run=run)
 
 

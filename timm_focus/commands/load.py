@@ -22,17 +22,16 @@ def positive(text: str) -> int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that say which models, and how they are fed."""
+    """Add the flags that name models, and that say how their images are prepared."""
     parser.add_argument('--model', action='append', default=[], metavar='NAME',
                         help='timm name, hf-hub:user/name, local-dir:FOLDER, or torchvision:NAME; once for each model')
     parser.add_argument('--checkpoint', action='append', default=[], metavar='PATH', help='weights of each --model: a '
-                        'file, the folder of a run or of an export, or hf-hub:user/name; those of a run need no '
-                        '--model')
-    parser.add_argument('--pretrained', action='store_true', help="download timm's or torchvision's weights, "
-                        'without a checkpoint')
+                        'file, the folder of a run or of an export, or hf-hub:user/name; a run needs no --model')
+    parser.add_argument('--pretrained', action='store_true', help="download timm's or torchvision's weights "
+                        'instead of a checkpoint')
     parser.add_argument('--random-weights', action='store_true', help='use a --model that was never trained')
-    parser.add_argument('--class-map', metavar='FILE', help='names of the classes, one a line (default: those that '
-                        'the checkpoint has; of ImageNet and Places365, theirs)')
+    parser.add_argument('--class-map', metavar='FILE', help='names of the classes, one a line (default: those in '
+                        'the checkpoint, else those of ImageNet or Places365 if their number fits)')
     parser.add_argument('--input-img-mode', default='', metavar='MODE', help="Pillow's mode to read images in, such as "
                         'RGBA (default: that of the run, else RGB, or L with one channel)')
     parser.add_argument('--img-size', type=positive, metavar='N', help="height and width (default: the model's)")
@@ -42,20 +41,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_single(args: argparse.Namespace) -> None:
-    """Check that one model is named at most.
+    """Check that at most one model is named.
 
     Raises:
-        ValueError: There are several.
+        ValueError: Several are named.
     """
     if max(len(args.model), len(args.checkpoint)) > 1:
         raise ValueError(f'{args.command} takes one model: run it once for each, with an --output of its own.')
 
 
 def load_models(args: argparse.Namespace, heads: bool = False, distinct: bool = True) -> List[Loaded]:
-    """Load the models that the flags name, with their heads, on their device; no two have the same name.
+    """Load the models that the flags name, each under a name of its own, on their device.
 
     Raises:
-        ValueError: None is named, its weights would be random, or something of them makes no sense.
+        ValueError: No model is named, its weights would be random, or a flag makes no sense.
     """
     if not args.model and not args.checkpoint:
         raise ValueError('No model is named: give --model NAME, or the --checkpoint of a run.')
@@ -95,7 +94,7 @@ def _device(name: str) -> torch.device:
 
 
 def _named(loaded: Loaded, class_map: str) -> Loaded:
-    """A model with the names of its classes."""
+    """Return the model with the names of its classes from a file."""
     names, n = read_class_names(class_map), getattr(loaded.model, 'num_classes', None)
     if n not in (None, len(names)):
         raise ValueError(f'--class-map {class_map} has {len(names)} names, but {loaded.name} knows {n} classes: give '

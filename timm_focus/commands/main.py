@@ -15,7 +15,7 @@ __all__ = ['main']
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `timm-focus`."""
+    """Make the parser of `timm-focus`."""
     parser = Parser(
         prog='timm-focus', description='Train a network, see what it looks at and what it costs, and publish it.',
         examples=('timm-focus predict photo.jpg --checkpoint output/train/scenes',
@@ -38,15 +38,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         with discreet():
             args.run(args)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         sys.exit(0)
     except (ValueError, OSError, ImportError) as e:
         print(f'timm-focus {args.command}: error: {redact(" ".join(str(e).split()))}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # some press it more than once
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # people press it more than once
         print(f'timm-focus {args.command}: ended by Ctrl-C', file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)  # as shells expect
+        sys.exit(128 + signal.SIGINT)  # the code that shells expect
     finally:
         end_workers()
 

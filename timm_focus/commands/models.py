@@ -1,4 +1,4 @@
-"""`timm-focus models`: what models cost and see, and what a CAM head taps."""
+"""`timm-focus models`: cost and receptive field of models, and the feature that a CAM head taps."""
 import argparse
 import fnmatch
 import os
@@ -14,7 +14,7 @@ from .table import add_format, write_rows
 
 __all__ = ['add_parser', 'describe_model']
 
-# columns and their widths, texts negative; that of the name is as the names are
+# columns and their widths, negative for text; the width of names depends on the names
 WIDTHS = dict(
     parameters=13, multiply_adds=17, input=-11, receptive_field=15, channels=8, height=6, width=5, feature=-32,
     through=-32)
@@ -26,17 +26,17 @@ def add_parser(commands: Any) -> None:
         description='List the timm models that can be trained with a focus_ before their name. Parameters and '
                     'multiply-adds are those of the plain model: its heads exist only in training. Nothing is '
                     'computed or downloaded: the models have no weights here.',
-        epilog='Columns: receptive_field in pixels of the input, of the last feature before the global pool, infinite '
-               'through the module in the column through (head, where a model pools by attention); feature, channels, '
-               'height and width are of what the CAM head taps.',
+        epilog='Columns: receptive_field is that of the last feature before the global pool, in pixels of the input; '
+               'if it is infinite, through names the module that makes it so (head, if the model pools by attention). '
+               'feature, channels, height and width are those of the feature that the CAM head taps.',
         examples=("timm-focus models 'resnet*' --img-size 224 --format csv",))
     parser.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="names, as in timm.list_models: "
                         "'resnet*' (default: all, which takes minutes)")
     parser.add_argument('--img-size', type=positive, metavar='N', help="height and width (default: the model's)")
     parser.add_argument('--num-classes', type=positive, default=365, metavar='N',
-                        help='classes (default: 365, Places365)')
+                        help='number of classes (default: 365, those of Places365)')
     parser.add_argument('-j', '--workers', type=int, default=_cores(), metavar='N',
-                        help='processes (default: one a core, at most 8)')
+                        help='number of processes (default: one for each core, at most 8)')
     add_format(parser)
     parser.set_defaults(run=run)
 
@@ -46,7 +46,7 @@ def _cores() -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print a line for each model, as soon as it is known."""
+    """Print a line for each model as soon as it is made."""
     import timm
 
     focused = [name.removeprefix('focus_') for name in timm.list_models('focus_*')]
@@ -63,8 +63,8 @@ def _describe(names: List[str], args: argparse.Namespace) -> Iterator[Dict[str, 
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    workers = min(args.workers, len(names) // 8)  # of a few models, processes take longer to start than to work
-    dataset: Any = _Rows(names, args.num_classes, args.img_size)  # by its methods, without torch at import
+    workers = min(args.workers, len(names) // 8)  # for a few models, starting processes would take longer than the work
+    dataset: Any = _Rows(names, args.num_classes, args.img_size)  # it needs no torch at import
     rows = shield_workers(DataLoader(dataset, batch_size=None, num_workers=workers))
     with tqdm(rows, unit='model', disable=None) as bar:
         for name, row, why in bar:
@@ -76,7 +76,7 @@ def _describe(names: List[str], args: argparse.Namespace) -> Iterator[Dict[str, 
 
 
 class _Rows:
-    """Rows of models as a data set, so that processes make them: (name, row, None), or (name, None, why not)."""
+    """A data set of models, so that worker processes make the rows: (name, row, None), or (name, None, why not)."""
 
     def __init__(self, names: List[str], num_classes: int, img_size: Optional[int]):
         self.names, self.num_classes, self.img_size = names, num_classes, img_size
@@ -88,7 +88,7 @@ class _Rows:
         name = self.names[i]
         try:
             return name, describe_model(name, self.num_classes, self.img_size), None
-        except Exception as e:  # of one among many: the others are listed
+        except Exception as e:  # one model must not keep the others from being listed
             return name, None, f'{type(e).__name__}: {sentence(e, 200)}'
 
 

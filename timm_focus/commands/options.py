@@ -1,4 +1,4 @@
-"""docs/options.md, made from the parser: `python -m timm_focus.commands.options > docs/options.md`."""
+"""Writes docs/options.md from the parser: `python -m timm_focus.commands.options > docs/options.md`."""
 import argparse
 
 from timm_focus.training.refused import REFUSED
@@ -15,7 +15,7 @@ Names and meanings are those of timm's `train.py`. From weak to strong: these de
 
 
 def options_page() -> str:
-    """The page: a table of each group of flags."""
+    """Return the page: a table for each group of flags."""
     from train_focus import parser
 
     parts = [HEAD]

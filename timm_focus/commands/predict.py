@@ -19,7 +19,7 @@ from .table import write_rows
 __all__ = ['add_parser']
 
 FORMATS = ('table', 'csv', 'jsonl', 'parquet')
-ROWS = 10_000  # of a parquet file that are written together
+ROWS = 10_000  # rows of a parquet file that are written together
 
 
 def add_parser(commands: Any) -> None:
@@ -31,9 +31,11 @@ def add_parser(commands: Any) -> None:
         examples=('timm-focus predict photo.jpg DIR --checkpoint output/train/scenes',
                   'timm-focus predict DIR --model resnet18 --pretrained --topk 5 --output answers.csv',
                   "find DIR -name '*.jpg' | timm-focus predict - --checkpoint hf-hub:user/name --format jsonl"))
-    parser.add_argument('images', nargs='*', metavar='IMAGE_OR_FOLDER', help='image files, folders of images and tar '
-                        'files; of those with splits, validation; - reads paths from standard input, one a line')
-    parser.add_argument('--topk', type=positive, default=3, metavar='K', help='classes of each image (default: 3)')
+    parser.add_argument('images', nargs='*', metavar='IMAGE_OR_FOLDER', help='image files, folders of images, or tar '
+                        'files; if they have splits, the validation split; - reads paths from standard input, one a '
+                        'line')
+    parser.add_argument('--topk', type=positive, default=3, metavar='K',
+                        help='number of classes for each image (default: 3)')
     parser.add_argument('--format', choices=FORMATS, help='table, CSV, JSON lines or parquet, which needs --output '
                         '(default: by the ending of --output, else table)')
     parser.add_argument('--output', metavar='FILE', help='where to write, whole or not at all (default: standard '
@@ -63,10 +65,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _format(args: argparse.Namespace) -> str:
-    """The format, by the flag or the name of the file.
+    """Return the format, from the flag or from the ending of the file.
 
     Raises:
-        ValueError: A file is there already, or parquet would be printed.
+        ValueError: The file exists already, or parquet would be printed.
     """
     ending = os.path.splitext(args.output or '')[1].removeprefix('.').lower()
     found = args.format or (ending if ending in FORMATS else 'table')
@@ -81,8 +83,8 @@ def _find(args: argparse.Namespace) -> List[Source]:
     """Find the images that are named; `-` stands for those on standard input.
 
     Raises:
-        ValueError: There are none, or something on the command line is not there; of standard input that is found when
-            it is read.
+        ValueError: There are none, or something on the command line is not there. Paths from standard input are checked
+            when they are read.
     """
     found: List[Source] = []
     for i, path in enumerate(args.images):
@@ -96,14 +98,14 @@ def _find(args: argparse.Namespace) -> List[Source]:
                 elif given:
                     found.append(file_source(given))
     if not args.images:
-        found = find_images(args, [])  # of --dataset
+        found = find_images(args, [])  # images of --dataset
     if not found:
         raise ValueError('No images are named on standard input: give a path a line.')
     return found
 
 
 class _Inputs:
-    """Images as a network takes them, as a data set: `(i, x, '')`, or `(i, None, why)` it cannot be read."""
+    """A data set of images as the network takes them: `(i, x, '')`, or `(i, None, why)` for one that cannot be read."""
 
     def __init__(self, sources: Sequence[Source], transform: Any, mode: str):
         self.sources, self.transform, self.mode = sources, transform, mode
@@ -119,7 +121,7 @@ class _Inputs:
 
 
 class _Batch(NamedTuple):
-    """Images together, by number, and those that cannot be read, with why."""
+    """Images of a batch and their numbers, and the images that cannot be read, with the reasons."""
     indices: List[int]
     x: Any
     unread: List[Tuple[int, str]]
@@ -137,10 +139,10 @@ class _Rows:
     """Yields a row for each image, as its batch comes; names those that cannot be read on standard error.
 
     Args:
-        args: Of the command.
+        args: Arguments of the command.
         loaded: The model.
         sources: The images.
-        names: Of its classes.
+        names: Names of the model's classes.
     """
 
     def __init__(self, args: argparse.Namespace, loaded: Loaded, sources: Sequence[Source], names: Sequence[str]):
@@ -151,7 +153,7 @@ class _Rows:
 
     @property
     def widths(self) -> Dict[str, int]:
-        """Columns, and their widths in a table."""
+        """Return the columns and their widths in a table."""
         if self.args.format != 'table':
             return dict.fromkeys(
                 ['image', *(f'{what}_{j}' for j in range(1, self.k + 1) for what in ('class', 'probability'))], 0)
@@ -206,10 +208,10 @@ class _Rows:
         return row
 
     def conclude(self) -> None:
-        """Say how many there were, and how fast.
+        """Print how many images there were, and the speed.
 
         Raises:
-            ValueError: None could be read.
+            ValueError: No image could be read.
         """
         if not self.n:
             raise ValueError(f'None of {len(self.sources):,} images can be read.')
@@ -228,7 +230,7 @@ def _write(rows: _Rows, args: argparse.Namespace, file: IO) -> None:
     else:
         write_rows(rows, args, rows.widths, file)
     if not rows.n:
-        rows.conclude()  # nothing is written
+        rows.conclude()  # no file is written
 
 
 def _pyarrow() -> Any:

@@ -10,16 +10,16 @@ from timm_focus.utils.text import one_line
 __all__ = ['add_parser']
 
 ABOUT = ('license', 'license_name', 'license_link', 'dataset', 'dataset_terms', 'tag', 'no_gallery', 'data',
-         'class_map', 'output', 'model', 'report')  # flags of what is written into an export
+         'class_map', 'output', 'model', 'report')  # flags that change what an export contains
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'push', help='publish a run on the Hugging Face Hub',
         description='Publish the best weights of a run on the Hugging Face Hub as a plain timm model, with the heads '
-                    'of focus training beside it, its settings, numbers and pictures, and a model card. The export is '
-                    'kept in the folder hub of the run; pushed again by its own name, it is sent as it is, with '
-                    'whatever was changed in its card. Licence and data set are asked for on a terminal, if they are '
+                    'of focus training, its settings, numbers and pictures, and a model card. The export is kept in '
+                    'the folder hub of the run. To send it again as it is, for example after you have edited its card, '
+                    'give that folder as RUN. On a terminal, the command asks for a licence and a data set if they are '
                     'not given.',
         examples=("timm-focus push output/train/scenes user/name --license cc-by-4.0 --dataset 'My Scenes' "
                   "--dataset-terms 'CC BY 4.0'",))
@@ -28,10 +28,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument('repo_id', metavar='USER/NAME', help='repository, made if it is not there')
     add_publication_flags(parser.add_argument_group('What it is, where it goes'))
     g = parser.add_argument_group('What is exported')
-    g.add_argument('--data', metavar='DIR', help="images to show what it looks at (default: those of a run that was "
-                   'trained here, else none)')
+    g.add_argument('--data', metavar='DIR', help='images for pictures of what the model looks at (default: those '
+                   'of a run that was trained here, else none)')
     g.add_argument('--class-map', metavar='FILE', help="names of the classes, one a line (default: the run's)")
-    g.add_argument('--model', metavar='NAME', help='timm name, of weights that do not say it')
+    g.add_argument('--model', metavar='NAME', help='timm name of the model, if the weights do not have it')
     g.add_argument('--report', metavar='PAGE', help='page of timm-focus report, or its folder, to send as '
                    'report.html')
     g.add_argument('--output', metavar='DIR', help='where the export is kept (default: hub, in the folder of the run)')
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export what is no export yet, and push it."""
+    """Export the run, unless it is an export already, and push it."""
     from timm_focus.report import find_page
 
     args.source = args.source.removeprefix('local-dir:')

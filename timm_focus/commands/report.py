@@ -15,12 +15,18 @@ from .validate import match_to
 __all__ = ['add_parser']
 
 PAGE = 'index.html'
-MOST = 1000  # images in a page
+MOST = 1000  # most images in a page
 
 
 class Matched(NamedTuple):
-    """How a run's model fits the images: its class by class of the data, the names of its classes, whether it has a
-    map, and a note on the map, or why there is none."""
+    """How the model of a run fits the images.
+
+    Attributes:
+        numbers: The model's class for each class of the data.
+        names: Names of the model's classes.
+        maps: Whether the model has class maps.
+        note: A note on the map, or why there is none.
+    """
     numbers: Dict[int, int]
     names: List[str]
     maps: bool
@@ -31,20 +37,21 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'report', help='one page that compares runs: accuracy, curves, classes, what they look at',
         description='Write a page that compares runs: which is better, by how much and at what compute; curves, '
-                    'settings, costs; and of images the classes, confusions, a gallery of what one gets right and '
-                    'another wrong, and what each looks at. It is one file, which opens anywhere and needs no network. '
-                    'Runs are compared with the first one of plain training; those that differ in their seed alone are '
-                    'taken together.',
+                    'settings and costs; and, measured on images, accuracy by class, confusions, a gallery of images '
+                    'that one run gets right and another wrong, and what each run looks at. It is one file, which '
+                    'needs no network. All runs are compared with the first one of plain training. Runs that differ '
+                    'in their seed alone form a group.',
         examples=('timm-focus report output/train/plain output/train/scenes --data DIR',
                   'timm-focus report --model resnet18 --checkpoint weights.pth --class-map names.txt --data DIR'))
     parser.add_argument('runs', nargs='*', metavar='RUN', help='folder of a run, a checkpoint of it or of timm, an '
                         'export, hf-hub:user/name, or local-dir:FOLDER')
     parser.add_argument('--data', metavar='DIR', help='images to measure on: a folder with val/<class>/, Places365, '
                         'folder or tar file of class folders (default: those of a run that was trained here)')
-    parser.add_argument('--no-data', action='store_true', help='without images, even of a run that was trained here')
-    parser.add_argument('--gallery', type=int, default=240, metavar='N', help='images that the page shows (default: '
-                        '240; 0: none, so that the page can be given to those who may not see them)')
-    parser.add_argument('--output', default='report', metavar='DIR', help=f'where {PAGE} goes (default: report)')
+    parser.add_argument('--no-data', action='store_true',
+                        help='measure on no images, even for a run that was trained here')
+    parser.add_argument('--gallery', type=int, default=240, metavar='N', help='number of images that the page shows '
+                        '(default: 240; with 0 people who may not see the images can have the page)')
+    parser.add_argument('--output', default='report', metavar='DIR', help=f'folder of {PAGE} (default: report)')
     add_model_arguments(parser)
     add_data_arguments(parser)
     parser.set_defaults(run=run)
@@ -99,10 +106,10 @@ def _check(args: argparse.Namespace, path: str) -> None:
 
 
 def _names(paths: Sequence[str]) -> List[str]:
-    """What to call runs: as much of the end of their paths as tells them apart.
+    """Return names for runs: as many of the last parts of their paths as are needed to differ.
 
     Raises:
-        ValueError: One is named twice.
+        ValueError: A run is given twice.
     """
     parts = [os.path.normpath(path).split(os.sep) if ':' not in path else [path] for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -114,7 +121,7 @@ def _names(paths: Sequence[str]) -> List[str]:
 
 
 def _open(args: argparse.Namespace, models: Sequence[Loaded]) -> Tuple[str, Optional[Any]]:
-    """The images to measure on and what to call them; those of a run that was trained here, if none are named."""
+    """Open the images to measure on (by default those of a run trained here); return their name and the data set."""
     from timm_focus.release.provenance import images_of_run
 
     if args.data or args.dataset:
@@ -134,10 +141,10 @@ def _open(args: argparse.Namespace, models: Sequence[Loaded]) -> Tuple[str, Opti
 
 
 def _match(loaded: Loaded, name: str, dataset: Any) -> Matched:
-    """Match a run's model with the images; one without a map is measured without a map.
+    """Match the model of a run with the images. A model without class maps is measured without them.
 
     Raises:
-        ValueError: It cannot be measured at all.
+        ValueError: The model cannot be measured at all.
     """
     image_mode(loaded)
     try:
@@ -158,7 +165,7 @@ def _measure_all(
         data: str,
         left_out: List[str],
 ) -> Tuple[Any, Optional[Any]]:
-    """Measure what all runs say of the images, and make the gallery."""
+    """Measure all runs on the images, and make the gallery."""
     import numpy as np
     from tqdm import tqdm
 
@@ -190,7 +197,7 @@ def _gallery(
         good: Any,
         left_out: List[str],
 ) -> Optional[Any]:
-    """Make pictures of some of the images, with what each run says of them."""
+    """Choose the images that the page shows, and make their pictures and maps."""
     from tqdm import tqdm
 
     from timm_focus.report import choose, explain_images, listed_confusions, Gallery, thumbnails, view
@@ -228,6 +235,6 @@ def _gallery(
 
 
 def _mean(mean: Sequence[float]) -> Tuple[int, int, int]:
-    """The mean colour of a network's images."""
+    """Return the mean colour of the images of a network."""
     red, green, blue = (round(255 * value) for value in (mean if len(mean) == 3 else [*mean] * 3))
     return red, green, blue

@@ -14,13 +14,12 @@ def add_parser(commands: Any) -> None:
         'rf', help='receptive field of models',
         description='Print the receptive field of models: which pixels of the image one position of a feature map can '
                     'see.',
-        epilog='Columns, in pixels of the input: receptive_field, how many pixels in a row one position sees; stride, '
-               'how far the next position sees beyond it; start, the first pixel that position 0 sees, negative where '
-               'it looks over the border, so that position p sees the pixels from start + p * stride on, '
-               'receptive_field of them. Where a position sees the whole image (inf), through names the first module '
-               'by which it does, such as squeeze-and-excite or attention; --through-global tells the size without. '
-               'Models that pool by attention, as resnet50_clip does, have the pool first: inf, through head; '
-               '--feature names what is before it. Two numbers are of rows and of columns.',
+        epilog='Position p sees receptive_field pixels of the input, the first of them at start + p * stride; start is '
+               'negative if position 0 looks over the border. If a position sees the whole image (inf), through names '
+               'the first module that makes it so, such as squeeze-and-excite or attention; --through-global gives '
+               'the size without such modules. In models that pool by attention, such as resnet50_clip, the pool '
+               'comes first (inf, through head); name a feature before it with --feature. Two numbers are for rows '
+               'and columns.',
         examples=('timm-focus rf shufflenetv2_x1_5 resnet18 torchvision:vgg16',))
     parser.add_argument('models', nargs='+', metavar='MODEL', help='timm names, or torchvision:NAME')
     parser.add_argument('--feature', metavar='NAME', help="a submodule, or an index into timm's feature_info (default: "
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def receptive_field_columns(model: Any, feature: Any = None, through_global: bool = False, size: Any = None) -> dict:
-    """Size, stride and start of a receptive field, with the global operation that makes it infinite."""
+    """Return size, stride and start of a receptive field, and the global operation that makes it infinite."""
     from timm_focus.receptive import receptive_field
 
     field = receptive_field(model, feature, through_global=through_global, input_size=size)
@@ -56,7 +55,7 @@ def receptive_field_columns(model: Any, feature: Any = None, through_global: boo
 
 
 def _number(value: Any) -> Any:
-    """A number as a table has it; a pair is of rows and columns."""
+    """Return a number for a table; for a pair of rows and columns, both."""
     if isinstance(value, tuple):
         return ' x '.join(str(_number(v)) for v in value)
     return value if math.isfinite(value) else str(value)

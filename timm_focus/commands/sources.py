@@ -14,15 +14,15 @@ LONGEST_STEM = 200  # bytes; file systems allow 255 with the ending
 
 
 class Source(NamedTuple):
-    """An image, and what the files made of it are called.
+    """An image, and the names of the files that are made of it.
 
     Attributes:
-        path: Its file; of an image that is none, what the image is known by.
-        base: What files made of it are called: a path from the output folder, without the ending.
-        name: Its path from the folder that was named, or the name of its file.
-        label: Name of its class, if it lies as data sets do: that of its folder.
-        dataset: The set of images that it is of, None where it is a file by itself.
-        number: Its number in that.
+        path: Path of its file, or a name for an image that is no file of its own.
+        base: Path of files made of it, from the output folder, without the ending.
+        name: Its path from the folder that was given, or the name of its file.
+        label: Name of its class, which is that of its folder, if it is in a data set.
+        dataset: The set of images that it belongs to, None for a single file.
+        number: Its number in that set.
     """
     path: str
     base: str
@@ -32,7 +32,7 @@ class Source(NamedTuple):
     number: int = 0
 
     def read(self, mode: str, upright: bool = True) -> Any:
-        """The image in a mode of Pillow's, turned as its EXIF orientation says or as it lies in the file.
+        """Read the image in a mode of Pillow, turned as its EXIF orientation says, or as it is in the file.
 
         Raises:
             OSError: It cannot be read.
@@ -46,28 +46,27 @@ class Source(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where the input of a network lies in its image: x = x0 + x_scale * (x of the input), and y likewise."""
+    """Position of the input of a network in its image: x = x0 + x_scale * (x of the input), and y likewise."""
     x0: float = 0.
     y0: float = 0.
     x_scale: float = 1.
     y_scale: float = 1.
 
     def box(self, x0: float, y0: float, x1: float, y1: float) -> Tuple[float, float, float, float]:
-        """A box of the input, in pixels of the image."""
+        """Return a box of the input in pixels of the image."""
         return (self.x0 + self.x_scale * x0, self.y0 + self.y_scale * y0,
                 self.x0 + self.x_scale * x1, self.y0 + self.y_scale * y1)
 
 
 def find_images(args: argparse.Namespace, paths: Sequence[str], apart: str = '') -> List[Source]:
-    """The images of files, folders and data sets, in order.
+    """Find the images of files, folders and data sets, in order.
 
-    Names, and what is made of them, mirror the paths from the folder given; where several are given, they begin with
-    that folder's name.
+    Names mirror the paths from the given folder. If several folders are given, names begin with the folder's name.
 
     Args:
-        args: With the flags of `add_data_arguments`.
+        args: Arguments with the flags of `add_data_arguments`.
         paths: Image files, and folders and archives as `open_data` takes them.
-        apart: Folder that is passed over.
+        apart: Folder to skip.
 
     Raises:
         ValueError: Something is not there.
@@ -89,7 +88,7 @@ def find_images(args: argparse.Namespace, paths: Sequence[str], apart: str = '')
             names, targets = label_names(dataset.reader), dataset.reader.targets
             for i in range(len(dataset)):
                 relative, full = dataset.filename(i), dataset.filename(i, absolute=True)
-                if path and os.path.isabs(full) and not os.path.isabs(path):  # as it was named
+                if path and os.path.isabs(full) and not os.path.isabs(path):  # the path as it was given
                     full = os.path.normpath(os.path.join(path, os.path.relpath(full, os.path.abspath(path))))
                 labelled = len(names) > 1 and targets is not None
                 label = names[targets[i]] if labelled else _folder_name(full)
@@ -103,7 +102,7 @@ def find_images(args: argparse.Namespace, paths: Sequence[str], apart: str = '')
 
 
 def file_source(path: str) -> Source:
-    """An image that is a file by itself."""
+    """Return the source of a single image file."""
     return Source(path, os.path.basename(path), os.path.basename(path), _folder_name(path))
 
 
@@ -114,22 +113,21 @@ def find_sources(
         endings: Sequence[str],
         reserved: Sequence[str],
 ) -> List[Source]:
-    """The images of files, folders and data sets, each with a name of its own below the output folder.
+    """Find the images of files, folders and data sets, and give each a name of its own below the output folder.
 
-    Those that would have one name (`1.jpg` and `1.png`) are numbered.
+    Images that would have the same name (`1.jpg` and `1.png`) are numbered.
 
     Args:
         args, paths: See `find_images`.
-        output: Folder that files are made in; images in it are passed over.
-        endings: Of the files that are made of each image.
-        reserved: Other files that are made there.
+        output: Folder of the files that are made; images in it are skipped.
+        endings: Endings of the files that are made of each image.
+        reserved: Names of other files that are made there.
 
     Raises:
-        ValueError: Something is not there, or what is made would come to lie among the images, or outside of the
-            output folder.
+        ValueError: Something is not there, or a file would be made among the images, or outside of the output folder.
     """
     found = find_images(args, paths, output)
-    for source in found:  # archives and data sets of others may name an image as they like
+    for source in found:  # archives and data sets of others may use any name
         if os.path.isabs(source.name) or os.pardir in source.name.split(os.sep):
             raise ValueError(f'The image {shown(source.path)} is called {shown(source.name)}, so that what is made of '
                              f'it would lie outside of --output {output}: give it another name.')
@@ -140,7 +138,7 @@ def find_sources(
         if made_in in inputs:
             raise ValueError(f'--output {output} would write among the images in {inputs[made_in] or "."}: give '
                              'another folder.')
-    taken = {name.lower() for name in reserved}  # some file systems take A.png for a.png
+    taken = {name.lower() for name in reserved}  # for some file systems A.png is a.png
     for folder in folders:
         while folder:
             taken.add(folder.lower())
@@ -160,7 +158,7 @@ def _folder_name(path: str) -> str:
 
 
 def _unused(name: str, is_used: Any) -> str:
-    """A name, numbered if it is used."""
+    """Return the name, with a number if it is used already."""
     tried, n = name, 1
     while is_used(tried):
         n += 1
@@ -169,15 +167,15 @@ def _unused(name: str, is_used: Any) -> str:
 
 
 class SourceImages:
-    """Images as a data set of dicts: `i`, and `x`, `placement`, `size` and `whole`, a smaller copy; or `why` not.
+    """A data set of images as dicts: `i`, `x`, `placement`, `size` and `whole`, a smaller copy; or `i` and `why` not.
 
-    They are shown and measured upright, as their EXIF orientation says.
+    Images are shown and measured upright, as their EXIF orientation says.
 
     Args:
         sources: The images.
         transform: timm's evaluation transform.
-        mode: Pillow mode of the model's images.
-        longest: Pixels of the longer side of the copies.
+        mode: Pillow's mode of the model's images.
+        longest: Length of the longer side of the copies in pixels.
     """
 
     def __init__(self, sources: Sequence[Source], transform: Any, mode: str, longest: int):
@@ -200,7 +198,7 @@ class SourceImages:
 
 
 def place(image: Any, transform: Any) -> Tuple[Any, Placement]:
-    """Transform an image by timm's evaluation transform; return the result, and where it lies in the image.
+    """Transform an image by timm's evaluation transform; return the result, and its placement in the image.
 
     Raises:
         OSError: The image is so narrow that enlarging it to the network's input would fill the memory.
@@ -221,7 +219,7 @@ def place(image: Any, transform: Any) -> Tuple[Any, Placement]:
         image = step(image)
         if not isinstance(image, Image.Image):
             continue
-        if isinstance(step, (CenterCrop, CenterCropOrPad)):  # both pad, then cut, and round alike
+        if isinstance(step, (CenterCrop, CenterCropOrPad)):  # both pad, then crop, and round in the same way
             x, y = (round((old - new) / 2) if old > new else -((new - old) // 2)
                     for old, new in ((width, image.width), (height, image.height)))
             at = at._replace(x0=at.x0 + at.x_scale * x, y0=at.y0 + at.y_scale * y)
@@ -231,6 +229,6 @@ def place(image: Any, transform: Any) -> Tuple[Any, Placement]:
 
 
 def _shortest(step: Any) -> int:
-    """Length that a step may bring the short side of an image to."""
+    """Return the length to which a step of the transform may bring the short side of an image."""
     size = getattr(step, 'size', 0)
     return max(size) if isinstance(size, (tuple, list)) else size

@@ -1,4 +1,4 @@
-"""Rows as a table for people, as CSV or as JSON, each written as it comes."""
+"""Prints rows as a table for people, as CSV or as JSON, each row as it comes."""
 import argparse
 import csv
 import json
@@ -11,15 +11,17 @@ __all__ = ['add_format', 'add_picture_format', 'write_rows', 'write_table']
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--format', choices=('table', 'csv', 'json'), default='table', help='default: table')
+    parser.add_argument('--format', choices=('table', 'csv', 'json'), default='table',
+                        help='format of the output (default: table)')
 
 
 def add_picture_format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--format', choices=('png', 'pdf', 'svg'), default='png', help='of pictures (default: png)')
+    parser.add_argument('--format', choices=('png', 'pdf', 'svg'), default='png',
+                        help='format of pictures (default: png)')
 
 
 def write_table(rows: List[Dict[str, Any]], args: argparse.Namespace) -> None:
-    """Print rows of the same columns, each as wide as it has to be."""
+    """Print rows with the same columns, each column as wide as its longest value."""
     widths = {name: max(len(name), *(len(_text(row[name])) for row in rows)) for name in rows[0]}
     write_rows(rows, args, {
         name: width if all(isinstance(row[name], (int, float, type(None))) for row in rows) else -width
@@ -35,10 +37,10 @@ def write_rows(
     """Write rows to standard output or a file, each as it comes; return how many there were.
 
     Args:
-        rows: They have the same columns.
-        args: With the `format`: 'table', 'csv', 'json', a list, or 'jsonl', a line for each row.
-        widths: Of the columns, in characters, in order; negative where text stands at the left.
-        file: Where to, standard output by default.
+        rows: Rows with the same columns.
+        args: Arguments with the `format`: 'table', 'csv', 'json' (a list), or 'jsonl' (a line for each row).
+        widths: Widths of the columns in characters, in order; negative for columns that are aligned to the left.
+        file: File to write to, by default standard output.
     """
     n = 0
     file = file or sys.stdout

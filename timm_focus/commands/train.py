@@ -11,7 +11,7 @@ def add_parser(commands: Any) -> None:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train as train_focus.py does, which reads the flags itself."""
+    """Run train_focus.py, which reads the flags itself."""
     import train_focus
 
     argv, prog = sys.argv, train_focus.parser.prog

@@ -27,10 +27,10 @@ SUMMARY, CLASSES, IMAGES = 'validate.json', 'classes.csv', 'images.csv'
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         'validate', help='accuracy, whole, by class and with what a model looks at erased',
-        description='Measure top-1 and top-5 accuracy in percent, in float32, each image once; and top-1 with a share '
-                    'of each image erased: where the class activation map of the predicted class is highest (cam), and '
-                    'for comparison smooth random regions (random). Classes are matched by the names of their folders '
-                    'where the model has names, as those of train_focus.py have.',
+        description='Measure top-1 and top-5 accuracy in percent, in float32, each image once. Measure top-1 also with '
+                    'a share of each image erased: where the class activation map of the predicted class is highest '
+                    '(cam), and, for comparison, in smooth random regions (random). Classes are matched by the names '
+                    'of their folders if the model has names, as models of train_focus.py have.',
         examples=('timm-focus validate DIR --checkpoint output/train/plain --checkpoint output/train/scenes '
                   '--output accuracy',))
     parser.add_argument('data', nargs='?', metavar='DATA', help='folder with val/<class>/, Places365, folder or tar '
@@ -38,16 +38,16 @@ def add_parser(commands: Any) -> None:
     add_model_arguments(parser)
     add_data_arguments(parser)
     parser.add_argument('--erase', nargs='+', type=float, default=[10., 25., 50.], metavar='PERCENT',
-                        help='shares of the pixels to erase (default: 10 25 50); an image passes 1 + 2 times per share')
-    parser.add_argument('--no-erase', action='store_true', help='accuracy alone: an image passes once')
+                        help='shares of the pixels to erase (default: 10 25 50); each share takes two more passes')
+    parser.add_argument('--no-erase', action='store_true', help='measure accuracy alone, in one pass')
     parser.add_argument('--output', metavar='DIR', help=f'write {SUMMARY}, {CLASSES} and, for paired comparisons of '
-                        f'models, {IMAGES} (default: the table alone)')
+                        f'models, {IMAGES} (default: only print the table)')
     add_format(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure each model, write what was found after each, and print a line for each."""
+    """Measure each model, and after each write the results so far and print a line."""
     percents = [] if args.no_erase else sorted(set(args.erase))
     wrong = [p for p in percents if not 0 < p <= 100]
     if wrong:
@@ -90,18 +90,18 @@ def match_classes(
 ) -> Tuple[List[int], List[str]]:
     """Match the classes of a data set with those of a model, and name the model's.
 
-    By name if the model has names, or if the folders bear those of Places365 and the model has as many classes; by
-    WordNet number (n01440764) if the folders bear these and the model has as many classes as one of ImageNet's sets;
-    else by number, if they have equally many.
+    They are matched by name if the model has names, or if the folders have those of Places365 and the model as many
+    classes; by WordNet number (n01440764) if the folders have these and the model as many classes as one of ImageNet's
+    sets; else by index, if their numbers of classes are equal.
 
     Args:
         loaded: The model.
-        n_classes: Its number of logits.
-        names: Names of the data's classes, those of their folders.
-        present: Indices of those that have images, which are to be matched.
+        n_classes: Number of its logits.
+        names: Names of the data's classes, which are those of their folders.
+        present: Indices of the classes that have images; these are matched.
 
     Raises:
-        ValueError: They cannot be.
+        ValueError: They cannot be matched.
     """
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -134,7 +134,7 @@ def match_classes(
 
 
 class _Numbers:
-    """Maps the number of a folder to the target of its images; a class, so that loading processes can have it."""
+    """Maps the number of a folder to the target of its images. A class, so that worker processes can unpickle it."""
 
     def __init__(self, numbers: Dict[int, int]):
         self.numbers = numbers
@@ -144,7 +144,7 @@ class _Numbers:
 
 
 def match_to(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int], List[str]]:
-    """Match a model with a data set: its class by class of the data, and its names; raise if it cannot be measured."""
+    """Match a model with a data set; return its class for each class of the data, and its names, or raise."""
     import numpy as np
     import torch
 
@@ -156,7 +156,7 @@ def match_to(loaded: Loaded, dataset: Any, erasing: bool) -> Tuple[Dict[int, int
     device = next(loaded.model.parameters()).device
     with torch.inference_mode():
         n_classes = loaded.model(x.to(device)).shape[1]
-    if erasing:  # has it a map?
+    if erasing:  # refuses a model without a map
         faithfulness(loaded.model, [(x, torch.zeros(1, dtype=torch.long))], [0.5])
     names = label_names(dataset.reader)
     targets = dataset.reader.targets
@@ -182,7 +182,7 @@ def _measure(
         percents: Sequence[float],
         args: argparse.Namespace,
 ) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
-    """Measure a model; return what is found, and a row for each image."""
+    """Measure a model; return the results, and a row for each image."""
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
@@ -223,7 +223,7 @@ def _measure(
 
 
 def _settings(loaded: Loaded, data: str, images: str, percents: Sequence[float]) -> Dict[str, Any]:
-    """What a result depends on."""
+    """Return the settings that a result depends on."""
     return dict(
         model=loaded.name, weights=digest(loaded.model.state_dict()), data=data, images=images,
         settings=json.loads(json.dumps(dict(loaded.data_config, erase=list(percents)), default=str)))
@@ -241,7 +241,7 @@ def _row(record: Dict[str, Any]) -> Dict[str, Any]:
 # files
 
 def _check_output(folder: str, settings: List[Dict[str, Any]]) -> None:
-    """Check that a folder holds no results of another command; the same one may be repeated."""
+    """Check that a folder has no results of another command line; the same one may be repeated."""
     path = os.path.join(folder, SUMMARY)
     if not os.path.exists(path):
         check_free(folder, (CLASSES, IMAGES), SUMMARY)
@@ -266,15 +266,15 @@ def _write(
         class_rows: List[Dict],
         image_rows: List[Dict],
 ) -> None:
-    """Write what was found of the models so far.
+    """Write the results of the models so far.
 
-    The record is written before the other files, too, then without the last model: wherever a process is killed, the
-    record says what it was about to do, so that the same command can do it again.
+    The record is written twice: before the other files, without the last model, and after them. So if the process is
+    killed, the record says what it was about to write, and the same command can do it again.
 
     Args:
-        folder: Where it goes.
+        folder: Folder of the results.
         records: Settings and results of the models that are measured.
-        settings: Settings of all models; of those to come, the record has nothing else.
+        settings: Settings of all models. For models that are still to be measured, the record has only these.
         class_rows: Rows of the table of classes.
         image_rows: Rows of the table of images.
     """

@@ -15,18 +15,18 @@ __all__ = ['at_least_float32', 'class_activation_map', 'class_weights', 'mean_ac
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is."""
+    """Return the tensor in float32, or in float64 if it has that type."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """A context in which autocast leaves operations on a tensor's device alone."""
+    """Return a context without autocast on a tensor's device."""
     kind = x.device.type
     return torch.autocast('cpu' if kind == 'meta' else kind, enabled=False)  # meta has none
 
 
 def class_weights(conv_weight: Tensor, fc_weight: Tensor, target: Tensor) -> Tensor:
-    """Weights of the tapped channels in the map of each image's class: rows of the product W V of Eq. 1.
+    """Return the weights of the tapped channels in the map of each image's class: rows of the product W V of Eq. 1.
 
     Args:
         conv_weight: Weight of the 1x1 convolution, `[C, K, 1, 1]` (or `[C, K]`).
@@ -41,7 +41,7 @@ def class_weights(conv_weight: Tensor, fc_weight: Tensor, target: Tensor) -> Ten
 
 
 def class_activation_map(feature: Tensor, weight: Tensor) -> Tensor:
-    """Class activation map: the weighted sum of the channels of a feature (Eq. 1, before normalisation).
+    """Compute the class activation map: the weighted sum of the channels of a feature (Eq. 1, before normalisation).
 
     Args:
         feature: Feature map, `[B, K, h, w]`.
@@ -55,14 +55,14 @@ def class_activation_map(feature: Tensor, weight: Tensor) -> Tensor:
 
 
 def mean_activation_map(feature: Tensor) -> Tensor:
-    """Mean of a feature `[B, K, h, w]` over its channels, `[B, h, w]`: section 4's "simple way", without a class."""
+    """Return the mean of a feature `[B, K, h, w]` over its channels, `[B, h, w]`: the "simple way" of section 4."""
     return at_least_float32(feature).mean(1)
 
 
 def normalize_map(activation: Tensor) -> Tensor:
-    """Min-max normalisation of each map, (M - min) / (max - min) (section 4, below Eq. 1).
+    """Normalise each map by its minimum and maximum, (M - min) / (max - min) (section 4, below Eq. 1).
 
-    A flat map (max = min) prefers no position over another and becomes 0 everywhere; so does one that overflows.
+    A flat map (max = min) prefers no position over another, and becomes 0 everywhere. So does a map that overflows.
 
     Args:
         activation: Maps, `[B, h, w]`.

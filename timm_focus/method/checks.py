@@ -17,7 +17,7 @@ def check_backbone(backbone: Any) -> None:
 
     Raises:
         TypeError: It is no timm model.
-        ValueError: It does not classify, or leaves no map of the image.
+        ValueError: It does not classify, or has no feature map of the image.
     """
     name = type(backbone).__name__
     if not all(hasattr(backbone, a) for a in ('feature_info', 'forward_intermediates', 'forward_head')):
@@ -47,7 +47,7 @@ def check_settings(
     """Check that the settings of a `FocusNet`, without their prefix, make sense.
 
     Raises:
-        ValueError: What does not, and what is allowed.
+        ValueError: A setting is not allowed. The message says what is allowed.
     """
     for key, value in (('focus_threshold', threshold), ('focus_fraction', fraction), ('focus_size', size)):
         if not (_is(value, numbers.Real) and 0 < value <= 1):
@@ -66,5 +66,5 @@ def check_settings(
 
 
 def _is(value: Any, kind: type) -> bool:
-    """Whether a value is a number of a kind; True and False are none."""
+    """Return whether a value is a number of a kind. True and False are not."""
     return isinstance(value, kind) and not isinstance(value, bool)

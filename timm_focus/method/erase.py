@@ -2,8 +2,8 @@
 
     I* = M_B * I,   M_B = (M < gamma)
 
-The paper calls M_B the regions to erase and multiplies the image by it; what is meant is that the high regions go, so
-the mask here says what is kept. On an image normalised with mean and std, 0 is the mean colour of the data set.
+The paper calls M_B the regions to erase, and multiplies the image by it. It means that high regions are erased, so here
+the mask says what is kept. On an image normalised with mean and std, 0 is the mean colour of the data set.
 """
 from typing import Sequence, Union
 
@@ -19,7 +19,7 @@ GRID = 7  # cells along the shorter side: of 32 pixels in an image of 224
 
 
 def resize_map(activation: Tensor, size: Sequence[int], interpolation: str = 'bilinear') -> Tensor:
-    """Enlarge maps `[B, h, w]` to `size` (H, W): `[B, H, W]`. `interpolation` is 'bilinear' or 'nearest'."""
+    """Enlarge maps `[B, h, w]` to `[B, H, W]`, given `size` (H, W). `interpolation` is 'bilinear' or 'nearest'."""
     if interpolation == 'bilinear':
         return F.interpolate(activation[:, None], size, mode='bilinear', align_corners=False)[:, 0]
     if interpolation == 'nearest':
@@ -33,7 +33,7 @@ def keep_mask(
         threshold: float = 0.7,
         interpolation: str = 'bilinear',
 ) -> Tensor:
-    """Mask of what stays of an image: enlarge the normalised map, then keep where it is below the threshold (Eq. 2).
+    """Return the mask of what is kept: where the enlarged normalised map is below the threshold (Eq. 2).
 
     Args:
         activation: Maps in 0 to 1, `[B, h, w]`, of `normalize_map`. A flat map, all 0, keeps everything.
@@ -48,13 +48,13 @@ def keep_mask(
 
 
 def keep_mask_like(score: Tensor, keep: Tensor) -> Tensor:
-    """Mask that erases each image's highest scores, exactly as many pixels as another mask erases of it.
+    """Return a mask that erases the highest scores of each image: exactly as many pixels as another mask erases.
 
-    The control for the class activation map: what is erased changes, how much is erased does not.
+    This is the control for the class activation map: it erases other regions, and equally much.
 
     Args:
-        score: What to erase first, `[B, H, W]`.
-        keep: The mask to match in share, `[B, 1, H, W]` bool.
+        score: Scores, `[B, H, W]`; the highest are erased.
+        keep: The mask to match, `[B, 1, H, W]` bool.
 
     Returns:
         `[B, 1, H, W]` bool, True where the image is kept.
@@ -63,17 +63,17 @@ def keep_mask_like(score: Tensor, keep: Tensor) -> Tensor:
 
 
 def keep_lowest(score: Tensor, n_erased: Union[int, Tensor]) -> Tensor:
-    """Mask `[B, 1, H, W]` that erases n places of each image (a number, or `[B, 1]`), where its score is highest."""
+    """Return a mask `[B, 1, H, W]` that erases the n highest scores of each image; n is a number or `[B, 1]`."""
     rank = score.flatten(1).argsort(1, descending=True).argsort(1)
     return (rank >= n_erased).view_as(score)[:, None]
 
 
 def keep_mask_share(score: Tensor, share: float) -> Tensor:
-    """Mask that erases one share of each image, where its score is highest.
+    """Return a mask that erases the same share of each image, where its score is highest.
 
     Args:
-        score: What to erase first, `[B, H, W]`. A flat one prefers nothing, and nothing of its image is erased.
-        share: Of the pixels.
+        score: Scores, `[B, H, W]`. Of an image whose scores are all equal nothing is erased.
+        share: Share of the pixels to erase.
 
     Returns:
         `[B, 1, H, W]` bool, True where the image is kept.
@@ -83,13 +83,13 @@ def keep_mask_share(score: Tensor, share: float) -> Tensor:
 
 
 def random_grid(n: int, size: Sequence[int], share: float, device: torch.device) -> Tensor:
-    """Mask that erases random cells of a grid, equally many of each image, after MaskSub.
+    """Return a mask that erases random cells of a grid, equally many of each image, as MaskSub does.
 
     Args:
-        n: Images.
-        size: Their height and width; the shorter side has 7 cells.
-        share: Of the cells that are erased.
-        device: Where the mask is to be, and is drawn.
+        n: Number of images.
+        size: Height and width of the images; the shorter side has 7 cells.
+        share: Share of the cells to erase.
+        device: Device on which the mask is drawn.
 
     Returns:
         `[n, 1, H, W]` bool, True where the image is kept.
@@ -100,17 +100,17 @@ def random_grid(n: int, size: Sequence[int], share: float, device: torch.device)
 
 
 def resize_image(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Images `[B, C, H, W]` at a smaller size, without aliasing; as they are where that is their size."""
+    """Return images `[B, C, H, W]` at a smaller size, without aliasing, or unchanged if they have that size."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, tuple(size), mode='bilinear', antialias=True, align_corners=False)
 
 
 def erase(x: Tensor, keep: Tensor) -> Tensor:
-    """Erased image I* = M_B * I (Eq. 2): `x` `[B, C, H, W]` where `keep` `[B, 1, H, W]`, 0 elsewhere."""
+    """Return the erased image I* = M_B * I (Eq. 2): `x` `[B, C, H, W]` where `keep` `[B, 1, H, W]`, else 0."""
     return x * keep.to(x.dtype)
 
 
 def erased_share(keep: Tensor) -> Tensor:
-    """Mean share of the pixels that a mask `[B, 1, H, W]` erases: a scalar tensor in 0 to 1."""
+    """Return the mean share of the pixels that a mask `[B, 1, H, W]` erases, a scalar tensor in 0 to 1."""
     return 1 - keep.float().mean()

@@ -38,13 +38,13 @@ class CamHead(nn.Module):
 
 
 def pre_logits_size(backbone: Any) -> int:
-    """Width of `forward_head(pre_logits=True)`; a pool that concatenates doubles it without a word to the model."""
+    """Return the width of `forward_head(pre_logits=True)`. A pool that concatenates doubles what the model says."""
     classifier = backbone.get_classifier()
     return classifier.in_features if isinstance(classifier, nn.Linear) else backbone.head_hidden_size
 
 
 def classifiers(model: nn.Module) -> List[Any]:
-    """The classifying layers of a timm model: one, two of distilled ones, none if it does not tell."""
+    """Return the classifiers of a timm model: one, two for a distilled model, none if the model does not name them."""
     own = model.get_classifier() if hasattr(model, 'get_classifier') else ()
     return list(own) if isinstance(own, (tuple, list, nn.ModuleList)) else [own]
 
@@ -69,7 +69,7 @@ def copy_classifier(backbone: nn.Module, head: nn.Linear) -> None:
 
 
 def nothing(modules: List[Any], like: Tensor) -> Tensor:
-    """0, of modules without a part in a pass: DDP waits for a gradient of every parameter that asks for one."""
+    """Return a 0 that depends on modules without a part in a pass, as DDP waits for a gradient of every parameter."""
     zero = like.new_zeros(())
     for p in (p for module in modules for p in module.parameters() if p.requires_grad):
         zero = zero + 0 * p.sum().to(like.dtype)

@@ -19,6 +19,6 @@ def check_other_sizes(backbone: Any) -> None:
 
 
 def patches(backbone: Any) -> Tuple[int, int]:
-    """Height and width that those of an image are multiples of: a transformer's patches, else single pixels."""
+    """Return the size of the units that an image consists of: patches of a transformer, else single pixels."""
     height, width = to_2tuple(getattr(getattr(backbone, 'patch_embed', None), 'patch_size', 1))
     return height, width

@@ -1,4 +1,4 @@
-"""What BatchNorm layers do with their running statistics in a pass that is not the first."""
+"""Chooses what BatchNorm layers do with their running statistics in a pass that is not the first."""
 import contextlib
 from typing import Any, Iterator, List
 
@@ -10,7 +10,7 @@ __all__ = ['clean_statistics', 'frozen_statistics']
 @contextlib.contextmanager
 def clean_statistics(module: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm layers in training mode normalise by the batch and leave their running statistics alone."""
-    # collected at use: sync-bn, split-bn and EMA replace the modules after construction
+    # collected at each use, because sync-bn, split-bn and EMA replace modules
     tracking = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for m in tracking:
         m.track_running_stats = False

@@ -1,7 +1,7 @@
-"""Erasing by leaving tokens out: what a transformer is not to see is not computed either.
+"""Erases parts of an image for a transformer by leaving their tokens out, which also saves their computation.
 
-Tokens are left out where timm's patch drop leaves out random ones, after the position embedding, in the models that
-have it.
+Tokens are left out where timm's patch drop leaves out random ones: after the position embedding. So a model must have
+patch drop.
 """
 import contextlib
 from typing import Any, Iterator, Sequence, Tuple
@@ -20,7 +20,7 @@ def check_tokens(backbone: nn.Module) -> None:
     """Check that tokens of a model can be left out.
 
     Raises:
-        ValueError: It is of none of the families that timm gives patch drop.
+        ValueError: It belongs to no family of models for which timm has patch drop.
     """
     if not isinstance(backbone, FAMILIES):
         raise ValueError(
@@ -29,7 +29,7 @@ def check_tokens(backbone: nn.Module) -> None:
 
 
 def token_grid(backbone: Any, size: Sequence[int]) -> Tuple[int, int]:
-    """Rows and columns of the tokens of an image of a size (H, W); of Hiera, whose tokens go by units, of the units."""
+    """Return rows and columns of tokens of an image of size (H, W); for Hiera, which groups tokens, those of units."""
     if isinstance(backbone, Hiera):
         rows, columns = backbone.mask_spatial_shape
         return rows, columns
@@ -38,14 +38,14 @@ def token_grid(backbone: Any, size: Sequence[int]) -> Tuple[int, int]:
 
 
 def keep_tokens(score: Tensor, share: float) -> Tensor:
-    """Which tokens stay: those of the lowest scores, equally many of each image.
+    """Return which tokens stay: those with the lowest scores, equally many of each image.
 
     Args:
-        score: What to leave out first, `[n, h, w]`.
-        share: Of the tokens that are left out; at least one stays.
+        score: Scores of tokens, `[n, h, w]`; those with the highest are left out.
+        share: Share of the tokens to leave out; at least one stays.
 
     Returns:
-        Their indices, ascending, `[n, k]`.
+        Indices of the tokens that stay, ascending, `[n, k]`.
     """
     score = score.flatten(1)
     k = max(1, score.shape[1] - round(share * score.shape[1]))
@@ -53,7 +53,7 @@ def keep_tokens(score: Tensor, share: float) -> Tensor:
 
 
 def forward_tokens(backbone: Any, x: Tensor, kept: Tensor) -> Tensor:
-    """`forward_features` of images `[n, C, H, W]` with the tokens `kept` `[n, k]` alone."""
+    """Run `forward_features` on images `[n, C, H, W]` with only the tokens `kept` `[n, k]`."""
     if isinstance(backbone, Hiera):
         units = backbone.mask_spatial_shape[0] * backbone.mask_spatial_shape[1]
         mask = torch.zeros(len(x), units, dtype=torch.bool, device=x.device).scatter(1, kept, True)
@@ -63,7 +63,7 @@ def forward_tokens(backbone: Any, x: Tensor, kept: Tensor) -> Tensor:
 
 
 class _Kept(nn.Module):
-    """Takes the place of timm's patch drop: keeps the tokens that are to stay, after those that are no patches."""
+    """Replaces timm's patch drop: keeps the chosen tokens, and before them those that are no patches."""
 
     def __init__(self, kept: Tensor, n_prefix: int, tells: bool):
         super().__init__()
@@ -78,7 +78,7 @@ class _Kept(nn.Module):
 
 @contextlib.contextmanager
 def _dropping(backbone: Any, kept: Tensor) -> Iterator[None]:
-    """Inside, a model leaves out all tokens but these."""
+    """While this context is active, a model leaves out all tokens but these."""
     own = backbone.patch_drop  # an Identity, or None in models whose patch drop tells what stays
     vars(backbone)['patch_drop'] = _Kept(kept, backbone.num_prefix_tokens, tells=own is None)
     try:

@@ -66,7 +66,7 @@ def training_multiply_adds(model: nn.Module, images: torch.Tensor) -> Optional[i
     return 3 * counter.get_total_flops() // 2
 
 
-def step_cost(model: nn.Module, images: torch.Tensor, every: int = 1) -> Tuple[Optional[float], float]:
+def mean_step(model: nn.Module, images: torch.Tensor, every: int = 1) -> Tuple[Optional[float], float]:
     """Return the multiply-adds of a mean training step (None if they cannot be counted), and how many passes they make.
 
     Args:
@@ -124,7 +124,7 @@ def describe_training(
         device: Device of the steps.
     """
     images = steps.batch[0]
-    operations, passes = step_cost(model, images, getattr(args, 'focus_every', 1))
+    operations, passes = mean_step(model, images, getattr(args, 'focus_every', 1))
     text = f'{passes:.3g} passes over the images a step' if passes != 1 else 'one pass over the images a step'
     if operations is not None:
         epoch = operations * n_batches * args.world_size
