@@ -42,13 +42,13 @@ def test_help_shows_every_default(name):
         told = parser._get_formatter()._expand_help(action)
         assert 'default: ' in told and ''.join(told.split()) in text, action.option_strings
         if action.default not in (None, True, False) and not isinstance(action.default, list):
-            assert f'default: {action.default}' in told or 'default: one a core' in told, action.option_strings
+            assert f'default: {action.default}' in told or 'default: one for each core' in told, action.option_strings
 
 
 def test_help_explains_the_columns_of_rf():
     text = ' '.join(parsers()[1]['rf'].format_help().split())
-    for words in ('start, the first pixel that position 0 sees, negative where it looks over the border',
-                  'start + p * stride', 'through names the first module by which it does', 'stride, how far'):
+    for words in ('start the first pixel that position 0 sees, negative if it looks over the border',
+                  'start + p * stride', 'through names the first module that makes it so', 'stride the distance'):
         assert words in text
 
 

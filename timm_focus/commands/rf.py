@@ -14,8 +14,10 @@ def add_parser(commands: Any) -> None:
         'rf', help='receptive field of models',
         description='Print the receptive field of models: which pixels of the image one position of a feature map can '
                     'see.',
-        epilog='Position p sees receptive_field pixels of the input, the first of them at start + p * stride; start is '
-               'negative if position 0 looks over the border. If a position sees the whole image (inf), through names '
+        epilog='Columns, in pixels of the input: receptive_field is the number of pixels in a row that one position '
+               'sees, stride the distance from one position to the next, and start the first pixel that position 0 '
+               'sees, negative if it looks over the border. So position p sees receptive_field pixels from '
+               'start + p * stride on. If a position sees the whole image (inf), through names '
                'the first module that makes it so, such as squeeze-and-excite or attention; --through-global gives '
                'the size without such modules. In models that pool by attention, such as resnet50_clip, the pool '
                'comes first (inf, through head); name a feature before it with --feature. Two numbers are for rows '
