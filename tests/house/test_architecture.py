@@ -58,6 +58,12 @@ def test_imports_follow_the_architecture(path):
             f'{path.relative_to(PACKAGE)} may not import timm_focus.{name}'
 
 
+def test_the_page_names_every_file():
+    page = (PACKAGE.parent / 'docs/architecture.md').read_text()
+    names = {path.name for path in PACKAGE.rglob('*.py') if path.name != '__init__.py' and path.parent.name != 'commands'}
+    assert not [name for name in sorted(names) if name not in page], 'commands are named by their subcommands'
+
+
 def test_no_bare_asserts_outside_tests():
     for path in [*PACKAGE.rglob('*.py'), PACKAGE.parent / 'train_focus.py']:
         assert not any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text()))), path
