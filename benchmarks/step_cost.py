@@ -28,6 +28,7 @@ from header import print_header, spread
 from timm_focus import FocusLoss, FocusTask
 from timm_focus.analysis import StepCost, step_cost
 from timm_focus.baselines import MaskSub, MaskSubLoss
+from timm_focus.method.stem import break_ties
 from timm_focus.training.device import choose_kernels, keep_freed_memory
 from timm_focus.training.loop import _backward
 from timm_focus.utils.files import write_whole
@@ -76,6 +77,8 @@ def make_task(name, kind, args):
     except ValueError as e:  # a CNN has no tokens to drop, and some models take only one size
         print(f'{kind}: {e}')
         return None
+    if kind != 'plain':
+        break_ties(model)  # as train_focus.py does: gradients that overflow float16 would leave updates out
     model = (MaskSub(model) if kind == 'masksub' else model).train().to(args.device)
     if not args.no_channels_last:
         model.to(memory_format=torch.channels_last)

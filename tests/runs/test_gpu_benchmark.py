@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from conftest import ENVIRONMENT, ROOT
@@ -95,6 +96,42 @@ def test_a_limit_ends_a_process_and_keeps_the_report(tmp_path, monkeypatch, caps
         ('stopped at its limit', 'begun'), ('failed', 'ZeroDivisionError: division by zero'),
         ('skipped', 'it needs images: give --scenes.')]
     assert 'begun' in (tmp_path / 'gpu/log.txt').read_text() and found[0]['seconds'] < 30
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_gpu_are_understood(image_folder, tmp_path, monkeypatch):
+    """Each script reads what it would be given there; only the CPU's sizes are run anywhere else."""
+    import accuracy
+    import loop_speed
+    import step_cost
+    import train_focus
+    commands = []
+    monkeypatch.setattr(gpu.Bench, 'call', lambda bench, seconds, *command: (commands.append(command) or 0, ''))
+    args = gpu.parse_args(['--scenes', str(image_folder), '--output', str(tmp_path)])
+    bench = gpu.Bench(args, tmp_path)
+    for item in gpu.ITEMS:
+        item.run(bench, item.most)
+    assert len(commands) == len(gpu.ITEMS)
+    for script, *words in commands:
+        monkeypatch.setattr(sys, 'argv', [script, *words])
+        name = Path(script).stem
+        if name == 'step_cost':
+            read = step_cost.parse_args()
+            assert all(timm.is_model(model) for model in read.models)
+        elif name == 'loop_speed':
+            read = loop_speed.parse_args()
+            assert timm.is_model(read.model)
+        elif name == 'accuracy':
+            read = accuracy.parse_args()
+            assert len(accuracy.plan(read)) > 20
+        elif name == 'train_focus':
+            read, _ = train_focus.parse_args(train_focus.parser, words)
+        else:
+            assert script == '-m' and words[0] == 'pytest' and Path(words[-1]).exists()
+            continue
+        assert read.device == 'cuda', script
+    assert {Path(script).stem for script, *_ in commands} == {
+        '-m', 'train_focus', 'step_cost', 'loop_speed', 'accuracy'}
 
 
 CUT_OFF = """
