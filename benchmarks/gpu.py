@@ -292,7 +292,7 @@ ITEMS = (
     Item('step-compiled', 'A step in float16, compiled', 60, 120,
          step('compiled', '--amp', 'float16', '--torchcompile', *SOME)),
     Item('step-float32', 'A step in float32', 15, 45, step('models', *SOME)),
-    Item('accuracy', 'Accuracy at 128 px, at equal compute', 60, 3600, accuracy),
+    Item('accuracy', 'Accuracy at 128 px, at equal compute', 40, 3600, accuracy),
 )
 
 
