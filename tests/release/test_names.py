@@ -47,7 +47,7 @@ def write(model, path, name, **kwargs):
 @pytest.mark.slow
 def test_cards(model, tmp_path):
     """Their front matter is what the Hub reads, and their tables and paragraphs are those of any card."""
-    markdown_it = pytest.importorskip('markdown_it', reason='pip install markdown-it-py installs it')
+    markdown_it = pytest.importorskip('markdown_it', reason="pip install -e '.[test]' installs it")
     reader = markdown_it.MarkdownIt('commonmark').enable('table')
 
     def shape(text):

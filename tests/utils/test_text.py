@@ -68,7 +68,7 @@ def test_a_name_in_a_list(name, tmp_path):
 # GitHub's Markdown, if a reader of it is installed
 
 def test_markdown_shows_the_names():
-    markdown_it = pytest.importorskip('markdown_it', reason='pip install markdown-it-py installs it')
+    markdown_it = pytest.importorskip('markdown_it', reason="pip install -e '.[test]' installs it")
     reader = markdown_it.MarkdownIt('commonmark').enable('table').enable('strikethrough')
     for name in NAMES:
         tokens = reader.parse(f'| a | {markdown(name)} |\n|---|---|\n| b | of {markdown(name)} |')
