@@ -66,7 +66,7 @@ def test_where_the_pool_is_linear_it_is_the_class_activation_map(name, photos):
     assert torch.equal(classifier_map(model, x).map, classifier_map(model, x, logits.argmax(1)).map)
 
 
-@pytest.mark.slow('resnet10t', 'efficientnet')
+@pytest.mark.slow('resnet10t', 'efficientnet', 'swin')
 @pytest.mark.parametrize('name', ['resnet10t', 'test_efficientnet', 'swin_tiny_patch4_window7_224', 'mixer_s32_224'])
 def test_grad_cam_of_a_linear_pool_is_its_class_activation_map(name, photos):
     model, x, target = make(name, sized(name)), photos(3, sized(name)), torch.tensor([1, 3, 3])
@@ -148,6 +148,7 @@ def test_of_a_focus_model_the_backbone_is_looked_at(photos):
     assert torch.equal(focus.map, plain.map) and torch.equal(focus.logits, plain.logits) and model.training
 
 
+@pytest.mark.slow
 def test_what_has_no_map_is_told(photos):
     x = photos(2)
     with pytest.raises(ValueError, match='VisionTransformer pools no feature map .* take a timm model'):

@@ -29,7 +29,7 @@ def runs(name, size):
         return False
 
 
-@pytest.mark.slow('vgg11', 'maxvit', 'hrnet')
+@pytest.mark.slow('vgg11', 'maxvit', 'hrnet', 'pit')
 @pytest.mark.parametrize('name, size, near', CANNOT)
 def test_a_size_that_a_model_cannot_take(name, size, near):
     if runs(name, size):

@@ -72,7 +72,7 @@ def step_slowly(model, x, target, threshold=0.6):
     return losses, keep
 
 
-@pytest.mark.slow('mobilenetv3')
+@pytest.mark.slow('mobilenetv3', 'convnext', 'shufflenet')
 @pytest.mark.parametrize('name', [RESNET, SHUFFLENET, CONVNEXT, MOBILENET])
 def test_a_step_is_what_the_definition_says(name, photos):
     model, slow = make(name), make(name)
@@ -92,6 +92,7 @@ def test_a_step_is_what_the_definition_says(name, photos):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f'{k}: {m}')
 
 
+@pytest.mark.slow('mobilenet')
 @pytest.mark.parametrize('name, idle', [
     (RESNET, 0), (SHUFFLENET, 0), (CONVNEXT, 2), (MOBILENET, 2)])
 def test_what_the_features_do_not_use_asks_for_no_gradient(name, idle):
@@ -153,6 +154,7 @@ def test_the_task_saves_the_network_and_keeps_head_b():
 
 # mistakes
 
+@pytest.mark.slow
 def test_what_cannot_be_made():
     with pytest.raises(ValueError, match='has a classifier of 4 classes.*num_classes=0'):
         AcolNet(timm.create_model(RESNET, num_classes=4), 4)

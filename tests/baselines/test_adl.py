@@ -127,7 +127,7 @@ def run_slowly(model, x, draws):
     return model.forward_head(x)
 
 
-@pytest.mark.slow('resnet18')
+@pytest.mark.slow('resnet18', 'convnext')
 @pytest.mark.parametrize('name', [RESNET, SHUFFLENET, CONVNEXT])
 def test_a_network_with_adl_is_what_the_definition_says(name, photos):
     model, plain = small_model(name), small_model(name)

@@ -73,6 +73,7 @@ def test_the_papers_models(command):
     assert by_name['resnet18']['multiply_adds'] == 1814073344 - 512 * 1000 + 512 * 365
 
 
+@pytest.mark.slow
 def test_tables(command):
     table = command('rf', 'resnet18', 'seresnet18', 'torchvision:resnet34')
     lines = [line.split() for line in table.splitlines()]
@@ -190,6 +191,7 @@ def test_a_broken_measurement_goes_on(command, image_folder, tmp_path):
     assert (out / 'area.csv').read_text() == whole, 'nothing is measured twice'
 
 
+@pytest.mark.slow
 def test_folders_are_pooled_or_told_apart(command, image_folder, tmp_path):
     flat = tmp_path / 'flat'
     flat.mkdir()
@@ -223,6 +225,7 @@ def diverged(tmp_path):
     return tmp_path / 'nan.pth'
 
 
+@pytest.mark.slow
 def test_what_is_kept_goes_with_its_weights_images_and_settings(command, refusal, image_folder, tmp_path):
     out, path = tmp_path / 'area', tmp_path / 'w.pth'
     argv = ('area', image_folder, '--model', TINY, '--checkpoint', path, '--img-size', '128', '-j', '0')
@@ -281,7 +284,7 @@ def test_weights_that_answer_with_nan_are_refused(refusal, image_folder, diverge
     assert sorted(tmp_path.rglob('*')) == before, 'nothing is written'
 
 
-@pytest.mark.slow('vgg11', 'vit')
+@pytest.mark.slow('vgg11', 'vit', 'explain', 'area')
 @pytest.mark.parametrize('model, size, near, argv', [
     *(('dla34', 70, 64, command) for command in ('area', 'explain', 'validate')),
     *(('test_vit', 70, 64, command) for command in ('area', 'explain', 'validate')),

@@ -72,6 +72,7 @@ def test_each_command_reads_the_same_images(name, command, image_folder, tmp_pat
     assert 'left/e.jpg' in err + caplog.text and 'it is no image of a format that is read' in err + caplog.text
 
 
+@pytest.mark.slow
 def test_area_goes_on_after_a_name_that_is_no_utf8(command, image_folder, tmp_path):
     os.rename(image_folder / 'val/left/0.jpg', os.path.join(os.fsencode(image_folder), b'val/left/caf\xe9.jpg'))
     command('area', image_folder)

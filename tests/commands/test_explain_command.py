@@ -123,6 +123,7 @@ def test_a_run_is_explained_as_it_was_trained(command, run_folder, image_folder,
         assert Image.open(folder / entry['files']['picture']).size[0] > 1000
 
 
+@pytest.mark.slow('average')
 @pytest.mark.parametrize('kind', ['file of a FocusNet', 'running average', 'plain'])
 def test_heads_are_found_where_they_are(kind, run_folder, train, tmp_path):
     path, argv = tmp_path / 'w.pth', {}
@@ -257,6 +258,7 @@ def test_the_page_shows_images_of_all_classes(command, image_folder):
     assert shown == ['left', 'left', 'right', 'right']
 
 
+@pytest.mark.slow
 def test_rotated_by_exif_is_explained_upright(command, photo, tmp_path):
     upright = photo.resize((120, 80))
     exif = Image.Exif()

@@ -65,7 +65,7 @@ def test_a_table_is_as_wide_as_it_has_to_be(capsys):
 
 # models
 
-@pytest.mark.slow('cait', 'tnt', 'gemma4')
+@pytest.mark.slow('cait', 'tnt', 'gemma4', 'naflex')
 @pytest.mark.parametrize('name, parameters, tap, through', [
     ('cait_xxs24_224', 12e6, (192, 14, 14), 'blocks.0.attn'),
     ('pit_ti_224', 5e6, (128, 14, 14), 'transformers.0.blocks.0.attn'),

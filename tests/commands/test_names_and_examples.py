@@ -79,6 +79,7 @@ def test_every_command_takes_every_name(name, sources, image_folder, tmp_path, c
         shutil.rmtree(tmp_path / 'out', ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_models_by_name_where_no_flag_names_them(sources, tmp_path, capsys):
     for kind in NAMED:
         main(['rf', sources[kind]])

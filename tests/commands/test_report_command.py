@@ -65,6 +65,7 @@ def test_two_runs_on_images(report, finished_run, plain_run, image_folder, tmp_p
     assert page_images(tmp_path / 'report/index.html') == 0
 
 
+@pytest.mark.slow
 def test_the_images_that_a_run_was_trained_on_here(report, finished_run, plain_run, image_folder):
     note_images(str(plain_run), str(image_folder))
     text, out = report(finished_run, plain_run, '--gallery', 0)

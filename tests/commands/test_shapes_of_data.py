@@ -121,6 +121,7 @@ def test_what_makes_no_sense_is_a_sentence(name, data, more, told, command, imag
     assert told in command(name, data, more, ends=True)[1]
 
 
+@pytest.mark.slow
 def test_a_mode_of_four_channels_is_asked_for(image_folder, tmp_path, capsys):
     torch.save(timm.create_model('test_resnet', num_classes=2, in_chans=4).state_dict(), tmp_path / 'w.pth')
     argv = ['area', str(image_folder), '--model', 'test_resnet', '--checkpoint', str(tmp_path / 'w.pth'), '--img-size',

@@ -153,6 +153,7 @@ def test_bad_scene_and_size(draw):
 
 # Scenes are wide, objects compact.
 
+@pytest.mark.slow
 def test_evidence_is_spread_in_scenes_and_in_one_place_in_objects():
     scenes, objects = masks_of(draw_scene_with_mask), masks_of(draw_object_with_mask)
     assert (scenes.mean((1, 2, 3)) > 0.35).all() and (objects.mean((1, 2, 3)) < 0.2).all()
@@ -175,6 +176,7 @@ def test_an_object_is_the_evidence_of_its_scene_in_a_quarter_of_the_picture(size
                 assert (trimmed(whole) == trimmed(mask)).all()
 
 
+@pytest.mark.slow
 def test_objects_lie_anywhere():
     shown = masks_of(draw_object_with_mask, 60).any((0, 1))
     assert shown.mean() > 0.85

@@ -321,7 +321,7 @@ def test_the_time_is_what_the_index_says_how_to_count(row):
     assert f'{IMAGES[data]:,}' in INDEX and '10 trillion multiply-adds a second' in INDEX
 
 
-@pytest.mark.slow('ACoL', 'DenseNet', 'ResNet34', 'ResNet50', 'ImageNet')
+@pytest.mark.slow('ACoL', 'DenseNet', 'ResNet34', 'ResNet50', 'ImageNet', 'distillation')
 @pytest.mark.parametrize('row', [row for row in TABLES if not (
     row.section in ('Table 3', 'Table 4', 'Table 6', 'Table 7') and 'table2/' in row.command)] + TODAY, ids=identify)
 def test_what_is_built_is_what_the_paper_states(row, build):
@@ -434,6 +434,7 @@ def test_every_comparison_has_its_equals():
             ('plain', f'{epochs[c[0]]} epochs'), ('HaS',), ('HaS', f'{epochs[c[0]]} epochs'))}
 
 
+@pytest.mark.slow('distillation')
 @pytest.mark.parametrize('row', TODAY, ids=identify)
 def test_todays_habits_are_timms(row, build):
     name = configs(row.command)[1].removeprefix('today/').removesuffix('.yaml')

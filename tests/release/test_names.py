@@ -104,6 +104,7 @@ def file_names(names):
             and len(os.fsencode(n)) < 200]
 
 
+@pytest.mark.slow
 def test_tables_of_the_commands(tmp_path, photo, capsys):
     """Folders and files of every name, and class names of a checkpoint; the tables give them back."""
     files = file_names(NAMES)

@@ -84,6 +84,7 @@ def test_what_was_not_given_is_not_spoken_of(model, tmp_path):
     assert 'not stated' in card and 'Nothing was measured' in card
 
 
+@pytest.mark.slow
 def test_source_weights_leave_no_trace(tmp_path):
     """Licence, tag and papers of the weights that timm has under this name are not those of these weights."""
     model = timm.create_model('mobilenetv4_conv_small.e2400_r224_in1k', num_classes=4)
@@ -117,7 +118,7 @@ def test_however_it_was_trained(wrapping, model, tmp_path):
     assert equal(again(tmp_path / 'out').state_dict(), state)
 
 
-@pytest.mark.slow('coat_tiny')
+@pytest.mark.slow('coat_tiny', 'convnext', 'shufflenet')
 @pytest.mark.parametrize('name, kwargs', [
     ('coat_tiny', {}),  # parameters that several modules share
     ('test_vit', dict(img_size=64)), ('test_convnext', dict(in_chans=1)), ('shufflenetv2_x0_5', {}),
@@ -137,6 +138,7 @@ def test_whatever_it_is(name, kwargs, tmp_path):
     assert ('plain timm has no ShuffleNetV2' in card) == name.startswith('shuffle')
 
 
+@pytest.mark.slow
 def test_torchvision_loads_shufflenet(tmp_path):
     import torchvision
     model = timm.create_model('shufflenetv2_x0_5', num_classes=5).eval()

@@ -215,6 +215,7 @@ def test_no_results(tmp_path, capsys):
     assert 'There are no results' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_matrix(image_folder):
     """What the claims need is run, on the same settings, and every flag is one of the script's."""
     import train_focus
@@ -340,6 +341,7 @@ def test_machines(tmp_path):
 
 # what is published
 
+@pytest.mark.slow
 def test_the_report_is_that_of_the_results(tmp_path):
     shutil.copytree(accuracy.RESULTS, tmp_path, dirs_exist_ok=True)
     accuracy_report.report(tmp_path)

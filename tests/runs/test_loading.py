@@ -69,6 +69,7 @@ def test_an_average_that_was_not_validated_does_not_count(save):
     assert equal(load_model(checkpoint=path).model.state_dict(), model.state_dict())
 
 
+@pytest.mark.slow('convnext')
 @pytest.mark.parametrize('name, kwargs', [
     ('test_vit', {}), ('deit_tiny_distilled_patch16_224', dict(depth=1)), ('levit_128s', {}), ('convnext_atto', {}),
     ('test_resnet', dict(in_chans=1)), ('test_efficientnet', {}), ('test_vit3', {}),

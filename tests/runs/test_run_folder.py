@@ -132,6 +132,7 @@ def test_another_number_of_processes_in_mid_epoch_is_refused(train, fork, settin
     assert done.codes == [2, 2] and 'train_focus.py: error: ' in done.stderr and 'processes 1 -> 2' in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_goes_on_with_a_lower_rate(train, ends, tmp_path):
     train('--epochs 3 --stop-epoch 1', model=TINY)
     line = ends(1, '--epochs 3 --resume auto --lr 1e30 --recovery-interval 1', model=TINY)
@@ -215,6 +216,7 @@ def test_a_disk_that_fails_is_a_sentence(ends, disk, monkeypatch, how, during):
     assert after == before
 
 
+@pytest.mark.slow
 def test_after_the_disk_was_full_a_run_goes_on(train, ends, disk, monkeypatch):
     save = FocusCheckpointSaver.save_checkpoint
     with monkeypatch.context() as m:

@@ -43,12 +43,18 @@ print(100 * sum(hits) / len(hits))
 """
 
 
-def test_a_focus_run(launch, settings, image_folder, tmp_path):
-    """As a user runs it, and loads the result with timm alone."""
-    given = settings('--epochs 2 -j 2 --log-interval 1 --sheet-images 3')
-    done = launch('-m', 'train_focus', *given)
-    assert done.returncode == 0, done.stderr
-    run = Run(folder=tmp_path / 'out/run', err=done.stderr)
+@pytest.mark.slow('process')
+@pytest.mark.parametrize('by', ['call', 'process'])
+def test_a_focus_run(by, launch, train, settings, image_folder, tmp_path):
+    """By a process as a user runs it, which another loads with timm alone."""
+    flags = '--epochs 2 -j 2 --log-interval 1 --sheet-images 3'
+    given = settings(flags)
+    if by == 'process':
+        done = launch('-m', 'train_focus', *given)
+        assert done.returncode == 0, done.stderr
+        run = Run(folder=tmp_path / 'out/run', err=done.stderr)
+    else:
+        run = train(flags)
     assert (run.folder / 'summary.csv').read_text().splitlines()[0].split(',') == COLUMNS
     assert [row['epoch'] for row in run.rows] == ['0', '1']
     for row in run.rows:
@@ -75,9 +81,12 @@ def test_a_focus_run(launch, settings, image_folder, tmp_path):
     best = max(run.column('eval_top1'))
     assert f'Best top1: {best:.4f}' in run.err and 'Traceback' not in run.err
     expression = re.search(r'Load it with timm: (.*)', run.err)[1]
-    loaded = launch('-c', LOADER.format(expression=expression, root=str(image_folder)))
-    assert loaded.returncode == 0, loaded.stderr
-    assert float(loaded.stdout) == best
+    if by == 'process':
+        loaded = launch('-c', LOADER.format(expression=expression, root=str(image_folder)))
+        assert loaded.returncode == 0, loaded.stderr
+        assert float(loaded.stdout) == best
+    else:
+        assert evaluate(eval(expression), image_folder)[1] == best
 
 
 def test_a_plain_run_goes_by_the_same_loop(train, image_folder):
@@ -183,6 +192,7 @@ def test_every_method_trains_in_two_processes(fork, settings, image_folder, tmp_
     assert len(run.rows) == 1 and finite(run.weights())
 
 
+@pytest.mark.slow
 def test_erasing_may_start_later(train):
     whole = train('--epochs 3 --focus-start 1', 'whole')
     for term in ('erased_loss', 'consistency_loss', 'erased_fraction'):

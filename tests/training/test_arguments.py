@@ -373,6 +373,7 @@ def test_args_yaml_of_a_run_serves_another_model_and_scheme(tmp_path):
 OLD = ROOT / 'benchmarks/results/miniplaces40/shufflenetv2_x1_5-focus-0/args.yaml'
 
 
+@pytest.mark.slow
 def test_an_args_yaml_without_what_was_given_serves_as_well():
     """Those of before list all settings: what their recipe and scheme do not lead to was given."""
     written = yaml.safe_load(OLD.read_text())

@@ -254,6 +254,7 @@ def test_too_many_unreadable_images_end_the_run(fork, settings, image_folder, tm
     assert list((tmp_path / 'out/run').glob('recovery-*')), 'what was trained is kept'
 
 
+@pytest.mark.slow
 def test_a_folder_of_broken_images_is_told(image_folder):
     for path in image_folder.glob('val/*/*.jpg'):
         path.write_bytes(b'')

@@ -617,6 +617,7 @@ def test_two_processes_train_every_row_alike(row, two_processes):
     assert moved == expected.get(row, {'backbone', 'cam_head', 'erased_head'})
 
 
+@pytest.mark.slow
 def test_two_processes_recompute_alike(two_processes):
     for found in two_processes:
         assert_same_state(found['ordinary'], found['recomputed'])

@@ -333,6 +333,7 @@ def test_feature_distillation_resumes_with_its_projection(train, teacher):
     assert 'train_kd_loss' in whole.rows[0]
 
 
+@pytest.mark.slow('hard')
 @pytest.mark.parametrize('kind', ['soft', 'hard'])
 def test_token_distillation(train, teacher, kind):
     run = train(f'--kd-model-name {teacher} --kd-distill-type token --kd-token-distill-type {kind} '
