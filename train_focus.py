@@ -39,6 +39,7 @@ from timm_focus.training import (
     train_one_epoch, validate)
 from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
 from timm_focus.utils import FileError, write_whole
+from timm_focus.utils.errors import refused
 from timm_focus.utils.memory_format import use_channels_last
 from timm_focus.utils.secrets import discreet
 
@@ -59,10 +60,8 @@ def main() -> None:
     if not 0 < stop_epoch <= args.epochs:
         raise SettingsError(f'--stop-epoch is {args.stop_epoch}: give a number from 1 to --epochs, {args.epochs}.')
     if args.push_to_hub:
-        try:
+        with refused():
             publication = planned_publication(args)
-        except ValueError as e:
-            raise SettingsError(str(e)) from e
     folder = RunFolder(args)
     resume_path, in_place = decide(args, folder.plan)
 
@@ -120,7 +119,7 @@ def main() -> None:
     # where to begin
     start = Progress(args.start_epoch or 0, 0, (args.start_epoch or 0) * updates_per_epoch)
     if resume_path:
-        try:
+        with refused():
             state = load_checkpoint(resume_path)
             kept = read_kept(resume_path, state)
             if args.start_epoch is None:
@@ -128,8 +127,6 @@ def main() -> None:
             training = dict(optimizer=optimizer, loss_scaler=loss_scaler, scheduler=lr_scheduler)
             start = resume(task, resume_path, state=state, **({} if args.no_resume_opt else training))
             del state  # it is as large as the weights and the optimizer
-        except ValueError as e:
-            raise SettingsError(str(e)) from e
         if args.start_epoch is not None:
             found = start.focus_start if (start.focus_start or 0) <= args.start_epoch else None
             start = Progress(args.start_epoch, 0, args.start_epoch * updates_per_epoch, focus_start=found)

@@ -141,8 +141,6 @@ def measure(name, args):
         if not args.no_counts:
             rounds = []
             for first in range(every):
-                loss_of.batch = first
-
                 def at(first=first, loss_of=loss_of):
                     loss_of.batch = first
                     return loss_of()

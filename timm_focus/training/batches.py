@@ -9,7 +9,7 @@ from torch import nn
 from timm_focus.analysis import check_size, plain_model
 from timm_focus.baselines import ACoL
 from timm_focus.method import FocusNet
-from timm_focus.utils.errors import SettingsError, as_settings_error
+from timm_focus.utils.errors import SettingsError, as_settings_error, refused
 from timm_focus.utils.meta import ShapesAlone, meta_twin
 
 __all__ = ['advice_on_batches', 'check_sizes', 'check_smallest_batch', 'check_teacher_sizes']
@@ -48,12 +48,10 @@ def check_sizes(model: nn.Module, args: argparse.Namespace, input_size: Sequence
     """
     channels, *size = input_size
     trained: List[Sequence[int]] = [(n, n) for n in args.train_img_sizes or ()]
-    try:
+    with refused():
         _check_size(model, input_size, args.model)
         for other in trained:
             _check_size(model, (channels, *other), args.model, anew=False)
-    except ValueError as e:
-        raise SettingsError(str(e)) from e
     if isinstance(model, FocusNet) and model.size != 1:
         what = f'--focus-size {model.size:g} makes erased images that the model does not take, so give more'
         with as_settings_error(what):

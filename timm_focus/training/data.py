@@ -21,7 +21,7 @@ from timm_focus.data.tars import class_info
 from timm_focus.data.transforms import fit_channels, posterizing
 from timm_focus.demo import SYNTHETIC
 from timm_focus.utils import some, write_whole
-from timm_focus.utils.errors import SettingsError, as_settings_error
+from timm_focus.utils.errors import SettingsError, as_settings_error, refused
 from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import check_names
 
@@ -56,10 +56,8 @@ def create_datasets(args: Settings) -> Tuple[Settings, Images, Optional[Images]]
         streams = source.partition('/')[0].lower() in (*STREAMS, 'wds')
         train, val = (_streams if streams else _numbered)(args, source)
     names = label_names(train.reader)
-    try:
+    with refused():
         check_names(names)
-    except ValueError as e:
-        raise SettingsError(str(e)) from e
     if len(names) == 1 or (not names and args.num_classes == 1):
         one = names[0] if names else 'by --num-classes 1'
         raise SettingsError(
@@ -102,10 +100,9 @@ def _find_source(args: argparse.Namespace) -> str:
     if name == SYNTHETIC or name in ('imagefolder', 'image_folder'):  # timm's other names for a folder
         name = FOLDER
     name = name if name in ('', FOLDER, PLACES365) else args.dataset
-    try:
-        return found_name(args.data_dir or '', name)
-    except ValueError as e:
-        raise SettingsError(str(e)) from e
+    with refused():
+        name = found_name(args.data_dir or '', name)
+    return name
 
 
 def _numbered(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Images]]:
@@ -113,12 +110,10 @@ def _numbered(args: argparse.Namespace, name: str) -> Tuple[Images, Optional[Ima
     common = dict(
         version=args.places_version, size=args.places_size, class_map=args.class_map or None, input_key=args.input_key,
         target_key=args.target_key, download=args.dataset_download, trust_remote_code=args.dataset_trust_remote_code)
-    try:
+    with refused((ImportError, ValueError, OSError)):
         train = create_dataset(
             name, args.data_dir or '', args.train_split, image_list=args.train_list,
             images_per_class=args.images_per_class, subset_seed=args.subset_seed, **common)
-    except (ImportError, ValueError, OSError) as e:
-        raise SettingsError(str(e)) from e
     _be_patient(args, train)
     if not args.val_split:
         return train, None
@@ -198,10 +193,8 @@ def fit_images(
     Raises:
         SettingsError: Images cannot have these channels.
     """
-    try:
+    with refused():
         mode = image_mode(args.in_chans, args.input_img_mode)
-    except ValueError as e:
-        raise SettingsError(str(e)) from e
     fit_channels(data_config, args.in_chans)
     for dataset in filter(None, (dataset_train, dataset_eval)):
         holder = dataset.reader if isinstance(dataset, IterableImageDataset) else dataset

@@ -23,7 +23,7 @@ from timm.models import safe_model_name
 from timm_focus.data.dataset import DataError
 from timm_focus.runs import read_summary
 from timm_focus.utils import FileError, is_scratch, write_whole
-from timm_focus.utils.errors import SettingsError, as_settings_error
+from timm_focus.utils.errors import SettingsError, as_settings_error, refused
 
 from .checkpoint import (
     FocusCheckpointSaver, Kept, Progress, find_kept, is_finite, load, newest_good, read_kept)
@@ -307,11 +307,9 @@ def _check_numbers(path: str) -> None:
     Raises:
         SettingsError: It is missing or damaged, or has numbers that are not finite.
     """
-    try:
+    with refused():
         state = load(path)
         read_kept(path, state)
-    except ValueError as e:
-        raise SettingsError(str(e)) from e
     if not is_finite(state):
         raise SettingsError(f'{path} has numbers that are not finite, of a run that diverged: {newest_good(path)}')
 

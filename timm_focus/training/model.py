@@ -11,7 +11,7 @@ from timm_focus.method import FocusNet
 from timm_focus.method.heads import classifiers
 from timm_focus.method.stem import break_ties
 from timm_focus.runs import check_name, is_source, model_arguments, start_from
-from timm_focus.utils.errors import SettingsError, as_settings_error
+from timm_focus.utils.errors import as_settings_error, refused
 
 from .arguments import FOCUS_MODEL_FLAGS
 from .settings import Settings
@@ -24,10 +24,8 @@ _logger = logging.getLogger('train')
 def build_model(args: Settings) -> Tuple[Settings, Any]:
     """Make the model, with the heads of its method; return settings with its channels and classes, and the model."""
     focus_args = {f'focus_{name}': getattr(args, f'focus_{name}') for name in FOCUS_MODEL_FLAGS}
-    try:
+    with refused():
         check_name(args.model)
-    except ValueError as e:
-        raise SettingsError(str(e)) from e
     shared = args.model if is_source(args.model) and args.pretrained else ''
     weights = args.initial_checkpoint or args.pretrained_path or shared
     with as_settings_error(f'The model {args.model} cannot be made'):
@@ -39,10 +37,8 @@ def build_model(args: Settings) -> Tuple[Settings, Any]:
         if args.method == 'focus':
             model = FocusNet(model, **focus_args)
     if weights:
-        try:
+        with refused():
             _logger.info(start_from(model, weights, new_classifier=weights == args.pretrained_path))
-        except ValueError as e:
-            raise SettingsError(str(e)) from e
     elif not args.pretrained and (args.method == 'focus' or args.has):
         stem = break_ties(model)
         if stem and args.rank == 0:

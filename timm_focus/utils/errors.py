@@ -2,12 +2,12 @@
 import contextlib
 import pickle
 import traceback
-from typing import Iterator
+from typing import Iterator, Tuple, Type, Union
 
 from .hub_errors import answered, explanation
 from .secrets import redact
 
-__all__ = ['SettingsError', 'as_settings_error', 'sentence']
+__all__ = ['SettingsError', 'as_settings_error', 'refused', 'sentence']
 
 
 class SettingsError(ValueError):
@@ -39,6 +39,15 @@ def as_settings_error(what: str) -> Iterator[None]:
         raise SettingsError(f'{what}: {_why(e)}') from e
     except (ArithmeticError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as e:
         raise SettingsError(f'{what}: {_why(e)}') from e
+
+
+@contextlib.contextmanager
+def refused(kinds: Union[Type[Exception], Tuple[Type[Exception], ...]] = ValueError) -> Iterator[None]:
+    """Turn an exception of these kinds (default: ValueError), whose message is a sentence, into a `SettingsError`."""
+    try:
+        yield
+    except kinds as e:
+        raise SettingsError(str(e)) from e
 
 
 def _why(error: BaseException) -> str:
