@@ -51,8 +51,8 @@ class TooLarge(Exception):
     pass
 
 
-def smallest_of_each_class(limit):
-    """Name of the smallest model of every model class, of those within the limit if one is given."""
+def smallest_of_each_class(limit, module=''):
+    """Name of the smallest model of every model class, of those within the limit and the module if they are given."""
     smallest, count = {}, 0
 
     def stop_when_too_large(module, name, parameter):
@@ -63,7 +63,7 @@ def smallest_of_each_class(limit):
 
     hook = register_module_parameter_registration_hook(stop_when_too_large)
     try:
-        for name in timm.list_models(exclude_filters='focus_*'):
+        for name in timm.list_models(module=module, exclude_filters='focus_*'):
             if not timm.is_model(f'focus_{name}'):
                 continue
             count = 0
