@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='run the checks that take seconds to minutes, too; of the '
                      'model classes of timm, a list of small ones')
-    parser.addoption('--long', action='store_true', help='run the checks that take many minutes each, too, and that CI '
-                     'leaves out; of the model classes of timm, all that have a model of at most 5 M parameters')
+    parser.addoption('--long', action='store_true', help='with --slow: run the checks that CI leaves out, too, which '
+                     'take minutes or are much like another; of the model classes of timm, all that have a model of at '
+                     'most 5 M parameters')
     parser.addoption('--all-models', action='store_true', help='with --slow and --long: of the models of timm, those '
                      'that are larger, too')
     parser.addoption('--rehearse', action='store_true', help='run the tests of a GPU on the CPU, as far as they go')
@@ -41,7 +42,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):  # not in setup.cfg, which pytest does not read when an option names a folder elsewhere
     config.addinivalue_line('markers', 'slow(*words): takes seconds to minutes, runs with --slow; with words, '
                             'the cases whose names have one of them')
-    config.addinivalue_line('markers', 'long: takes many minutes, runs with --long; not in CI, whose time is limited')
+    config.addinivalue_line('markers', 'long(*words): takes minutes, or is much like another, runs with --long; not in '
+                            'CI, whose time is limited; words as for slow')
     config.addinivalue_line('markers', 'cuda: needs a GPU')
 
 
@@ -49,13 +51,13 @@ def pytest_configure(config):  # not in setup.cfg, which pytest does not read wh
 def pytest_collection_modifyitems(config, items):
     for item in items:
         case = item.name.partition('[')[2]
-        for marker in list(item.iter_markers('slow')):
+        for marker in [*item.iter_markers('slow'), *item.iter_markers('long')]:
             if marker.args and not any(word in case for word in marker.args):
                 item.own_markers.remove(marker)
         if item.get_closest_marker('slow') and not config.getoption('--slow'):
             item.add_marker(pytest.mark.skip(reason='takes a while: give --slow'))
         if item.get_closest_marker('long') and not config.getoption('--long'):
-            item.add_marker(pytest.mark.skip(reason='takes many minutes: give --long'))
+            item.add_marker(pytest.mark.skip(reason='takes minutes, or is much like another: give --slow --long'))
         if item.get_closest_marker('cuda') and not (torch.cuda.is_available() or config.getoption('--rehearse')):
             item.add_marker(pytest.mark.skip(reason='needs a GPU, and torch finds none'))
 

@@ -67,6 +67,7 @@ def test_where_the_pool_is_linear_it_is_the_class_activation_map(name, photos):
 
 
 @pytest.mark.slow('resnet10t', 'efficientnet', 'swin')
+@pytest.mark.long('swin')
 @pytest.mark.parametrize('name', ['resnet10t', 'test_efficientnet', 'swin_tiny_patch4_window7_224', 'mixer_s32_224'])
 def test_grad_cam_of_a_linear_pool_is_its_class_activation_map(name, photos):
     model, x, target = make(name, sized(name)), photos(3, sized(name)), torch.tensor([1, 3, 3])

@@ -285,6 +285,7 @@ def test_weights_that_answer_with_nan_are_refused(refusal, image_folder, diverge
 
 
 @pytest.mark.slow('vgg11', 'vit', 'explain', 'area')
+@pytest.mark.long('vgg11')
 @pytest.mark.parametrize('model, size, near, argv', [
     *(('dla34', 70, 64, command) for command in ('area', 'explain', 'validate')),
     *(('test_vit', 70, 64, command) for command in ('area', 'explain', 'validate')),

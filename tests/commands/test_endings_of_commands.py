@@ -29,6 +29,7 @@ def test_threads_that_wait_sleep_before_torch_is_loaded():
 
 
 @pytest.mark.slow
+@pytest.mark.long('area')
 @pytest.mark.parametrize('name', ['area', 'explain', 'validate'])
 def test_ctrl_c_ends_a_command_in_one_line(name, image_folder, finished_run, tmp_path):
     """Sent to the process group, workers and all, as a terminal does, in the middle of its images."""

@@ -394,6 +394,7 @@ def test_classes_without_names_have_numbers(command, image_folder, tmp_path):
 # pictures
 
 @pytest.mark.slow
+@pytest.mark.long('svg')
 @pytest.mark.parametrize('kind', ['png', 'pdf', 'svg'])
 def test_pictures_of_every_format_write_words_as_they_are(command, photo, tmp_path, kind):
     names = ['$\\frac{1$', '<b>&amp;</b>', '{{ x }} $a_b$', 'plain', '\x1b[31mred\u202e', '写真']

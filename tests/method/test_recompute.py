@@ -84,6 +84,7 @@ def test_recomputing_changes_no_number_of_a_variant(focus, loss, photos):
 
 
 @pytest.mark.slow
+@pytest.mark.long('clean')
 @pytest.mark.parametrize('name, bn', [
     ('test_resnet', 'shared'), ('test_resnet', 'clean'), ('vit_tiny_patch16_224', 'shared')])
 def test_compiled_recomputing_equals_eager(name, bn, photos, monkeypatch):

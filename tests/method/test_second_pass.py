@@ -229,6 +229,7 @@ def test_settings_that_make_no_sense(name, kwargs, message):
 
 
 @pytest.mark.slow
+@pytest.mark.long('focus2', 'focus4')
 @pytest.mark.parametrize('name, focus', [
     (CNN, dict(focus_map='grid')), (CNN, dict(focus_size=0.75)), (CNN, dict(focus_share=0.3)),
     (VIT, dict(focus_drop_tokens=True)), (CNN, dict(in_turn=True))])

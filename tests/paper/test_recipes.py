@@ -472,6 +472,7 @@ def test_networks_start_as_torchvisions_do(build):
 
 
 @pytest.mark.slow
+@pytest.mark.long('DenseNet121', 'ResNet50', 'Table 4', 'Table 6', 'Table 7', 'ResNet34, base', 'ShuffleNetV2, base')
 @pytest.mark.parametrize('row', [row for row in TABLES if row.cell[0] in ('ResNet18', FULL)] + [
     row for row in TODAY if 'distillation' not in row.command], ids=identify)
 def test_a_step_by_the_script(row, places, monkeypatch, capsys):

@@ -118,6 +118,7 @@ def test_what_else_ends_a_run(strike, what, code, words):
 
 
 @pytest.mark.slow
+@pytest.mark.long('--mixup')
 @pytest.mark.parametrize('flags', ['', '--use-multi-epochs-loader', '--mixup 0.2 --mixup-off-epoch 1'])
 def test_a_dashboard_waits_for_nobody(strike, flags):
     pytest.importorskip('wandb')
@@ -128,6 +129,7 @@ def test_a_dashboard_waits_for_nobody(strike, flags):
 
 
 @pytest.mark.slow
+@pytest.mark.long('disk', 'worker')
 @pytest.mark.parametrize('what, rank, words', [
     pytest.param('exception', 0, "KeyError: 'lost'", marks=pytest.mark.long),
     ('exception', 1, "KeyError: 'lost'"),
@@ -145,7 +147,8 @@ def test_what_ends_one_process_ends_all(strike, what, rank, words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('tries', [2, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('tries', [2, 10])
 def test_torchrun_starts_a_killed_run_anew(strike, tmp_path, tries):
     """Killed at several steps, either process, it comes to what an undisturbed run comes to."""
     flags = '-j 0 -b 4 --epochs 2 --recovery-interval 1 --model-ema --model-ema-decay 0.8 --experiment'

@@ -174,6 +174,7 @@ COMMON = [name if name in ('adl', 'acol') else pytest.param(name, marks=pytest.m
 
 
 @pytest.mark.slow('acol')
+@pytest.mark.long('acol')
 @pytest.mark.parametrize('name', COMMON)
 def test_every_method_trains_in_mixed_precision(train, name):
     model, more = METHODS[name]
@@ -183,6 +184,7 @@ def test_every_method_trains_in_mixed_precision(train, name):
 
 
 @pytest.mark.slow
+@pytest.mark.long('mean', 'by method', 'random', 'side only', 'none+has', 'half')
 @pytest.mark.parametrize('name', COMMON)
 def test_every_method_trains_in_two_processes(fork, settings, image_folder, tmp_path, name):
     model, more = METHODS[name]
@@ -487,6 +489,7 @@ train_focus.cli()
 
 
 @pytest.mark.slow
+@pytest.mark.long('stood2', 'stood3')
 @pytest.mark.parametrize('where, count, number, stood', [
     ('training', 8, signal.SIGTERM, (1, 2)), ('validation', 5, signal.SIGINT, (0, 6)),
     *(pytest.param(*row, marks=pytest.mark.slow) for row in (
@@ -507,6 +510,7 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
+@pytest.mark.long('--dist-bn')
 @pytest.mark.parametrize('more', ['', '--no-ddp-bb', "--dist-bn ''"])
 def test_a_signal_to_one_process_ends_both(fork, settings, tmp_path, train, more):
     """And both go on as if nothing had happened, each with statistics of BatchNorm of its own."""
@@ -707,6 +711,7 @@ def test_a_run_that_diverges_says_so(settings, monkeypatch, capsys):
 
 
 @pytest.mark.slow('levit', 'pit_ti', 'lite0')
+@pytest.mark.long('pit_ti')
 @pytest.mark.parametrize('model, more', [
     ('focus_efficientnet_lite0', '--bn-eps 0.5'),
     ('focus_levit_128s', '--head-init-scale 0.5 --head-init-bias 0.1 --img-size 224 -b 4'),

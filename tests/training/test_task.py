@@ -414,6 +414,7 @@ def test_compiled_training_equals_eager(row, backend):
 
 
 @pytest.mark.slow
+@pytest.mark.long('mining')
 @pytest.mark.parametrize('focus', [
     {}, pytest.param(dict(recompute=True), marks=pytest.mark.slow), pytest.param(MINING, marks=pytest.mark.slow)],
     ids=['focus', 'recompute', 'mining'])

@@ -100,6 +100,7 @@ def data(photo, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long('mambaout')
 @pytest.mark.parametrize('name', FEW)
 def test_a_few_families(name, data, tmp_path, quietly):
     pytest.importorskip('pytorch_grad_cam')

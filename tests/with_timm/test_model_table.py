@@ -89,6 +89,7 @@ def test_a_model_trains_resumes_and_exports(train, settings, name):
 
 
 @pytest.mark.slow(*LARGER)
+@pytest.mark.long('crossvit', 'swin', 'levit', 'hiera', 'deit', 'densenet')
 @pytest.mark.parametrize('name', TABLE)
 def test_a_model_trains_in_mixed_precision_and_with_gradient_checkpointing(train, name):
     run = train(f'{flags(name)} --stop-epoch 1', 'float32', model=focus(name))
@@ -109,6 +110,7 @@ def test_a_model_trains_in_mixed_precision_and_with_gradient_checkpointing(train
 
 
 @pytest.mark.slow
+@pytest.mark.long('swin', 'densenet', 'convnext', 'test_efficientnet', 'deit')
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=pytest.mark.long) if name in TAKING_LONG_TO_COMPILE else name for name in TABLE])
 def test_a_model_compiles_without_a_graph_break(train, name):
