@@ -17,7 +17,7 @@ from timm_focus.commands.main import main
 from timm_focus.commands.models import describe_model
 
 FEW = ['test_resnet', 'test_vit', 'test_mambaout']
-LIMIT = 30_000_000  # parameters
+SMALL, LARGER = 30_000_000, 120_000_000  # parameters
 
 
 def typed(*argv):
@@ -112,7 +112,7 @@ def test_a_few_families(name, data, tmp_path, quietly):
 def test_every_family(module, request, data, tmp_path, quietly):
     if not request.config.getoption('--all-models'):
         pytest.skip('takes half a minute and more: give --all-models')
-    names = smallest_of_each_class(LIMIT, module)
+    names = smallest_of_each_class(SMALL, module) or smallest_of_each_class(LARGER, module)
     if not names:
-        pytest.skip(f'{module} has no model of at most {LIMIT / 1e6:.0f} M parameters')
+        pytest.skip(f'{module} has no model of at most {LARGER / 1e6:.0f} M parameters')
     look(next(iter(names.values())), data, tmp_path)
