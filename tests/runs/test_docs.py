@@ -206,7 +206,8 @@ def test_two_processes_on_a_cpu(image_folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more, least', [(['--dataset', 'synthetic', '--epochs', '3'], 30), pytest.param([], 60, marks=pytest.mark.long)])
+@pytest.mark.parametrize('more, least', [
+    (['--dataset', 'synthetic', '--epochs', '3'], 30), pytest.param([], 60, marks=pytest.mark.long)])
 def test_without_arguments(tmp_path, monkeypatch, more, least):
     """The demo itself, and in short: far above chance, which is 12.5 %, with its pictures."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
