@@ -108,7 +108,8 @@ def test_a_few_families(name, data, tmp_path, quietly):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('module', timm.list_modules())
+@pytest.mark.parametrize('module', [
+    module for module in timm.list_modules() if timm.list_models(module=module, exclude_filters='focus_*')])
 def test_every_family(module, request, data, tmp_path, quietly):
     if not request.config.getoption('--all-models'):
         pytest.skip('takes half a minute and more: give --all-models')
