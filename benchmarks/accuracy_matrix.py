@@ -114,11 +114,11 @@ MATRIX = (
     Block(3, 'objects', 'shufflenetv2_x1_5', ('plain', 'plain_2x', 'focus'), 3, 30, 250),
     Block(4, 'scenes', 'resnet18', ON_A_GPU, 3, 20, None, 128, AMP),
     Block(4, 'scenes', 'resnet34', ON_A_GPU, 3, 20, None, 128, AMP),
-    Block(5, 'scenes', 'resnet10t', SCREENED, 1, 10, 370, flags=BFLOAT16),
+    Block(5, 'scenes', 'resnet10t', SCREENED, 1, 10, None),  # float32, as not every CPU has matrix units
     Block(5, 'scenes', 'tf_efficientnet_lite0', SCREENED, 1, 2, 75, 96, FINE_TUNING, True),
     Block(6, 'scenes', 'vit_tiny_patch16_224', ('plain_2x', 'focus', 'half_tokens', 'auto', 'masksub', 'cutmix_2x'), 1,
           20, None, flags=VIT),
-    Block(7, 'scenes', 'resnet10t', SHARES, 3, 10, 93, 128, BFLOAT16),
+    Block(7, 'scenes', 'resnet10t', SHARES, 3, 10, None, 128),
 )
 
 
