@@ -173,3 +173,14 @@ def test_grad_cam_is_asked_for_where_it_is_needed(photos, monkeypatch):
         classifier_map(model, photos(1))
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert classifier_map(make('resnet10t'), photos(1)).kind == 'classifier'
+
+
+@pytest.mark.slow
+def test_sequencers_classifier_is_within_its_head(photos):
+    model, x = make('sequencer2d_s', 64), photos(2, 64)
+    found = classifier_map(model, x, torch.tensor([1, 3]))
+    fc = model.head.fc
+    with torch.no_grad():
+        expected = slow_map(model.forward_features(x)[0].permute(2, 0, 1), fc.weight, 1)
+    assert found.kind == 'classifier' and expected.std() > 1e-3
+    assert torch.allclose(found.map[0], expected, atol=1e-3 * expected.abs().max())

@@ -39,6 +39,9 @@ def look(name, data, folder, size=None):
     torch.manual_seed(0)
     kwargs = timm.models.resolve_model_input_args(name, dict(img_size=size), num_classes=2)
     model = timm.create_model(**kwargs)
+    for p in model.parameters():
+        if p.ndim > 1 and not p.any():  # Sequencer's classifier begins at 0, and would find every class nowhere
+            torch.nn.init.normal_(p, std=0.02)
     torch.save(model.state_dict(), folder / f'{name}.pth')
     del model
     argv = (data, '--model', name, '--checkpoint', folder / f'{name}.pth', '--img-size', size, '-j', '0', '-b', '2')

@@ -129,7 +129,8 @@ def _forward(model: nn.Module, x: Tensor) -> Tuple[Tensor, List[Tensor], Optiona
 def _linear_weight(model: nn.Module, feature: Tensor, logits: Tensor) -> Optional[Tensor]:
     """Weight `[K, C]` of the classifier if its logits are W mean(feature) + b, else None."""
     if hasattr(model, 'get_classifier'):
-        layers = [model.get_classifier()]
+        classifier = model.get_classifier()  # in Sequencer it is the whole head, in distilled models a pair
+        layers = list(classifier.modules()) if isinstance(classifier, nn.Module) else []
     else:
         layers = list(model.modules())[::-1]
     shape = (logits.shape[1], feature.shape[1])
