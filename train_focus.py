@@ -37,7 +37,7 @@ from timm_focus.training import (
     create_task, decide, default_lr, describe, describe_cost, describe_training, differing, draw_sheet,
     fit_images, keep_lists, note_data, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
     train_one_epoch, validate)
-from timm_focus.training.checkpoint import load as load_checkpoint, restore_buffers
+from timm_focus.training.saver import load as load_checkpoint, restore_buffers
 from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.errors import refused
 from timm_focus.utils.memory_format import use_channels_last

@@ -247,7 +247,7 @@ from timm.utils import distribute_bn
 import timm, timm_focus
 from timm.layers import convert_sync_batchnorm
 from timm_focus.training import FocusTask, Interruption
-from timm_focus.training.checkpoint import gather_buffers, restore_buffers
+from timm_focus.training.saver import gather_buffers, restore_buffers
 cuda = torch.cuda.is_available()
 device = torch.device('cuda:0' if cuda else 'cpu')
 dist.init_process_group('nccl' if cuda else 'gloo', init_method='file://' + sys.argv[1], rank=0, world_size=1)

@@ -15,7 +15,7 @@ from timm.task import ClassificationTask
 from torch import nn
 
 from timm_focus.training import FocusCheckpointSaver, Progress, RunFolder, SettingsError
-from timm_focus.training.checkpoint import check_finite, find_kept, is_finite, ranking
+from timm_focus.training.saver import check_finite, find_kept, is_finite, ranking
 from timm_focus.runs import read_summary
 from timm_focus.training.summary import Summary
 

@@ -7,7 +7,7 @@ from torch import nn
 from timm_focus import focus_area
 from timm_focus.analysis import classifier_map, explain, faithfulness, multiply_adds
 from timm_focus.analysis.plots import focus_sheet
-from timm_focus.training.report import tap_size
+from timm_focus.training.journal import tap_size
 from timm_focus.utils.modes import evaluating
 
 LOOKS = {

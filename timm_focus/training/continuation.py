@@ -13,7 +13,7 @@ from timm_focus.runs.kinds import IDENTITY, ORDER
 from timm_focus.utils.errors import as_settings_error
 from timm_focus.utils.text import brief
 
-from .checkpoint import PLATEAU_COUNTERS, Kept, Progress, load, read_kept
+from .saver import PLATEAU_COUNTERS, Kept, Progress, load, read_kept
 
 __all__ = ['changed_settings', 'check_order', 'resume']
 

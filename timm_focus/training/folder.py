@@ -25,8 +25,7 @@ from timm_focus.runs import read_summary
 from timm_focus.utils import FileError, is_scratch, write_whole
 from timm_focus.utils.errors import SettingsError, as_settings_error, refused
 
-from .checkpoint import (
-    FocusCheckpointSaver, Kept, Progress, find_kept, is_finite, load, newest_good, read_kept)
+from .saver import FocusCheckpointSaver, Kept, Progress, find_kept, is_finite, load, newest_good, read_kept
 
 __all__ = ['RunFolder', 'decide']
 

@@ -23,10 +23,10 @@ from timm_focus.data.dataset import DataError
 from timm_focus.utils import open_whole
 from timm_focus.utils.warned import warned
 
-from .checkpoint import FocusCheckpointSaver, Progress, check_finite, gather_buffers
 from .device import cores
 from .interrupt import Interrupted, Interruption
 from .reproducible import seed_all
+from .saver import FocusCheckpointSaver, Progress, check_finite, gather_buffers
 
 __all__ = ['train_one_epoch', 'validate']
 

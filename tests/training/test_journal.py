@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 
-from timm_focus.training import build_parser, parse_args, report
+from timm_focus.training import build_parser, journal, parse_args
 from timm_focus.training.loop import _keep_picture
-from timm_focus.training.report import Journal, _headline, describe_cost
+from timm_focus.training.journal import Journal, _headline, describe_cost
 
 
 def said(caplog, *args):
@@ -28,7 +28,7 @@ def test_costs_are_counted_of_every_kind_of_model(caplog, name, size):
 def test_a_count_that_fails_is_no_fault_of_the_size(caplog, monkeypatch):
     def fails(*_):
         raise AttributeError("'NoneType' object has no attribute 'next_functions'")
-    monkeypatch.setattr(report, 'multiply_adds', fails)
+    monkeypatch.setattr(journal, 'multiply_adds', fails)
     lines = said(caplog, timm.create_model('focus_resnet10t', num_classes=3), (3, 64, 64))
     assert lines[0].startswith('The multiply-adds cannot be counted: AttributeError: ')
     assert lines[1] == 'Tapped feature: layer3, 256 channels of 4 x 4'
@@ -55,7 +55,7 @@ def test_class_names_are_drawn_as_they_are(train, image_folder):
 def test_a_picture_that_cannot_be_drawn_ends_no_run(train, monkeypatch):
     def fails(*_):
         raise RuntimeError('no fonts\nat all')
-    monkeypatch.setattr(report, 'focus_sheet', fails)
+    monkeypatch.setattr(journal, 'focus_sheet', fails)
     run = train('--img-size 64 --focus-save-images --sheet-images 2')
     assert run.err.count('focus-0.png cannot be drawn: RuntimeError: no fonts at all') == 1
     assert run.err.count('focus.png cannot be drawn') == 1 and 'Load it with timm' in run.err

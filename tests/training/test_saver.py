@@ -15,7 +15,7 @@ from timm.utils import NativeScaler
 
 from timm_focus.runs.kinds import ORDER
 from timm_focus.training import FocusCheckpointSaver, FocusTask, Progress, SettingsError, resume
-from timm_focus.training.checkpoint import Kept, gather_buffers, restore_buffers
+from timm_focus.training.saver import Kept, gather_buffers, restore_buffers
 from timm_focus.training.continuation import check_order
 
 NAME = 'resnet10t'
