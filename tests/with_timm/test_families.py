@@ -17,7 +17,7 @@ from timm_focus.commands.main import main
 from timm_focus.commands.models import describe_model
 
 FEW = ['test_resnet', 'test_vit', 'test_mambaout']
-SMALL, LARGER = 30_000_000, 120_000_000  # parameters
+SMALL, LARGER = 30_000_000, 170_000_000  # parameters
 
 
 def typed(*argv):
