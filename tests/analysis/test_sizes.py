@@ -30,7 +30,7 @@ def runs(name, size):
 
 
 @pytest.mark.slow('vgg11', 'maxvit', 'hrnet', 'pit')
-@pytest.mark.long('hrnet')
+@pytest.mark.long('hrnet', 'vgg11')
 @pytest.mark.parametrize('name, size, near', CANNOT)
 def test_a_size_that_a_model_cannot_take(name, size, near):
     if runs(name, size):

@@ -30,7 +30,7 @@ def count(name, prefix='', size=224, n=8, **kwargs):
         return step_cost(model, lambda: task(x, y)['loss'])
 
 
-@pytest.mark.long('densenet')
+@pytest.mark.long('densenet', 'shufflenet')
 @pytest.mark.parametrize('name, kwargs', [
     *(pytest.param(name, kwargs, marks=pytest.mark.slow) for name, kwargs in SHORT.items()),
     *(pytest.param(name, {}, marks=pytest.mark.long) for name in (*PAPER, 'vit_small_patch16_224', 'convnext_tiny'))])

@@ -249,6 +249,7 @@ def test_it_compiles_whole(photos):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_run_has_the_same_losses(train):
     eager = train(ACOL, 'eager', model=TINY)
     torch._dynamo.reset()

@@ -84,6 +84,7 @@ def test_area_goes_on_after_a_name_that_is_no_utf8(command, image_folder, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long('C.UTF-8')
 @pytest.mark.parametrize('locale', ['C', 'C.UTF-8'])
 def test_names_are_written_in_any_locale(locale, image_folder, finished_run, tmp_path):
     name = b'left/caf\xe9 \xc3\xa9.jpg'

@@ -103,7 +103,7 @@ def linearised(model):
 @pytest.mark.slow(
     'vgg11', 'resnext50', 'densenet121', 'darknet53', 'xception41', 'inception_v4', 'resnetv2_50', 'dla34',
     'cspresnet50', 'dpn', 'repvgg', 'regnet', 'lite0', 'mobilenetv1', 'hgnet')
-@pytest.mark.long('vgg11', 'inception_v4', 'xception41')
+@pytest.mark.long('vgg11', 'inception_v4', 'xception41', 'darknet53', 'resnext50', 'cspresnet50')
 @pytest.mark.parametrize('name', FAMILIES)
 def test_it_is_the_support_of_the_gradient(name):
     torch.set_num_threads(1)

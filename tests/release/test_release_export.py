@@ -119,6 +119,7 @@ def test_however_it_was_trained(wrapping, model, tmp_path):
 
 
 @pytest.mark.slow('coat_tiny', 'convnext', 'shufflenet')
+@pytest.mark.long('coat_tiny')
 @pytest.mark.parametrize('name, kwargs', [
     ('coat_tiny', {}),  # parameters that several modules share
     ('test_vit', dict(img_size=64)), ('test_convnext', dict(in_chans=1)), ('shufflenetv2_x0_5', {}),

@@ -118,7 +118,7 @@ def test_what_else_ends_a_run(strike, what, code, words):
 
 
 @pytest.mark.slow
-@pytest.mark.long('--mixup')
+@pytest.mark.long('--mixup', '--use-multi')
 @pytest.mark.parametrize('flags', ['', '--use-multi-epochs-loader', '--mixup 0.2 --mixup-off-epoch 1'])
 def test_a_dashboard_waits_for_nobody(strike, flags):
     pytest.importorskip('wandb')

@@ -22,7 +22,7 @@ def scale(run, name='last'):
 
 
 @pytest.mark.slow
-@pytest.mark.long('convnext')
+@pytest.mark.long('convnext', 'shufflenet')
 @pytest.mark.parametrize('name', OVERFLOWING)
 def test_the_scale_backs_off_where_gradients_overflow_and_the_run_learns(train, name):
     run = train(f'--no-aug --opt adamw --lr 1e-3 {OVERFLOWING[name]} {FLOAT16} --epochs 8', model=f'focus_{name}')

@@ -510,7 +510,7 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-@pytest.mark.long('--dist-bn')
+@pytest.mark.long('--dist-bn', '--no-ddp-bb')
 @pytest.mark.parametrize('more', ['', '--no-ddp-bb', "--dist-bn ''"])
 def test_a_signal_to_one_process_ends_both(fork, settings, tmp_path, train, more):
     """And both go on as if nothing had happened, each with statistics of BatchNorm of its own."""

@@ -397,6 +397,7 @@ def test_without_erasing_a_step_is_that_of_the_side_row(row):
 # compiled
 
 @pytest.mark.slow
+@pytest.mark.long('all-aot')
 @pytest.mark.parametrize('row, backend', [('all', 'aot_eager'), ('attention mining', 'eager')])
 def test_compiled_training_equals_eager(row, backend):
     tasks = make_task(RESNET, double=True, **ROWS[row]), make_task(RESNET, double=True, **ROWS[row])

@@ -63,6 +63,7 @@ def close(a, b):
 
 
 @pytest.mark.slow(*LARGER)
+@pytest.mark.long('crossvit')
 @pytest.mark.parametrize('name', TABLE)
 def test_a_model_trains_resumes_and_exports(train, settings, name):
     """One step an epoch, with a running average and gradient accumulation; stopped, resumed, exported."""

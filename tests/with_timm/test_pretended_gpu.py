@@ -170,6 +170,7 @@ IN_TURN = ('in turn', 'masksub', 'masksub, tokens')  # two backward passes a ste
 
 
 @pytest.mark.slow('vit')
+@pytest.mark.long('adaptively', 'half of', 'adamw', 'clean', 'binary')
 @pytest.mark.parametrize('row', [
     row if row in ('focus', 'mixed', 'vit') else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
 def test_an_epoch_waits_for_the_card_at_its_log_line_alone(row, monkeypatch):

@@ -520,6 +520,7 @@ def test_a_compiled_run_has_the_same_losses(train):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_other_tasks_compile(train, teacher):
     torch._dynamo.reset()
     for kind in ('logit', 'feature'):
