@@ -35,7 +35,8 @@ def typed(*argv):
 
 def look(name, data, folder, size=None):
     """Every command on a model: raises where something is wrong."""
-    size = size or timm.get_pretrained_cfg(name).to_dict().get('input_size')[1]
+    cfg = timm.get_pretrained_cfg(name).to_dict()
+    size = size or cfg['input_size'][1] // (2 if cfg['input_size'][1] > 512 and not cfg['fixed_input_size'] else 1)
     torch.manual_seed(0)
     kwargs = timm.models.resolve_model_input_args(name, dict(img_size=size), num_classes=2)
     model = timm.create_model(**kwargs)
