@@ -1,4 +1,6 @@
 """Puts models into the channels_last memory format if they can run in it."""
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ def _run(model: nn.Module, x: Tensor) -> None:
         model(x)
 
 
-def _layer_that_crashes(model: nn.Module) -> str | None:
+def _layer_that_crashes(model: nn.Module) -> Optional[str]:
     """Name of the first convolution that oneDNN cannot train in channels_last, None if there is none.
 
     Its gradient of the weights writes past its memory (https://github.com/uxlfoundation/oneDNN/issues/6035) where a
