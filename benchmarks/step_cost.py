@@ -6,7 +6,8 @@
     python benchmarks/step_cost.py resnet18 --torchcompile --steps 15
 
 Steps of all kinds take turns in one process. The ratio of times is the median over rounds of a step's time to that of
-the plain step beside it, so a machine that slows down for a while disturbs it little.
+the plain step beside it, so a machine that slows down for a while disturbs it little. For a kind that erases in every
+k-th step, each k rounds in a row count as one, with their mean.
 
 On CUDA, time is measured by events around three steps; with float16 they include the loss scaler. The peak of memory is
 the allocator's, over what was allocated before; it includes the gradients of parameters. On the CPU the peak is that of
@@ -123,6 +124,10 @@ def cost_of(function, device, calls=3):
     return events[0].elapsed_time(events[1]) / 1000 / calls, torch.cuda.max_memory_allocated(device) - before
 
 
+def _means(values, n):
+    return [statistics.mean(values[i:i + n]) for i in range(0, len(values), n)]
+
+
 def measure(name, args):
     """Print a table of a model, with each kind of step compared with the plain one; return its lines as dicts."""
     device = torch.device(args.device)
@@ -132,7 +137,7 @@ def measure(name, args):
     labels = torch.randint(args.num_classes, (args.batch_size,), device=device)
     amp = functools.partial(torch.autocast, device.type, getattr(torch, args.amp)) if args.amp \
         else contextlib.nullcontext
-    counts, steps = {}, {}
+    counts, steps, rows = {}, {}, {}  # rows: the number of steps in a row that are measured as one
     for kind in dict.fromkeys(['plain', *args.kinds]):
         task = make_task(name, kind, args)
         if task is None:
@@ -161,25 +166,26 @@ def measure(name, args):
                 optimizer.step()
             optimizer.zero_grad()
 
-        steps[kind] = step
+        steps[kind], rows[kind] = step, every
         if kind == 'plain':
-            steps['forward'] = loss_of
+            steps['forward'], rows['forward'] = loss_of, 1
+    n_rounds = -(-args.steps // max(rows.values())) * max(rows.values())
     times, peaks = {kind: [] for kind in steps}, {}
-    for i in range(args.steps + 2 if args.steps else 0):  # the first two warm up
+    for i in range(n_rounds + 2 if n_rounds else 0):  # the first two warm up
         for kind, step in steps.items():
             seconds, peak = cost_of(step, device)
             if i >= 2:
                 times[kind].append(seconds)
-                peaks[kind] = peak
+                peaks[kind] = max(peak, peaks.get(kind, 0)) if peak is not None else None
     if device.type == 'cuda' and args.steps:
         counts = {kind: counts[kind]._replace(peak_bytes=peaks[kind]) for kind in counts}
 
     print(f'\n{name}')
-    print(f'{"":20}  {"GFLOP":>8} {"ratio":>7}  {"kept MiB":>8} {"ratio":>7}  {"peak MiB":>8} {"ratio":>7}  '
+    print(f'{"":22}  {"GFLOP":>8} {"ratio":>7}  {"kept MiB":>8} {"ratio":>7}  {"peak MiB":>8} {"ratio":>7}  '
           f'{"ratio":>7}  seconds: median (range)')
     lines = []
     for kind in steps:
-        line = f'{kind:20}'
+        line = f'{kind:22}'
         found = dict(model=name, kind=kind)
         if kind in counts:
             for value, base, unit in zip(counts[kind], counts['plain'], (1e9, 2 ** 20, 2 ** 20)):
@@ -189,10 +195,10 @@ def measure(name, args):
         else:
             line += ' ' * 54
         if args.steps:
-            ratio = statistics.median(a / b for a, b in zip(times[kind], times['plain']))
-            line += f'  {ratio:7.3f}  {spread(times[kind])}'
-            found.update(
-                ratio=ratio, seconds=statistics.median(times[kind]), low=min(times[kind]), high=max(times[kind]))
+            of_kind, of_plain = (_means(times[k], rows[kind]) for k in (kind, 'plain'))
+            ratio = statistics.median(a / b for a, b in zip(of_kind, of_plain))
+            line += f'  {ratio:7.3f}  {spread(of_kind)}'
+            found.update(ratio=ratio, seconds=statistics.median(of_kind), low=min(of_kind), high=max(of_kind))
             if peaks[kind] is not None:
                 found.update(peak_bytes=peaks[kind], peak_bytes_ratio=peaks[kind] / peaks['plain'])
         print(line, flush=True)
