@@ -137,6 +137,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     only = parser.add_mutually_exclusive_group()
     only.add_argument('--list', action='store_true', help='show cells, states and times, and run nothing')
     only.add_argument('--report', action='store_true', help='write tables and figure of the results, and run nothing')
+    only.add_argument('--curves', metavar='DIR', help='draw accuracy against passes, of results (--results DIR/1, '
+                      'DIR/2 ...) of several numbers of epochs, and run nothing')
     parser.add_argument('--output', default='output/accuracy', metavar='DIR', help='folder of unfinished '
                         'cells (default: output/accuracy)')
     parser.add_argument('--results', metavar='DIR', help='folder of results (default: benchmarks/results)')
@@ -147,8 +149,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     held_back = Path(args.output) / 'held_back'
     args.results = Path(args.results or (held_back if args.held_back else RESULTS)).resolve()
     args.output = Path(args.output).resolve()
-    if not (args.report or args.scenes or args.objects):
+    if not (args.report or args.curves or args.scenes or args.objects):
         parser.error('No data is named: give --scenes DIR, --objects DIR or both, or --report.')
+    if args.curves and not Path(args.curves).is_dir():
+        parser.error(f'--curves is {args.curves}, which is no folder: give one with folders of results.')
     for name, low in (('seeds', 1), ('epochs', 1), ('img_size', 33)):  # at 32 px the last map has one place
         value = getattr(args, name)
         if value is not None and value < low:
@@ -505,6 +509,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             from accuracy_report import report
 
             report(args.results)
+            return 0
+        if args.curves:
+            from accuracy_report import curves
+
+            curves(Path(args.curves))
             return 0
         cells = plan(args)
         if args.list:

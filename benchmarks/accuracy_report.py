@@ -13,7 +13,7 @@ from accuracy_matrix import CLAIMS, MATRIX, METHODS, Block
 from timm_focus.analysis.comparison import Images, contrast
 from timm_focus.utils import write_whole
 
-__all__ = ['judge', 'load', 'report']
+__all__ = ['curves', 'judge', 'load', 'report']
 
 COLUMNS = ('data', 'kind', 'model', 'method', 'seed', 'epochs', 'passes', 'images', 'seconds', 'n_val', 'top1', 'top5',
            'coverage', 'coverage_map', 'lost_10', 'lost_25', 'lost_50', 'random_10', 'random_25', 'random_50',
@@ -231,6 +231,96 @@ def report(results: Path) -> None:
     print(f'{results / "README.md"}, cells.csv and accuracy.png beside it')
     for row in judged:
         print(f'{row["answer"]:22} {row["claim"]} ({row["where"]}): {row["difference"]}')
+
+
+# accuracy against the number of passes
+
+def curves(folder: Path) -> None:
+    """Write `README.md` and `curves.png` of the results in folders within `folder`, one for each number of epochs.
+
+    Raises:
+        ValueError: No cell is done.
+    """
+    found: Dict[Tuple[str, str], Dict[float, List[Dict[str, Any]]]] = {}
+    images, records = {}, {}
+    for part in sorted(folder.iterdir()):
+        rows, of_images = load(part)
+        for (data, model), cells in of_images.items():
+            group = [row for row in rows if (row['data'], row['model']) == (data, model)]
+            budget = next((_compute(row) for row in group if row['method'] == 'plain_2x'), max(map(_compute, group)))
+            found.setdefault((data, model), {})[budget] = group
+            images[data, model, budget] = cells
+            records[data, model] = _record(part, group[0]), machines(part, group)
+    if not found:
+        raise ValueError(f'There are no results in folders within {folder}: run some cells with --results first.')
+    parts = [CURVES]
+    for (data, model), budgets in sorted(found.items()):
+        table = []
+        for method in METHODS:
+            line = {'method': f'`{method}`'}
+            for budget, rows in sorted(budgets.items()):
+                cells = [row for row in rows if row['method'] == method]
+                text = ''
+                if cells:
+                    text = f'{statistics.fmean(float(row["top1"]) for row in cells):.1f}'
+                    compute = statistics.fmean(map(_compute, cells))
+                    if abs(compute - budget) > 0.01 * budget:
+                        text += f' ({compute:.0f} passes)'
+                    if method != 'plain_2x' and any(row['method'] == 'plain_2x' for row in rows):
+                        weights = {method: 1, 'plain_2x': -1}
+                        difference = contrast(rows, images[data, model, budget], weights, 'top1')
+                        text += f', {difference.value:+.1f} ({difference.images})'
+                line[f'{budget:g} passes'] = text
+            if any(list(line.values())[1:]):
+                table.append(line)
+        cell, machine = records[data, model]
+        settings = '; '.join(word for word in cell['base'].split('; ') if not word.endswith('epochs'))
+        parts += [f'## {data}, {model}\n', _table(table),
+                  f'Settings: {settings}. {machine}. A cell:\n\n```\n{cell["command"]}\n```\n']
+    write_whole(str(folder / 'README.md'), '\n'.join(parts))
+    _draw_curves(found, folder / 'curves.png')
+    print(f'{folder / "README.md"}, and curves.png beside it')
+
+
+def _compute(row: Dict[str, Any]) -> float:
+    return float(row['epochs']) * float(row['passes'])
+
+
+def _draw_curves(found: Dict[Tuple[str, str], Dict[float, List[Dict[str, Any]]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure(figsize=(6.5 * len(found), 4.2), layout='constrained')
+    for k, ((data, model), budgets) in enumerate(sorted(found.items())):
+        ax = figure.add_subplot(1, len(found), k + 1)
+        cells = [row for rows in budgets.values() for row in rows]
+        for method in METHODS:
+            n, points = list(METHODS).index(method), {}
+            for row in cells:
+                if row['method'] == method:
+                    points.setdefault(_compute(row), []).append(float(row['top1']))
+            if points:
+                x = sorted(points)
+                ax.plot(x, [statistics.fmean(points[i]) for i in x], f'{"os^Dv"[n // 10]}-', color=f'C{n % 10}',
+                        label=method)
+        ax.set_xscale('log')
+        ax.set_xticks(sorted(budgets), [f'{budget:g}' for budget in sorted(budgets)])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set(xlabel='passes over the training images', ylabel='top-1, %', title=f'{data}, {model}')
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.savefig(path, dpi=120, metadata={'Software': None})
+
+
+CURVES = """# Accuracy against the number of passes
+
+`python benchmarks/accuracy.py --curves DIR` writes this page and its figure from the folders in DIR, one for each
+number of epochs. All methods of a column cost the same, counted in passes of an image through the network, unless the
+number of passes stands beside. Differences are to plain training of the same number of passes, in percentage points,
+with 95 % intervals over images (a paired bootstrap). They are of one seed, which adds an uncertainty of its own.
+
+![Top-1 against passes](curves.png)
+"""
 
 
 INTRODUCTION = """# Accuracy

@@ -370,6 +370,32 @@ def test_the_page_of_results_has_them():
     assert shown == {method: pytest.approx(first[method], abs=0.051) for method in shown}
 
 
+def test_curves(tmp_path):
+    """Of real cells: those of 10 and of 20 epochs, as they would be in two folders of results."""
+    for part, methods in (('10', ('plain_2x', 'focus')), ('20', ('plain_4x', 'focus_2x'))):
+        for method in methods:
+            cell = f'miniplaces40/resnet10t-{method}-0'
+            shutil.copytree(accuracy.RESULTS / cell, tmp_path / part / cell)
+    assert accuracy.main(['--curves', str(tmp_path)]) == 0
+    lines = (tmp_path / 'README.md').read_text().splitlines()
+    found = {line.split('|')[1].strip(): line for line in lines if line.startswith('| ')}
+    assert found['method'] == '| method | 20 passes | 40 passes |'
+    assert found['`plain_2x`'] == '| `plain_2x` | 43.4 |  |' and found['`focus_2x`'] == '| `focus_2x` |  | 45.5 |'
+    rows, images = accuracy_report.load(tmp_path / '10')
+    difference = contrast(rows, images['miniplaces40', 'resnet10t'], {'focus': 1, 'plain_2x': -1}, 'top1')
+    assert -6 < difference.value < -3
+    assert f'{difference.value:+.1f} ({difference.images})' in found['`focus`']
+    assert (tmp_path / 'curves.png').stat().st_size > 10_000
+
+
+def test_curves_of_nothing(tmp_path, capsys):
+    assert accuracy.main(['--curves', str(tmp_path)]) == 2
+    assert 'run some cells with --results first' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        accuracy.main(['--curves', f'{tmp_path}/none'])
+    assert 'which is no folder' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_readme_compares_at_equal_compute():
     table = (ROOT / 'README.md').read_text().split('| focus - plain, points (95 % over seeds) |')[1].split('\n\n')[0]
