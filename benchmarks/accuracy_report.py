@@ -126,6 +126,11 @@ def _signed(weights: Dict[str, float], value: float) -> str:
     return f'{terms.removeprefix("+ ")} = {value:+.2f}'
 
 
+def _compute(row: Dict[str, Any]) -> float:
+    """Return how often a cell passed each training image through the network."""
+    return float(row['epochs']) * float(row['passes'])
+
+
 def _table(rows: Sequence[Dict[str, str]]) -> str:
     lines = [list(rows[0]), ['---'] * len(rows[0]), *([str(v) for v in row.values()] for row in rows)]
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
@@ -151,7 +156,7 @@ def method_rows(rows: Sequence[Dict[str, Any]], images: Images) -> List[Dict[str
         one = cells[0]
         table.append({
             'method': f'`{method}`', 'seeds': len(cells), 'epochs': one['epochs'],
-            'compute': f'{float(one["epochs"]) * float(one["passes"]):g}', 'top-1': mean(cells, 'top1', True),
+            'compute': f'{_compute(one):g}', 'top-1': mean(cells, 'top1', True),
             **against,
             'top-5': mean(cells, 'top5', True),
             f'coverage, {one["coverage_map"]} map': mean(cells, 'coverage', True),
@@ -186,7 +191,7 @@ def draw(rows: Sequence[Dict[str, Any]], path: Path) -> None:
     for k, ((_, data, model), cells) in enumerate(grouped.items()):
         ax = figure.add_subplot(high, wide, k + 1)
         found = {m: [cell for cell in cells if cell['method'] == m] for m in METHODS}
-        compute = {m: float(f[0]['epochs']) * float(f[0]['passes']) for m, f in found.items() if f}
+        compute = {m: _compute(f[0]) for m, f in found.items() if f}
         for method, x in compute.items():
             n = list(METHODS).index(method)  # a method looks the same in all panels
             tops = [float(cell['top1']) for cell in found[method]]
@@ -245,11 +250,10 @@ def curves(folder: Path) -> None:
     images, records = {}, {}
     for part in sorted(folder.iterdir()):
         rows, of_images = load(part)
-        for (data, model), cells in of_images.items():
-            group = [row for row in rows if (row['data'], row['model']) == (data, model)]
+        for (_, data, model), group in groups(rows).items():
             budget = next((_compute(row) for row in group if row['method'] == 'plain_2x'), max(map(_compute, group)))
-            found.setdefault((data, model), {})[budget] = group
-            images[data, model, budget] = cells
+            found.setdefault((data, model), {}).setdefault(budget, []).extend(group)
+            images.setdefault((data, model, budget), {}).update(of_images[data, model])
             records[data, model] = _record(part, group[0]), machines(part, group)
     if not found:
         raise ValueError(f'There are no results in folders within {folder}: run some cells with --results first.')
@@ -280,10 +284,6 @@ def curves(folder: Path) -> None:
     write_whole(str(folder / 'README.md'), '\n'.join(parts))
     _draw_curves(found, folder / 'curves.png')
     print(f'{folder / "README.md"}, and curves.png beside it')
-
-
-def _compute(row: Dict[str, Any]) -> float:
-    return float(row['epochs']) * float(row['passes'])
 
 
 def _draw_curves(found: Dict[Tuple[str, str], Dict[float, List[Dict[str, Any]]]], path: Path) -> None:
@@ -317,7 +317,7 @@ CURVES = """# Accuracy against the number of passes
 `python benchmarks/accuracy.py --curves DIR` writes this page and its figure from the folders in DIR, one for each
 number of epochs. All methods of a column cost the same, counted in passes of an image through the network, unless the
 number of passes stands beside. Differences are to plain training of the same number of passes, in percentage points,
-with 95 % intervals over images (a paired bootstrap). They are of one seed, which adds an uncertainty of its own.
+with 95 % intervals over images (a paired bootstrap), to which seeds add an uncertainty of their own.
 
 ![Top-1 against passes](curves.png)
 """

@@ -137,7 +137,7 @@ def measure(name, args):
     labels = torch.randint(args.num_classes, (args.batch_size,), device=device)
     amp = functools.partial(torch.autocast, device.type, getattr(torch, args.amp)) if args.amp \
         else contextlib.nullcontext
-    counts, steps, rows = {}, {}, {}  # rows: the number of steps in a row that are measured as one
+    counts, steps, in_a_row = {}, {}, {}  # in_a_row: how many steps are measured as one
     for kind in dict.fromkeys(['plain', *args.kinds]):
         task = make_task(name, kind, args)
         if task is None:
@@ -166,10 +166,10 @@ def measure(name, args):
                 optimizer.step()
             optimizer.zero_grad()
 
-        steps[kind], rows[kind] = step, every
+        steps[kind], in_a_row[kind] = step, every
         if kind == 'plain':
-            steps['forward'], rows['forward'] = loss_of, 1
-    n_rounds = -(-args.steps // max(rows.values())) * max(rows.values())
+            steps['forward'], in_a_row['forward'] = loss_of, 1
+    n_rounds = -(-args.steps // max(in_a_row.values())) * max(in_a_row.values())
     times, peaks = {kind: [] for kind in steps}, {}
     for i in range(n_rounds + 2 if n_rounds else 0):  # the first two warm up
         for kind, step in steps.items():
@@ -195,7 +195,7 @@ def measure(name, args):
         else:
             line += ' ' * 54
         if args.steps:
-            of_kind, of_plain = (_means(times[k], rows[kind]) for k in (kind, 'plain'))
+            of_kind, of_plain = (_means(times[k], in_a_row[kind]) for k in (kind, 'plain'))
             ratio = statistics.median(a / b for a, b in zip(of_kind, of_plain))
             line += f'  {ratio:7.3f}  {spread(of_kind)}'
             found.update(ratio=ratio, seconds=statistics.median(of_kind), low=min(of_kind), high=max(of_kind))
