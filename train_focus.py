@@ -31,12 +31,12 @@ from timm_focus.baselines import HideAndSeek
 from timm_focus.data.dataset import BadImages, DataError, DataLost
 from timm_focus.release import HubError, add_publication_flags, note_images, planned_publication, push_run
 from timm_focus.training import (
-    FocusCheckpointSaver, FocusStart, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError,
+    AUTO, FocusCheckpointSaver, Interrupted, Interruption, Journal, Progress, RunFolder, SettingsError, Start,
     TwoSteps, as_settings_error, build_model, build_parser, changed_settings, check_order, check_readable,
     check_sizes, check_smallest_batch, check_teacher_sizes, conclude, create_datasets, create_loaders,
     create_task, decide, default_lr, describe, describe_cost, describe_training, differing, draw_sheet,
-    fit_images, keep_lists, note_data, parse_args, read_kept, resume, seed_all, set_epoch, set_up_device,
-    train_one_epoch, validate)
+    fit_images, found, keep_lists, note_data, parse_args, read_kept, resume, seed_all, set_complex,
+    set_epoch, set_up_device, train_one_epoch, validate)
 from timm_focus.training.saver import load as load_checkpoint, restore_buffers
 from timm_focus.utils import FileError, write_whole
 from timm_focus.utils.errors import refused
@@ -128,8 +128,9 @@ def main() -> None:
             start = resume(task, resume_path, state=state, **({} if args.no_resume_opt else training))
             del state  # it is as large as the weights and the optimizer
         if args.start_epoch is not None:
-            found = start.focus_start if (start.focus_start or 0) <= args.start_epoch else None
-            start = Progress(args.start_epoch, 0, args.start_epoch * updates_per_epoch, focus_start=found)
+            before = {name: epoch for name in ('focus_start', 'complex_start')
+                      if (epoch := getattr(start, name)) is not None and epoch <= args.start_epoch}
+            start = Progress(args.start_epoch, 0, args.start_epoch * updates_per_epoch, **before)
         elif not start.updates:  # another script wrote the checkpoint
             start = start._replace(updates=start.epoch * updates_per_epoch)
         _logger.info(f'Resuming {resume_path} at epoch {start.epoch}, batch {start.batch}.')
@@ -196,23 +197,29 @@ def main() -> None:
 
     # train
     best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
-    focus_start = FocusStart(args.focus_start, start.focus_start) if args.method == 'focus' else None
+    focus_start = Start('focus_start', args.focus_start, start.focus_start) if args.method == 'focus' else None
+    complex_start = Start('complex_start', AUTO, start.complex_start) if args.scheme == AUTO else None
+    autos = [begins for begins in (complex_start, focus_start) if begins is not None and begins.is_auto]
     with Interruption(args.distributed) as interruption, folder.advice(saver):
         for epoch in range(start.epoch, stop_epoch):
             progress = start if epoch == start.epoch else Progress(epoch, 0, epoch * updates_per_epoch)
+            progress = progress._replace(**found(autos))
             set_epoch(loader_train, epoch, progress.batch)
+            if complex_start is not None:
+                set_complex(loader_train, complex_start.has_come(epoch))
             if focus_start is not None:
                 task.set_erasing(focus_start.has_come(epoch))
                 if args.focus_copy_head and (epoch, progress.batch) == (focus_start.epoch, 0):
                     task.copy_head()
-                progress = progress._replace(focus_start=focus_start.epoch)
             if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
                 for mixer in (loader_train, mixup_fn):
                     if mixer is not None:
                         mixer.mixup_enabled = False
             train_metrics = train_on(loader_train, start=progress, saver=saver, interruption=interruption)
-            if focus_start is not None:
+            if focus_start is not None and (complex_start is None or complex_start.has_come(epoch)):
                 focus_start.look(epoch, train_metrics)
+            if complex_start is not None:
+                complex_start.look(epoch, train_metrics)
             if args.distributed and args.dist_bn:
                 distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
                 if task.has_ema() and not args.model_ema_force_cpu:
@@ -243,11 +250,9 @@ def main() -> None:
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
             if saver is not None:
-                is_auto = focus_start is not None and focus_start.is_auto
-                begins = focus_start.epoch if is_auto else None
-                journal.write(epoch, train_metrics, eval_metrics, lr, **(dict(focus_start=begins) if is_auto else {}))
+                journal.write(epoch, train_metrics, eval_metrics, lr, **found(autos))
                 buffers = None if args.dist_bn else saver.progress.buffers  # --dist-bn makes them equal everywhere
-                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, None, buffers, begins)
+                saver.progress = Progress(epoch + 1, 0, (epoch + 1) * updates_per_epoch, None, buffers, **found(autos))
                 best_metric, best_epoch = saver.save_checkpoint(epoch, metric=metric)
                 folder.note(saver.images)
             if args.distributed:
@@ -257,7 +262,7 @@ def main() -> None:
         journal.close()
     if saver is not None:
         drawn = None if finished else dataset_eval
-        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, drawn, data_config, focus_start)
+        conclude(args, task, folder.path, metric_name, best_metric, best_epoch, drawn, data_config, autos)
     folder.release()
     if args.distributed:
         dist.destroy_process_group()

@@ -63,9 +63,11 @@ METHODS = {
     'masksub': Method('--model {} --method masksub'),
     'randaugment_2x': Method('--model {} --aa rand-m9-mstd0.5', 1, 2),
     'crops_2x': Method('--model {} --scheme complex', 1, 2),
+    'crops_auto_2x': Method('--model {} --scheme auto', 1, 2),
     'mixup_cutmix_2x': Method('--model {} --mixup 0.2 --cutmix 1', 1, 2),
     'focus_cutmix': Method('--model focus_{} --cutmix 1'),
     'focus_crops': Method('--model focus_{} --scheme complex'),
+    'both_auto': Method('--model focus_{} --scheme auto --focus-start auto', 2, 2),
     'share_cam': Method('--model focus_{} --focus-share 0.3'),
     'share_mean': Method('--model focus_{} --focus-share 0.3 --focus-map mean'),
     'share_random': Method('--model focus_{} --focus-share 0.3 --focus-map random'),
@@ -76,9 +78,9 @@ LONGER = ('plain_4x', 'focus_2x')
 ON_A_GPU = ('plain_2x', 'focus', 'focus_random', 'cutmix_2x')  # all of equal compute
 SCREENED = (  # all at the compute of two plain epochs, or less
     'plain_2x', 'focus', 'auto', 'auto_detached', 'auto_copied', 'auto_main', 'detach_main', 'copied', 'main_detached',
-    'quarter', 'every_4th', 'size_0.75', 'masksub', 'cutmix_2x', 'randaugment_2x', 'crops_2x', 'mixup_cutmix_2x',
-    'focus_cutmix', 'focus_crops')
-SHARES = ('share_cam', 'share_mean', 'share_random', 'share_grid')  # does the map matter?
+    'quarter', 'every_4th', 'size_0.75', 'masksub', 'cutmix_2x', 'randaugment_2x', 'crops_2x', 'crops_auto_2x',
+    'mixup_cutmix_2x', 'focus_cutmix', 'focus_crops', 'both_auto')
+SHARES = ('plain_2x', 'share_cam', 'share_mean', 'share_random', 'share_grid')  # does the map matter?
 FIRST = [m for m in METHODS if list(METHODS).index(m) <= list(METHODS).index('detach_erased')]
 FINE_TUNING = '--batch-size 64 --weight-decay 1e-4 --lr 0.01'
 BFLOAT16 = '--batch-size 64 --weight-decay 5e-4 --amp --amp-dtype bfloat16'  # rates below are those of cores with AMX

@@ -1,4 +1,6 @@
 """The schemes against the words of the paper and of the README."""
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @pytest.fixture
 def transforms(image_folder):
     """`transforms('simple')` is what the script trains and what it validates with."""
-    def make(scheme, size=(224, 224)):
+    def make(scheme, size=(224, 224), more=()):
         args = train_focus.parse_args(train_focus.parser, [
-            str(image_folder), '--model', 'test_resnet', '-b', '4', '-j', '0', '--no-prefetcher', '--scheme',
-            scheme])[0]
+            str(image_folder), '--model', 'test_resnet', '-b', '4', '-j', '0', '--no-prefetcher', '--epochs', '2',
+            '--scheme', scheme, *more])[0]
         args = args.completed(prefetcher=False, distributed=False, world_size=1, rank=0)
         args, *datasets = train_focus.create_datasets(args)
         config = dict(input_size=(3, *size), mean=MEAN, std=STD, interpolation=args.interpolation,
@@ -88,6 +90,28 @@ def test_complex_is_a_random_resized_crop(coordinates, transforms):
     ratios = [abs(b - a) / (d - c) for a, b, c, d in found]
     assert 0.06 < min(areas) < 0.15 and max(areas) > 0.6
     assert 0.70 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.4
+
+
+@pytest.mark.parametrize('more', [
+    (), ('--color-jitter', '0.2'), ('--color-jitter-prob', '0.5'), ('--scale', '0.3', '1', '--hflip', '0'),
+    ('--aa', 'rand-m9-mstd0.5'),
+])
+def test_auto_is_simple_and_then_complex(photo, transforms, more):
+    def drawn(transform):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        return torch.stack([transform(photo) for _ in range(5)])
+
+    auto, other = (transforms(scheme, more=more)[0] for scheme in ('auto', 'complex'))
+    # what is given for the crop is of the complex scheme
+    simple = transforms('simple', more=more[more.index('1') + 1:] if '--scale' in more else more)[0]
+    assert not torch.equal(drawn(simple), drawn(other))
+    assert torch.equal(drawn(auto), drawn(simple))
+    auto.set_complex()
+    assert torch.equal(drawn(auto), drawn(other))
+    auto.set_complex(False)
+    assert torch.equal(drawn(auto), drawn(simple))
 
 
 def test_evaluation_is_the_centre_crop(photo, transforms):

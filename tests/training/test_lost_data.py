@@ -15,17 +15,17 @@ FLAGS = '-b 4 --lr 0.01 --log-interval 1 --epochs 1 --model-ema --model-ema-deca
 
 @pytest.fixture
 def goes_away(image_folder):
-    """`goes_away(seconds)` has the data go away when the first batch is trained, and come back after that time."""
+    """`goes_away(seconds)` has the data go away when the first batch of an epoch is trained, and come back then."""
     away = image_folder.with_name('away')
     watched = logging.getLogger('train')
 
     class Watch(logging.Handler):
-        def __init__(self, seconds):
+        def __init__(self, seconds, epoch):
             super().__init__()
-            self.seconds, self.struck = seconds, False
+            self.seconds, self.epoch, self.struck = seconds, epoch, False
 
         def emit(self, record):
-            if not self.struck and '[   1/' in record.getMessage():
+            if not self.struck and f'Train: {self.epoch} [   1/' in record.getMessage():
                 self.struck = True
                 os.rename(image_folder, away)
                 if self.seconds is not None:
@@ -33,8 +33,8 @@ def goes_away(image_folder):
 
     watches = []
 
-    def arm(seconds=None):
-        watches.append(Watch(seconds))
+    def arm(seconds=None, epoch=0):
+        watches.append(Watch(seconds, epoch))
         watched.addHandler(watches[-1])
         return away
     yield arm
@@ -63,6 +63,19 @@ def test_a_run_waits_for_its_data_and_ends_with_a_checkpoint(train, goes_away, i
         for state in ('state_dict', 'state_dict_ema'):
             assert equal(run.checkpoint()[state], whole.checkpoint()[state])
         assert run.rows == whole.rows
+
+
+def test_a_run_whose_data_goes_knows_when_it_began_to_erase(train, goes_away, image_folder):
+    more = '--lr 0.03 --log-interval 1 --epochs 5 --focus-start auto --scheme auto'
+    whole = train(more, experiment='whole')
+    started = {name: whole.rows[-1][name] for name in ('focus_start', 'complex_start')}
+    assert int(started['complex_start']) < 4
+    away = goes_away(epoch=4)
+    with pytest.raises(DataLost):
+        train(f'{more} --data-timeout 0.5', experiment='lost')
+    os.rename(away, image_folder)
+    again = train(f'{more} --resume auto', experiment='lost')
+    assert 'recovery-4-' in again.err and again.rows == whole.rows and equal(again.weights(), whole.weights())
 
 
 def test_too_many_bad_images_end_a_run_when_that_is_clear(train, image_folder, tmp_path):

@@ -1,13 +1,17 @@
-"""The simple scheme's crop; everything else is timm's ("See More for Scene", section 3 and appendix)."""
+"""The simple scheme's crop, and the change to the complex scheme ("See More for Scene", section 3 and appendix).
+
+Everything else is timm's.
+"""
 import contextlib
 from typing import Any, Callable, Dict, Iterator, Sequence
 
+import torch
 from PIL import Image
 from timm.data import auto_augment
 from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
 from torchvision import transforms
 
-__all__ = ['RESIZE_RATIO', 'fit_channels', 'posterizing', 'use_simple_crop']
+__all__ = ['RESIZE_RATIO', 'ComplexLater', 'fit_channels', 'posterizing', 'use_simple_crop']
 
 RESIZE_RATIO = 8 / 7  # 256 for 224
 
@@ -38,6 +42,46 @@ def use_simple_crop(transform: transforms.Compose, size: Sequence[int], interpol
             transform.transforms[i] = simple_crop(size, interpolation)
             return
     raise ValueError('The transform has no random resized crop that the simple scheme could replace.')
+
+
+class ComplexLater:
+    """The simple scheme's transform, or the complex one's: which, is chosen for all worker processes at once.
+
+    Args:
+        complex: timm's transform of the complex scheme.
+        size: Height and width of the input.
+        interpolation: Interpolation of the resizing.
+        jitter: Whether the simple scheme keeps the colour jitter.
+
+    Raises:
+        ValueError: The transform has no random resized crop.
+    """
+
+    def __init__(
+            self,
+            complex: transforms.Compose,
+            size: Sequence[int],
+            interpolation: str = 'bilinear',
+            jitter: bool = False,
+    ):
+        self.complex = complex
+        self.simple = transforms.Compose(list(complex.transforms) if jitter else [
+            _without_jitter(step) for step in complex.transforms])
+        use_simple_crop(self.simple, size, interpolation)
+        self._is_complex = torch.zeros((), dtype=torch.bool).share_memory_()
+
+    def set_complex(self, enable: bool = True) -> None:
+        self._is_complex.fill_(enable)
+
+    def __call__(self, image: Any) -> Any:
+        return (self.complex if self._is_complex else self.simple)(image)
+
+
+def _without_jitter(step: Any) -> Any:
+    """Return a colour jitter that changes nothing and draws as many numbers as the simple scheme's; else the step."""
+    if isinstance(step, transforms.RandomApply) and isinstance(step.transforms[0], transforms.ColorJitter):
+        return transforms.RandomApply([transforms.ColorJitter()], step.p)
+    return transforms.ColorJitter() if isinstance(step, transforms.ColorJitter) else step
 
 
 def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:

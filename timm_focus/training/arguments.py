@@ -15,8 +15,8 @@ from timm_focus.recipes import recipe_table
 from timm_focus.utils.parser import Parser
 
 from .checks import METHOD_FLAGS
-from .focus_start import RULE, start
 from .refused import add_refused
+from .starts import AUTO, RULE, start
 
 __all__ = ['build_parser']
 
@@ -24,6 +24,7 @@ SCHEMES: Dict[str, Dict[str, Any]] = {
     'simple': dict(color_jitter=0., train_interpolation='bilinear'),
     'complex': dict(color_jitter=0.4, train_interpolation='bilinear', scale=[0.08, 1.], ratio=[3. / 4., 4. / 3.]),
 }
+SCHEMES[AUTO] = SCHEMES['complex']  # what it comes to
 RECIPE_SETTINGS: Dict[str, Dict[str, Any]] = {
     'paper': {},  # the parser's defaults
     'timm': dict(
@@ -157,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
                    '1 + f)')
     g.add_argument('--focus-start', type=start, default=0, metavar='EPOCH', help='epoch that begins to erase images; '
                    "before it a step is plain training's, and the CAM head learns beside it. 'auto': "
-                   + RULE.replace('%', '%%'))
+                   + RULE.replace('%', '%%') + ', and until then plain training')
     g.add_argument('--focus-recompute', action='store_true', help='keep the activations of one pass, not of two: by '
                    'two backward passes in turn where the consistency loss does not train main (--focus-kl-detach '
                    'main, --focus-beta 0, attention mining), else for one more forward in time')
@@ -248,7 +249,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     g = parser.add_argument_group('Augmentation')
     g.add_argument('--scheme', default='simple', choices=tuple(SCHEMES), help="the paper's: simple is a random crop "
-                   'of 7/8 and a flip; complex a random resized crop, a flip and colour jitter')
+                   "of 7/8 and a flip; complex a random resized crop, a flip and colour jitter. 'auto': simple, and "
+                   'complex from ' + RULE.replace('%', '%%'))
     g.add_argument('--no-aug', action='store_true', help='centre crop, nothing else')
     g.add_argument('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr'), help="timm's crop in place of the scheme's "
                    "(default: the scheme's crop)")

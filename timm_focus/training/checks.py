@@ -9,8 +9,8 @@ from timm_focus.demo import SYNTHETIC
 from timm_focus.utils.errors import SettingsError, sentence
 
 from .criterion import criterion_kwargs, mixes
-from .focus_start import AUTO
 from .refused import check_refused
+from .starts import AUTO
 
 __all__ = ['METHOD_FLAGS', 'check', 'choose_method']
 
@@ -172,13 +172,18 @@ def _check_numbers(args: argparse.Namespace, given: Dict[str, Any]) -> None:
     if args.focus_copy_head and (args.focus_scored_by == 'main' or args.focus_consistency == 'attention_mining'):
         raise SettingsError('--focus-copy-head is of the erased head, and here the main classifier scores the erased '
                             'image: leave it out.')
-    if args.focus_start == AUTO:
-        if args.method == 'focus' and not (args.focus_alpha or args.focus_beta):
-            raise SettingsError('--focus-start auto has nothing to start where no images are erased (--focus-alpha 0 '
-                                '--focus-beta 0): leave it out.')
-        if args.epochs < 2:
-            raise SettingsError('--focus-start auto looks at an epoch before it starts, and --epochs is 1: give more '
-                                'epochs, or --focus-start 0.')
+    if args.focus_start == AUTO and args.method == 'focus' and not (args.focus_alpha or args.focus_beta):
+        raise SettingsError('--focus-start auto has nothing to start where no images are erased (--focus-alpha 0 '
+                            '--focus-beta 0): leave it out.')
+    for name, other in (('focus_start', '0'), ('scheme', 'simple')):
+        if getattr(args, name) == AUTO and args.epochs < 2:
+            raise SettingsError(f'{flag(name)} auto looks at an epoch before it starts, and --epochs is 1: give more '
+                                f'epochs, or {flag(name)} {other}.')
+    if args.scheme == AUTO:
+        for name in ('no_aug', 'train_crop_mode', 'aug_splits'):
+            if getattr(args, name):
+                raise SettingsError(f'--scheme auto changes the crop during the run, which {flag(name)} does not let '
+                                    'it: leave one of them out.')
     late = [e for e in args.save_epochs or () if not 1 <= e <= args.epochs]
     if late:
         raise SettingsError(f'--save-epochs has {late[0]}: give numbers from 1 to --epochs, {args.epochs}.')

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import datetime
+import functools
 import logging
 import os
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Union
@@ -11,6 +12,7 @@ import timm.data
 import torch
 import torch.distributed as dist
 from timm.data import AugMixDataset, FastCollateMixup, IterableImageDataset, Mixup, create_loader
+from timm.data.scheduled_sampler import ScheduledTransformDataset
 
 from timm_focus.data import SceneDataset, create_dataset, use_simple_crop, write_list
 from timm_focus.data.dataset import FOLDER, PLACES365, STREAMS, found_name
@@ -18,7 +20,7 @@ from timm_focus.data.images import image_endings, image_mode
 from timm_focus.data.libraries import forbid_programs
 from timm_focus.data.readers import PartReader, label_names
 from timm_focus.data.tars import class_info
-from timm_focus.data.transforms import fit_channels, posterizing
+from timm_focus.data.transforms import ComplexLater, fit_channels, posterizing
 from timm_focus.demo import SYNTHETIC
 from timm_focus.utils import some, write_whole
 from timm_focus.utils.errors import SettingsError, as_settings_error, refused
@@ -26,10 +28,12 @@ from timm_focus.utils.processes import shield_workers
 from timm_focus.utils.text import check_names
 
 from .criterion import mixes
-from .reproducible import ReproducibleLoader
+from .reproducible import ReproducibleLoader, SeededDataset
 from .settings import Settings
+from .starts import AUTO
 
-__all__ = ['check_readable', 'create_datasets', 'create_loaders', 'fit_images', 'keep_lists', 'set_epoch']
+__all__ = [
+    'check_readable', 'create_datasets', 'create_loaders', 'fit_images', 'keep_lists', 'set_complex', 'set_epoch']
 
 _logger = logging.getLogger('train')
 
@@ -286,6 +290,14 @@ def create_loaders(
                 use_simple_crop(transform, (size, size), args.train_interpolation)
         else:
             use_simple_crop(trained_on.transform, data_config['input_size'], args.train_interpolation)
+    if args.scheme == AUTO:
+        later = functools.partial(
+            ComplexLater, interpolation=args.train_interpolation, jitter='color_jitter' in args.given)
+        if args.train_img_sizes:
+            sizes = zip(inner.dataset.transforms, args.train_img_sizes)
+            inner.dataset.transforms = tuple(later(transform, (size, size)) for transform, size in sizes)
+        else:
+            trained_on.transform = later(trained_on.transform, data_config['input_size'])
     if isinstance(inner.dataset, torch.utils.data.IterableDataset):
         _logger.warning('An iterable data set shuffles by itself: this run cannot be repeated or resumed exactly.')
     else:
@@ -308,6 +320,14 @@ def create_loaders(
             crop_mode=data_config['crop_mode'], use_multi_epochs_loader=args.use_multi_epochs_loader, **common)
         shield_workers(loader_eval.loader if args.prefetcher else loader_eval)
     return loader_train, loader_eval, mixup_fn
+
+
+def set_complex(loader: Any, enable: bool) -> None:
+    """Tell the training loader of `--scheme auto` whether the images of the next epoch come in the complex scheme."""
+    dataset = getattr(loader, 'loader', loader).dataset
+    dataset = dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+    for transform in dataset.transforms if isinstance(dataset, ScheduledTransformDataset) else [dataset.transform]:
+        transform.set_complex(enable)
 
 
 def set_epoch(loader: Any, epoch: int, start_batch: int) -> None:

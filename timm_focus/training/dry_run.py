@@ -13,7 +13,7 @@ from timm_focus.baselines import ACoL
 from timm_focus.method import FocusNet
 from timm_focus.utils.meta import meta_twin
 
-from .focus_start import AUTO
+from .starts import AUTO
 
 __all__ = ['TwoSteps', 'describe_training', 'differing', 'training_multiply_adds']
 

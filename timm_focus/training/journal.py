@@ -3,7 +3,7 @@ import argparse
 import logging
 import os
 import shlex
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 import timm
 import torch
@@ -24,7 +24,7 @@ from timm_focus.utils.warned import warned
 from .batches import advice_on_batches
 from .checks import METHOD_FLAGS
 from .data import Images
-from .focus_start import AUTO, RULE, FocusStart
+from .starts import AUTO, RULE, Start
 from .summary import Summary
 
 __all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']
@@ -130,7 +130,9 @@ def describe(
     """Log what is trained, on which data and how."""
     _logger.info(_headline(args))
     if args.method == 'focus' and args.focus_start == AUTO:
-        _logger.info(f'Images are erased from {RULE}.')
+        _logger.info(f'Images are erased from {RULE}, and until then plain training.')
+    if args.scheme == AUTO:
+        _logger.info(f'Images are cropped by the simple scheme, and by the complex one from {RULE}.')
     parameters = sum(p.numel() for p in (model.backbone if isinstance(model, MaskSub) else model).parameters())
     detail = ''
     if args.method == 'focus':
@@ -205,13 +207,13 @@ def conclude(
         best_epoch: Optional[int],
         dataset_eval: Optional[Images],
         data_config: Dict[str, Any],
-        focus_start: Optional[FocusStart] = None,
+        autos: Iterable[Start] = (),
 ) -> None:
     """Log the best result and how to load it, and draw what the network looks at."""
     if best_metric is not None:
         _logger.info(f'Best {metric_name}: {best_metric:.4f} (epoch {best_epoch})')
-    if focus_start is not None and focus_start.is_auto:
-        _logger.info(focus_start.conclusion(args.last_epoch))
+    for start in autos:
+        _logger.info(start.conclusion(args.last_epoch))
     draw_sheet(args, task, dataset_eval, data_config, os.path.join(output_dir, 'focus.png'))
     best = os.path.join(output_dir, 'model_best.pth.tar')
     if not os.path.exists(best):

@@ -27,6 +27,7 @@ from .device import cores
 from .interrupt import Interrupted, Interruption
 from .reproducible import seed_all
 from .saver import FocusCheckpointSaver, Progress, check_finite, gather_buffers
+from .starts import AUTO
 
 __all__ = ['train_one_epoch', 'validate']
 
@@ -144,6 +145,13 @@ def _loss_scale(args: argparse.Namespace, input: Tensor) -> float:
     return {'none': 1., 'sqrt': scale ** 0.5, 'linear': scale}[args.variable_batch_loss_scale]
 
 
+@torch.no_grad()
+def _known(output: Tensor, target: Tensor) -> Tensor:
+    """Return for how many percent of the images the logits give the label (of mixed images the larger one)."""
+    label = target if target.ndim == 1 else target.argmax(1)
+    return 100 * (output.argmax(1) == label).float().mean()
+
+
 def _keep_picture(input: Tensor, stem: str) -> None:
     """Draw a batch into a file. The ending is added, as JPEG has 1 or 3 channels. A failure only gives a warning."""
     name, ending = ('jpeg', 'jpg') if input.shape[1] in (1, 3) else ('png', 'png')
@@ -195,7 +203,8 @@ def train_one_epoch(
         interruption: Signals, which end the epoch after an update.
 
     Returns:
-        Means of the task's scalars over the epoch's images of all processes.
+        Means of the task's scalars over the epoch's images of all processes, and 'top1', the percentage of them that
+        the main classifier knew, if something starts by it.
 
     Raises:
         DataError: The data is gone, or too much of it cannot be read. If a single process trains, it writes a recovery
@@ -212,6 +221,7 @@ def train_one_epoch(
     whole, recent = Averages(device, before if primary else dict.fromkeys(before, 0)), Averages(device)
     dtype = getattr(torch, args.model_dtype or 'float32')
     exclude_head = args.clip_mode == 'agc'
+    counts_known = AUTO in (args.focus_start, args.scheme)
     step = getattr(task, 'training_step', lambda input, target, *_: task(input, target))
     parameters = list(task.get_clip_parameters(exclude_head=exclude_head)) if args.clip_grad is not None else None
 
@@ -258,6 +268,8 @@ def train_one_epoch(
                             dispatch_clip_grad(parameters, args.clip_grad, mode=args.clip_mode)
                         optimizer.step()
             scalars = {name: value for name, value in result.items() if name != 'output'}
+            if counts_known:
+                scalars['top1'] = _known(result['output'], target)
             whole.update(scalars, input.shape[0])
             recent.update(scalars, input.shape[0])
             bar.update()
@@ -265,7 +277,7 @@ def train_one_epoch(
             if update:
                 optimizer.zero_grad()
                 updates += 1
-                done, scalars_done = Progress(epoch, batch + 1, updates), whole.copy()
+                done, scalars_done = start._replace(batch=batch + 1, updates=updates, totals=None), whole.copy()
                 task.update_ema(step=updates)
                 if lr_scheduler is not None:
                     lr_scheduler.step_update(num_updates=updates)

@@ -14,7 +14,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-__all__ = ['ReproducibleLoader', 'derive_seed', 'seed_all']
+__all__ = ['ReproducibleLoader', 'SeededDataset', 'derive_seed', 'seed_all']
 
 Key = Tuple[Any, ...]  # epoch, index of the image, and with repeated augmentation the number of its copy
 
@@ -39,7 +39,7 @@ def _seed_host(*parts: Any) -> int:
     return seed
 
 
-class _SeededDataset(Dataset):
+class SeededDataset(Dataset):
     """A map-style data set, indexed by (epoch, index). Its random draws depend only on these and the seed."""
 
     def __init__(self, dataset: Any, seed: int):
@@ -104,7 +104,7 @@ class ReproducibleLoader(DataLoader):
         if isinstance(self._batches.sampler, DistributedSampler):
             self._batches.sampler.seed = seed  # torch's order depends on the epoch alone
         super().__init__(
-            _SeededDataset(loader.dataset, seed),
+            SeededDataset(loader.dataset, seed),
             batch_sampler=self._batches,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,

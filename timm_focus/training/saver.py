@@ -43,7 +43,7 @@ PLATEAU = 'plateau'
 PARTS: Dict[str, Callable[[Any], bool]] = {  # optional parts of a checkpoint's progress, and checks of their values
     'totals': _numbers,
     'buffers': lambda v: isinstance(v, list) and all(isinstance(own, dict) for own in v),
-    'focus_start': lambda v: isinstance(v, int) and v >= 0,
+    **dict.fromkeys(('focus_start', 'complex_start'), lambda v: isinstance(v, int) and v >= 0),
     PLATEAU: lambda v: (isinstance(v, dict) and _rates(v.get('restore_lr', ''))
                         and all(isinstance(v.get(name), numbers.Real) for name in PLATEAU_COUNTERS)),
 }
@@ -59,6 +59,7 @@ class Progress(NamedTuple):
         totals: Sums of that epoch's scalars and number of its images up to that batch, over all processes.
         buffers: Buffers of each of several processes, by rank: see `gather_buffers`.
         focus_start: Epoch from which images are erased, if `--focus-start auto` has found it.
+        complex_start: Epoch from which the scheme is complex, if `--scheme auto` has found it.
     """
     epoch: int
     batch: int
@@ -66,6 +67,7 @@ class Progress(NamedTuple):
     totals: Optional[Dict[str, float]] = None
     buffers: Optional[List[Dict[str, Tensor]]] = None
     focus_start: Optional[int] = None
+    complex_start: Optional[int] = None
 
 
 class Kept(NamedTuple):

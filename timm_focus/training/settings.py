@@ -20,7 +20,7 @@ from timm_focus.utils.parser import nearest
 
 from .arguments import RECIPE_SETTINGS, SCHEMES, stage
 from .checks import check, choose_method, flag
-from .focus_start import start
+from .starts import start
 
 __all__ = ['Settings', 'parse_args']
 

@@ -18,7 +18,6 @@ from timm_focus.utils.errors import SettingsError, as_settings_error
 
 from .arguments import FOCUS_LOSS_FLAGS
 from .criterion import criterion_kwargs
-from .focus_start import AUTO
 
 __all__ = ['AcolTask', 'FocusTask', 'create_task']
 
@@ -127,7 +126,6 @@ class FocusTask(TaskWithHeads):
         device: Device of the task's tensors.
         dtype: Type of the task's tensors.
         verbose: Log what is trained.
-        counts_known: Whether a step returns the accuracy of the main classifier on its images, as 'top1'.
         every: Erase images in every Nth step of an epoch.
     """
 
@@ -142,11 +140,9 @@ class FocusTask(TaskWithHeads):
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
-            counts_known: bool = False,
             every: int = 1,
     ):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        self.counts_known = counts_known
         self.every = every
         self.loss = (loss if loss is not None else FocusLoss()).to(self.device)
         model.set_branches(self.loss.uses_side, self.loss.uses_erased, self.loss.scorer)
@@ -173,9 +169,8 @@ class FocusTask(TaskWithHeads):
 
         Returns:
             The terms of `FocusLoss`, with 'loss'. 'to_go' is the part of the loss whose backward pass the caller has to
-            run, if it is not all of it. 'erased_fraction' is the mean share of pixels erased. 'top1', if it is counted,
-            is the percentage of images for which the main classifier gives the label (of mixed images the larger one).
-            'output' are the main logits `[B, K]`.
+            run, if it is not all of it. 'erased_fraction' is the mean share of pixels erased. 'output' are the main
+            logits `[B, K]`.
         """
         model = unwrap_model(self.trainable_module)
         erases = self.erasing and model.erases_now
@@ -186,9 +181,6 @@ class FocusTask(TaskWithHeads):
             main, terms = output.main, self.loss(output, target, erases)
         if self.loss.uses_erased:
             terms['erased_fraction'] = model.erased_fraction if erases else torch.zeros_like(terms['main_loss'])
-        if self.counts_known:
-            label = target if target.ndim == 1 else target.argmax(1)
-            terms['top1'] = 100 * (main.detach().argmax(1) == label).float().mean()
         return {**terms, 'output': main}
 
     def _in_turn(
@@ -322,8 +314,7 @@ def create_task(
     if args.method == 'focus':
         weights = {name: getattr(args, f'focus_{name}') for name in FOCUS_LOSS_FLAGS}
         loss = FocusLoss(**weights, criterion=create_classification_loss(**kwargs))
-        task = FocusTask(
-            model, loss, device=device, counts_known=args.focus_start == AUTO, every=args.focus_every)
+        task = FocusTask(model, loss, device=device, every=args.focus_every)
         if args.focus_copy_head:
             with as_settings_error('--focus-copy-head cannot be had'):
                 task.copy_head()

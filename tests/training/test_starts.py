@@ -1,10 +1,14 @@
-"""The start of erasing: when it comes, that a run before is plain training's, and that it goes on as it was."""
+"""The starts of erasing and of the complex scheme: when they come, what a run is before, and that it goes on as it was."""
 import pytest
 
 from conftest import equal
-from timm_focus.training.focus_start import KNOWN, FocusStart, start
+from timm_focus.training.starts import KNOWN, Start, start
 
 PLAIN, FOCUS = 'test_resnet', 'focus_test_resnet'
+
+
+def erasing(setting, found=None):
+    return Start('focus_start', setting, found)
 
 
 def test_a_setting_is_an_epoch_or_auto():
@@ -14,13 +18,13 @@ def test_a_setting_is_an_epoch_or_auto():
 
 
 def test_an_epoch_is_that_epoch():
-    begins = FocusStart(2)
+    begins = erasing(2)
     begins.look(0, dict(loss=0.))
     assert [begins.has_come(epoch) for epoch in range(4)] == [False, False, True, True] and not begins.is_auto
 
 
 def test_auto_begins_after_the_first_epoch_that_knew_enough():
-    begins = FocusStart('auto')
+    begins = erasing('auto')
     for epoch, top1 in enumerate((30., KNOWN - 0.1, KNOWN, 20.)):
         assert not begins.has_come(epoch)
         begins.look(epoch, dict(top1=top1))
@@ -29,12 +33,12 @@ def test_auto_begins_after_the_first_epoch_that_knew_enough():
     assert begins.epoch == 3 and begins.has_come(3) and not begins.has_come(2)
     begins.look(3, dict(top1=100.))
     assert begins.epoch == 3, 'found once'
-    assert FocusStart('auto', 3).has_come(3), 'of a run that goes on'
+    assert erasing('auto', 3).has_come(3), 'of a run that goes on'
 
 
 def test_auto_says_what_became_of_it():
-    assert 'images were erased from epoch 3 on' in FocusStart('auto', 3).conclusion(4)
-    for begins in (FocusStart('auto'), FocusStart('auto', 4)):  # never, and too late
+    assert 'images were erased from epoch 3 on' in erasing('auto', 3).conclusion(4)
+    for begins in (erasing('auto'), erasing('auto', 4)):  # never, and too late
         assert 'no images were erased' in begins.conclusion(4)
 
 
@@ -58,6 +62,48 @@ def test_before_auto_starts_a_run_is_plain_and_it_goes_on_as_it_was(train, pytes
         train(f'{more} --focus-start auto --stop-epoch {stop}', f'stopped-{stop}', model=FOCUS)
         again = train(f'{more} --focus-start auto --resume auto', f'stopped-{stop}', model=FOCUS)
         assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
+
+
+def test_the_scheme_changes_as_by_hand_and_goes_on_as_it_was(train, pytestconfig):
+    """As a run of the simple scheme that is resumed in the complex one; a worker process learns of it, too."""
+    more = '--epochs 4 --lr 0.03'
+    whole = train(f'{more} --scheme auto --save-epochs 1 2 3', 'whole', model=PLAIN)
+    begins = int(whole.rows[-1]['complex_start'])
+    assert 0 < begins < 4 and f'images were cropped by the complex scheme from epoch {begins} on' in whole.err
+    known = whole.column('train_top1')
+    assert known[begins - 1] >= KNOWN > max([0., *known[:begins - 1]])
+    assert [row['complex_start'] for row in whole.rows] == ['' if e < begins - 1 else str(begins) for e in range(4)]
+
+    by_hand = train(f'{more} --stop-epoch {begins}', 'by-hand', model=PLAIN)
+    assert equal(by_hand.weights(), whole.weights(f'milestone-{begins}'))
+    by_hand = train(f'{more} --scheme complex --resume auto', 'by-hand', model=PLAIN)
+    assert equal(by_hand.weights(), whole.weights())
+    assert not equal(train(more, 'simple', model=PLAIN).weights(), whole.weights())
+
+    assert equal(train(f'{more} --scheme auto -j 1', 'worker', model=PLAIN).weights(), whole.weights())
+    for stop in (1, 2, 3) if pytestconfig.getoption('--slow') else (begins,):
+        train(f'{more} --scheme auto --stop-epoch {stop}', f'stopped-{stop}', model=PLAIN)
+        again = train(f'{more} --scheme auto --resume auto', f'stopped-{stop}', model=PLAIN)
+        assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
+
+
+def test_erasing_waits_for_the_complex_scheme_to_be_known(train):
+    whole = train('--epochs 8 --lr 0.03 --scheme auto --focus-start auto', 'whole', model=FOCUS)
+    known, row = whole.column('train_top1'), whole.rows[-1]
+    begins, erases = int(row['complex_start']), int(row['focus_start'])
+    assert known[begins - 1] >= KNOWN and known[erases - 1] >= KNOWN and erases > begins
+    assert all(top1 < KNOWN for top1 in (*known[:begins - 1], *known[begins:erases - 1]))
+    assert [float(row['train_erased_loss']) > 0 for row in whole.rows] == [e >= erases for e in range(8)]
+
+
+@pytest.mark.parametrize('more, words', [
+    ('--epochs 1 --scheme auto', '--scheme auto looks at an epoch before it starts'),
+    ('--epochs 2 --scheme auto --no-aug', 'changes the crop during the run, which --no-aug does not let it'),
+    ('--epochs 2 --scheme auto --train-crop-mode rkrc', 'which --train-crop-mode does not let it'),
+    ('--epochs 2 --scheme auto --aug-splits 2', 'which --aug-splits does not let it'),
+])
+def test_a_scheme_that_cannot_change(refusal, more, words):
+    assert words in refusal(more, model=PLAIN)
 
 
 @pytest.mark.parametrize('more, words', [
