@@ -1,5 +1,6 @@
 """The starts of erasing and of the complex scheme: when they come, what a run is before, and that it goes on as it was."""
 import pytest
+import timm
 
 from conftest import equal
 from timm_focus.training.starts import KNOWN, Start, start
@@ -85,6 +86,26 @@ def test_the_scheme_changes_as_by_hand_and_goes_on_as_it_was(train, pytestconfig
         train(f'{more} --scheme auto --stop-epoch {stop}', f'stopped-{stop}', model=PLAIN)
         again = train(f'{more} --scheme auto --resume auto', f'stopped-{stop}', model=PLAIN)
         assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more, model', [
+    ('--train-img-sizes 32 48', PLAIN), ('--mixup 0.2 --smoothing 0.1', PLAIN), ('--no-prefetcher --cutmix 1', PLAIN),
+    ('--kd-model-name local-dir:{teacher}', PLAIN), ('--method acol --img-size 64', PLAIN), ('--method masksub', PLAIN),
+    ('--has --reprob 0.5', PLAIN), ('--color-jitter 0.2 --scale 0.5 1', PLAIN), ('--focus-recompute --model-ema', FOCUS),
+])
+def test_the_scheme_changes_with_all_that_goes_with_it(train, monkeypatch, tmp_path, more, model):
+    monkeypatch.setattr('timm_focus.training.starts.KNOWN', 0)  # so that it does after the first epoch
+    if '{teacher}' in more:
+        timm.models.save_for_hf(timm.create_model('test_efficientnet', num_classes=2), tmp_path / 'teacher')
+    more = f'{more.format(teacher=tmp_path / "teacher")} --epochs 2 --lr 0.01'
+    whole = train(f'{more} --scheme auto', 'whole', model=model)
+    assert [row['complex_start'] for row in whole.rows] == ['1', '1']
+    # what is given for the crop is of the complex scheme
+    first = more.replace('--scale 0.5 1', '')
+    train(f'{first} --stop-epoch 1', 'by-hand', model=model)
+    by_hand = train(f'{more} --scheme complex --resume auto', 'by-hand', model=model)
+    assert equal(by_hand.weights(), whole.weights())
 
 
 def test_erasing_waits_for_the_complex_scheme_to_be_known(train):
