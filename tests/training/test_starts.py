@@ -1,4 +1,4 @@
-"""The starts of erasing and of the complex scheme: when they come, what a run is before, and that it goes on as it was."""
+"""When erasing and the complex scheme start, what a run is before, and that it goes on as it was."""
 import pytest
 import timm
 
@@ -91,8 +91,9 @@ def test_the_scheme_changes_as_by_hand_and_goes_on_as_it_was(train, pytestconfig
 @pytest.mark.slow
 @pytest.mark.parametrize('more, model', [
     ('--train-img-sizes 32 48', PLAIN), ('--mixup 0.2 --smoothing 0.1', PLAIN), ('--no-prefetcher --cutmix 1', PLAIN),
-    ('--kd-model-name local-dir:{teacher}', PLAIN), ('--method acol --img-size 64', PLAIN), ('--method masksub', PLAIN),
-    ('--has --reprob 0.5', PLAIN), ('--color-jitter 0.2 --scale 0.5 1', PLAIN), ('--focus-recompute --model-ema', FOCUS),
+    ('--kd-model-name local-dir:{teacher}', PLAIN), ('--method acol --img-size 64', PLAIN),
+    ('--method masksub', PLAIN), ('--has --reprob 0.5', PLAIN), ('--color-jitter 0.2 --scale 0.5 1', PLAIN),
+    ('--focus-recompute --model-ema', FOCUS),
 ])
 def test_the_scheme_changes_with_all_that_goes_with_it(train, monkeypatch, tmp_path, more, model):
     monkeypatch.setattr('timm_focus.training.starts.KNOWN', 0)  # so that it does after the first epoch
