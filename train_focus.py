@@ -197,8 +197,11 @@ def main() -> None:
 
     # train
     best_metric, best_epoch = (saver.best_metric, saver.best_epoch) if saver is not None else (None, None)
-    focus_start = Start('focus_start', args.focus_start, start.focus_start) if args.method == 'focus' else None
-    complex_start = Start('complex_start', AUTO, start.complex_start) if args.scheme == AUTO else None
+    focus_start = complex_start = None
+    if args.method == 'focus':  # an erased head that comes late drags the main classifier down
+        focus_start = Start('focus_start', args.focus_start, start.focus_start, latest=num_epochs // 2)
+    if args.scheme == AUTO:
+        complex_start = Start('complex_start', AUTO, start.complex_start)
     autos = [begins for begins in (complex_start, focus_start) if begins is not None and begins.is_auto]
     with Interruption(args.distributed) as interruption, folder.advice(saver):
         for epoch in range(start.epoch, stop_epoch):

@@ -8,8 +8,8 @@ from timm_focus.training.starts import KNOWN, Start, start
 PLAIN, FOCUS = 'test_resnet', 'focus_test_resnet'
 
 
-def erasing(setting, found=None):
-    return Start('focus_start', setting, found)
+def erasing(setting, found=None, latest=None):
+    return Start('focus_start', setting, found, latest)
 
 
 def test_a_setting_is_an_epoch_or_auto():
@@ -37,6 +37,22 @@ def test_auto_begins_after_the_first_epoch_that_knew_enough():
     assert erasing('auto', 3).has_come(3), 'of a run that goes on'
 
 
+def test_auto_does_not_begin_late(caplog):
+    begins = erasing('auto', latest=2)
+    with caplog.at_level('INFO', 'train'):
+        for epoch in range(4):
+            begins.look(epoch, dict(top1=80. if epoch >= 2 else 10.))
+    assert begins.epoch is None and not begins.has_come(3)
+    assert [record.getMessage() for record in caplog.records] == [
+        'No images are erased: in epoch 2 the main classifier knew 80.0 % of the training images, and by then fewer '
+        'than half of the epochs are left.']
+    assert 'did not know 75 % of the training images while at least half of the epochs were left' in \
+        begins.conclusion(4)
+    begins = erasing('auto', latest=2)
+    begins.look(1, dict(top1=80.))
+    assert begins.epoch == 2, 'the last that is early enough'
+
+
 def test_auto_says_what_became_of_it():
     assert 'images were erased from epoch 3 on' in erasing('auto', 3).conclusion(4)
     for begins in (erasing('auto'), erasing('auto', 4)):  # never, and too late
@@ -45,15 +61,15 @@ def test_auto_says_what_became_of_it():
 
 def test_before_auto_starts_a_run_is_plain_and_it_goes_on_as_it_was(train, pytestconfig):
     """With clipping, which reads the gradients of all that it clips; a resume at the start, or at every epoch."""
-    more = '--epochs 4 --clip-grad 0.5 --lr 0.03'
+    more = '--epochs 6 --clip-grad 0.5 --lr 0.03'
     whole = train(f'{more} --focus-start auto --save-epochs 1 2 3', 'whole', model=FOCUS)
     begins = int(whole.rows[-1]['focus_start'])
-    assert 0 < begins < 4 and f'images were erased from epoch {begins} on' in whole.err
+    assert 0 < begins <= 3 and f'images were erased from epoch {begins} on' in whole.err
     assert f'top1 {float(whole.rows[0]["train_top1"]):.1f}' in whole.err and f'knew {KNOWN} %' in whole.err
     known = whole.column('train_top1')
     assert known[begins - 1] >= KNOWN > max([0., *known[:begins - 1]])
-    assert [row['focus_start'] for row in whole.rows] == ['' if e < begins - 1 else str(begins) for e in range(4)]
-    assert [float(row['train_erased_loss']) > 0 for row in whole.rows] == [e >= begins for e in range(4)]
+    assert [row['focus_start'] for row in whole.rows] == ['' if e < begins - 1 else str(begins) for e in range(6)]
+    assert [float(row['train_erased_loss']) > 0 for row in whole.rows] == [e >= begins for e in range(6)]
 
     plain = train(f'{more} --stop-epoch {begins}', 'plain', model=PLAIN)
     assert equal(plain.weights(), whole.weights(f'milestone-{begins}'))
@@ -63,6 +79,15 @@ def test_before_auto_starts_a_run_is_plain_and_it_goes_on_as_it_was(train, pytes
         train(f'{more} --focus-start auto --stop-epoch {stop}', f'stopped-{stop}', model=FOCUS)
         again = train(f'{more} --focus-start auto --resume auto', f'stopped-{stop}', model=FOCUS)
         assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
+
+
+def test_a_model_that_knows_its_images_late_is_trained_plainly(train):
+    more = '--sched step --lr 0.03 --focus-start auto'  # at one rate, however many epochs there are
+    begins = int(train(f'{more} --epochs 12', 'in-time', model=FOCUS).rows[-1]['focus_start'])
+    assert begins > 1
+    late = train(f'{more} --epochs {2 * begins - 1}', 'late', model=FOCUS)
+    assert f'in epoch {begins - 1} the main classifier knew' in late.err and 'No images are erased: ' in late.err
+    assert set(late.column('train_erased_loss')) == {0.} and {row['focus_start'] for row in late.rows} == {''}
 
 
 def test_the_scheme_changes_as_by_hand_and_goes_on_as_it_was(train, pytestconfig):
@@ -110,12 +135,12 @@ def test_the_scheme_changes_with_all_that_goes_with_it(train, monkeypatch, tmp_p
 
 
 def test_erasing_waits_for_the_complex_scheme_to_be_known(train):
-    whole = train('--epochs 8 --lr 0.03 --scheme auto --focus-start auto', 'whole', model=FOCUS)
+    whole = train('--epochs 12 --lr 0.03 --scheme auto --focus-start auto', 'whole', model=FOCUS)
     known, row = whole.column('train_top1'), whole.rows[-1]
     begins, erases = int(row['complex_start']), int(row['focus_start'])
     assert known[begins - 1] >= KNOWN and known[erases - 1] >= KNOWN and erases > begins
     assert all(top1 < KNOWN for top1 in (*known[:begins - 1], *known[begins:erases - 1]))
-    assert [float(row['train_erased_loss']) > 0 for row in whole.rows] == [e >= erases for e in range(8)]
+    assert [float(row['train_erased_loss']) > 0 for row in whole.rows] == [e >= erases for e in range(12)]
 
 
 @pytest.mark.parametrize('more, words', [

@@ -16,7 +16,7 @@ from timm_focus.utils.parser import Parser
 
 from .checks import METHOD_FLAGS
 from .refused import add_refused
-from .starts import AUTO, RULE, start
+from .starts import AUTO, LATEST, RULE, start
 
 __all__ = ['build_parser']
 
@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
                    '1 + f)')
     g.add_argument('--focus-start', type=start, default=0, metavar='EPOCH', help='epoch that begins to erase images; '
                    "before it a step is plain training's, and the CAM head learns beside it. 'auto': "
-                   + RULE.replace('%', '%%') + ', and until then plain training')
+                   + RULE.replace('%', '%%') + f', if {LATEST} then; until then, and otherwise, plain training')
     g.add_argument('--focus-recompute', action='store_true', help='keep the activations of one pass, not of two: by '
                    'two backward passes in turn where the consistency loss does not train main (--focus-kl-detach '
                    'main, --focus-beta 0, attention mining), else for one more forward in time')

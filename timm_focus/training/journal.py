@@ -24,7 +24,7 @@ from timm_focus.utils.warned import warned
 from .batches import advice_on_batches
 from .checks import METHOD_FLAGS
 from .data import Images
-from .starts import AUTO, RULE, Start
+from .starts import AUTO, LATEST, RULE, Start
 from .summary import Summary
 
 __all__ = ['Journal', 'conclude', 'describe', 'describe_cost', 'draw_sheet']
@@ -130,7 +130,7 @@ def describe(
     """Log what is trained, on which data and how."""
     _logger.info(_headline(args))
     if args.method == 'focus' and args.focus_start == AUTO:
-        _logger.info(f'Images are erased from {RULE}, and until then plain training.')
+        _logger.info(f'Images are erased from {RULE}, if {LATEST} then; until then, and otherwise, plain training.')
     if args.scheme == AUTO:
         _logger.info(f'Images are cropped by the simple scheme, and by the complex one from {RULE}.')
     parameters = sum(p.numel() for p in (model.backbone if isinstance(model, MaskSub) else model).parameters())

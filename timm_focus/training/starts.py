@@ -3,7 +3,7 @@ scheme does (`--scheme auto`)."""
 import logging
 from typing import Any, Dict, Iterable, Optional, Union
 
-__all__ = ['AUTO', 'KNOWN', 'RULE', 'Start', 'found', 'start']
+__all__ = ['AUTO', 'KNOWN', 'LATEST', 'RULE', 'Start', 'found', 'start']
 
 _logger = logging.getLogger('train')
 
@@ -11,6 +11,7 @@ AUTO = 'auto'
 KNOWN = 75  # percent of the training images
 RULE = (f'the epoch after the first in which the main classifier knew {KNOWN} % of the training images (gave them '
         'their label, as they came augmented)')
+LATEST = 'at least half of the epochs are left'
 WORDS = {'focus_start': ('--focus-start', 'erased'), 'complex_start': ('--scheme', 'cropped by the complex scheme')}
 
 
@@ -29,13 +30,21 @@ class Start:
         name: Its name in checkpoints and in summary.csv, 'focus_start' or 'complex_start'.
         setting: The epoch, or 'auto'.
         found: The epoch that 'auto' had found before a resume, or None.
+        latest: The last epoch that 'auto' may find, or None.
 
     Attributes:
         epoch: The epoch; None while it is not found.
     """
 
-    def __init__(self, name: str, setting: Union[int, str], found: Optional[int] = None):
-        self.name = name
+    def __init__(
+            self,
+            name: str,
+            setting: Union[int, str],
+            found: Optional[int] = None,
+            latest: Optional[int] = None,
+    ):
+        self.name, self.latest = name, latest
+        self.is_late = False
         self.flag, self.harder = WORDS[name]
         self.is_auto = setting == AUTO
         self.epoch = found if self.is_auto else int(setting)
@@ -46,18 +55,25 @@ class Start:
 
     def look(self, epoch: int, metrics: Dict[str, float]) -> None:
         """Decide from the numbers of a trained epoch whether the next one begins."""
-        # sums of several processes may differ in their last digit after a resume
-        if self.is_auto and self.epoch is None and metrics['top1'] >= KNOWN - 1e-3:
+        if not self.is_auto or self.epoch is not None or self.is_late:
+            return
+        if metrics['top1'] < KNOWN - 1e-3:  # sums of several processes may differ in their last digit after a resume
+            return
+        knew = f'in epoch {epoch} the main classifier knew {metrics["top1"]:.1f} % of the training images'
+        self.is_late = self.latest is not None and epoch >= self.latest
+        if self.is_late:
+            _logger.info(f'No images are {self.harder}: {knew}, and by then fewer than half of the epochs are left.')
+        else:
             self.epoch = epoch + 1
-            _logger.info(f'Images are {self.harder} from epoch {self.epoch} on: in epoch {epoch} the main classifier '
-                         f'knew {metrics["top1"]:.1f} % of the training images.')
+            _logger.info(f'Images are {self.harder} from epoch {self.epoch} on: {knew}.')
 
     def conclusion(self, epochs: int) -> str:
         """Say in a sentence what 'auto' found in a run of so many epochs."""
         if self.has_come(epochs - 1):
             return f'{self.flag} auto: images were {self.harder} from epoch {self.epoch} on.'
+        by_when = 'before the last epoch' if self.latest is None else f'while {LATEST.replace("are", "were")}'
         return (f'{self.flag} auto: no images were {self.harder}, as the main classifier did not know {KNOWN} % of the '
-                'training images before the last epoch.')
+                f'training images {by_when}.')
 
 
 def found(autos: Iterable[Start]) -> Dict[str, Any]:
