@@ -449,7 +449,7 @@ def mean_passes(cell: Cell) -> float:
     began.
     """
     passes, rows = METHODS[cell.method].passes, _rows(cell.run / 'summary.csv')
-    if 'auto' not in cell.flags:
+    if 'focus_start' not in rows[0]:
         return passes
     erased = sum(bool(row['focus_start']) and int(row['epoch']) >= int(row['focus_start']) for row in rows)
     return 1 + (passes - 1) * erased / len(rows)

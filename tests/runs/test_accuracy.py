@@ -117,6 +117,24 @@ def test_runs_are_stopped_resumed_and_not_repeated(bench, tmp_path, monkeypatch)
     assert (tmp_path / 'results/accuracy.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.parametrize('method, columns, passes', [
+    ('plain_2x', {}, 1), ('focus', {}, 2), ('crops_auto_2x', dict(complex_start=['', '2', '2', '2']), 1),
+    ('auto', dict(focus_start=['', '', '', '']), 1), ('auto', dict(focus_start=['', '2', '2', '2']), 1.5),
+    ('both_auto', dict(complex_start=['', '1', '1', '1'], focus_start=['', '', '3', '3']), 1.25),
+])
+def test_passes_of_a_run_that_finds_its_start(tmp_path, image_folder, method, columns, passes):
+    args = accuracy.parse_args(['--scenes', str(image_folder), '--tier', '1', '5', '--model', TINY, '--seeds', '1',
+                                '--methods', method, '--output', str(tmp_path / 'out')])
+    [cell] = accuracy.plan(args)
+    cell.run.mkdir(parents=True)
+    with open(cell.run / 'summary.csv', 'w') as f:
+        rows = [dict(epoch=e, **{name: values[e] for name, values in columns.items()}) for e in range(4)]
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert accuracy.mean_passes(cell) == passes
+
+
 @pytest.mark.slow
 def test_a_cell_that_fails_does_not_stop_the_others(bench, tmp_path):
     code, printed = bench('--', '--batch-size', '8', '--lr', '1e30')
