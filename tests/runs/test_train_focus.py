@@ -129,7 +129,6 @@ METHODS = {
     'focus+has': (f'focus_{TINY}', '--has'),
     'none': (TINY, ''),
     'none+has': (TINY, '--has'),
-    'scheme auto': (TINY, '--scheme auto --epochs 2 --lr 0.03'),
     'adl': (TINY, '--method adl --adl-modules layer1 layer2.0'),
     'acol': (TINY, '--method acol --img-size 64'),
 }

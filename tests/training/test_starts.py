@@ -2,7 +2,7 @@
 import pytest
 import timm
 
-from conftest import equal
+from conftest import TRAIN, Run, equal
 from timm_focus.training.starts import KNOWN, Start, start
 
 PLAIN, FOCUS = 'test_resnet', 'focus_test_resnet'
@@ -132,6 +132,23 @@ def test_the_scheme_changes_with_all_that_goes_with_it(train, monkeypatch, tmp_p
     train(f'{first} --stop-epoch 1', 'by-hand', model=model)
     by_hand = train(f'{more} --scheme complex --resume auto', 'by-hand', model=model)
     assert equal(by_hand.weights(), whole.weights())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more, model', [
+    ('--scheme auto', PLAIN), ('--scheme auto --amp --model-ema', PLAIN), ('--scheme auto --focus-start auto', FOCUS)])
+def test_two_processes_start_together_and_go_on_as_they_were(fork, settings, tmp_path, more, model):
+    def run(flags, experiment):
+        done = fork(TRAIN, *settings(f'--epochs 10 -b 4 --lr 0.03 {more} {flags}', experiment, model=model),
+                    processes=2)
+        assert done.codes == [0, 0], done.stderr
+        return Run(folder=tmp_path / 'out' / experiment, err=done.stderr)
+
+    whole = run('', 'whole')
+    begins = int(whole.rows[-1]['complex_start'])
+    run(f'--stop-epoch {begins}', 'stopped')
+    again = run('--resume auto', 'stopped')
+    assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
 
 
 def test_erasing_waits_for_the_complex_scheme_to_be_known(train):
