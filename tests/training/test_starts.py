@@ -151,6 +151,7 @@ def test_two_processes_start_together_and_go_on_as_they_were(fork, settings, tmp
     assert equal(again.weights(), whole.weights()) and again.rows == whole.rows
 
 
+@pytest.mark.slow
 def test_erasing_waits_for_the_complex_scheme_to_be_known(train):
     whole = train('--epochs 12 --lr 0.03 --scheme auto --focus-start auto', 'whole', model=FOCUS)
     known, row = whole.column('train_top1'), whole.rows[-1]
