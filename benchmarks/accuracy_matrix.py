@@ -80,7 +80,7 @@ SCREENED = (  # all at the compute of two plain epochs, or less
     'plain_2x', 'focus', 'auto', 'auto_detached', 'auto_copied', 'auto_main', 'detach_main', 'copied', 'main_detached',
     'quarter', 'every_4th', 'size_0.75', 'masksub', 'cutmix_2x', 'randaugment_2x', 'crops_2x', 'crops_auto_2x',
     'mixup_cutmix_2x', 'focus_cutmix', 'focus_crops', 'both_auto')
-SHARES = ('plain_2x', 'share_cam', 'share_mean', 'share_random', 'share_grid')  # does the map matter?
+SHARES = ('share_cam', 'share_mean', 'share_random', 'share_grid')  # does the map matter?
 FIRST = [m for m in METHODS if list(METHODS).index(m) <= list(METHODS).index('detach_erased')]
 FINE_TUNING = '--batch-size 64 --weight-decay 1e-4 --lr 0.01'
 BFLOAT16 = '--batch-size 64 --weight-decay 5e-4 --amp --amp-dtype bfloat16'  # rates below are those of cores with AMX
