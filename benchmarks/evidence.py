@@ -11,7 +11,7 @@ share of the telling pixels that is erased, and the accuracy of the main classif
 """
 import argparse
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Tuple
+from typing import Dict, Iterator, Tuple
 
 import numpy as np
 import torch
@@ -51,20 +51,20 @@ def pictures(folder: Path, loaded: Loaded) -> Iterator[Tuple[Tensor, Tensor, Ten
 
 @torch.inference_mode()
 def measure(model: FocusNet, x: Tensor, target: Tensor, telling: Tensor, share: float) -> Dict[str, Tuple]:
-    """Return for each way to erase the share of the telling pixels that is erased, and whether answers are right."""
+    """Return for each way to erase the share of the telling pixels that is erased, whether the answers are right, and
+    the share of each picture that is erased.
+    """
     _, (tap,) = model.backbone.forward_intermediates(
         x, indices=[model.stage], norm=False, stop_early=False, output_fmt='NCHW')
     activation = normalize_map(model.cam_head.activation_map(tap, target))
     size = x.shape[-2:]
-    masks: Dict[str, Callable[[], Tensor]] = {
-        'nothing': lambda: torch.ones_like(telling),
-        'CAM': lambda: keep_mask_share(resize_map(activation, size), share),
-        'random': lambda: keep_mask_share(resize_map(torch.randn_like(activation), size), share),
-        'grid': lambda: random_grid(len(x), size, share, x.device)}
-    found = {}
-    for name, draw in masks.items():
-        keep = draw()
-        there = telling.flatten(1).sum(1)
+    masks = {
+        'nothing': torch.ones_like(telling),
+        'CAM': keep_mask_share(resize_map(activation, size), share),
+        'random': keep_mask_share(resize_map(torch.randn_like(activation), size), share),
+        'grid': random_grid(len(x), size, share, x.device)}
+    there, found = telling.flatten(1).sum(1), {}
+    for name, keep in masks.items():
         gone = (telling & ~keep).flatten(1).sum(1)
         found[name] = (gone[there > 0] / there[there > 0], model.backbone(erase(x, keep)).argmax(1) == target,
                        (~keep).flatten(1).float().mean(1))

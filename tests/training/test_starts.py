@@ -161,26 +161,17 @@ def test_erasing_waits_for_the_complex_scheme_to_be_known(train):
     assert [float(row['train_erased_loss']) > 0 for row in whole.rows] == [e >= erases for e in range(12)]
 
 
-@pytest.mark.parametrize('more, words', [
-    ('--epochs 1 --scheme auto', '--scheme auto looks at an epoch before it starts'),
-    ('--epochs 2 --scheme auto --no-aug', 'changes the crop during the run, which --no-aug does not let it'),
-    ('--epochs 2 --scheme auto --train-crop-mode rkrc', 'which --train-crop-mode does not let it'),
-    ('--epochs 2 --scheme auto --aug-splits 2', 'which --aug-splits does not let it'),
+@pytest.mark.parametrize('more, model, words', [
+    ('--epochs 1 --scheme auto', PLAIN, '--scheme auto looks at an epoch before it starts'),
+    ('--epochs 2 --scheme auto --no-aug', PLAIN, 'changes the crop during the run, which --no-aug does not let it'),
+    ('--epochs 2 --scheme auto --train-crop-mode rkrc', PLAIN, 'which --train-crop-mode does not let it'),
+    ('--epochs 2 --scheme auto --aug-splits 2', PLAIN, 'which --aug-splits does not let it'),
+    ('--epochs 2 --focus-start auto --focus-alpha 0 --focus-beta 0', FOCUS, 'has nothing to start'),
+    ('--epochs 1 --focus-start auto', FOCUS, 'looks at an epoch before it starts'),
+    ('--epochs 2 --focus-start soon', FOCUS, 'invalid'),
+    ('--epochs 2 --focus-start 2', FOCUS, '--focus-start is 2, but --epochs is 2'),
+    ('--epochs 2 --focus-start -1', FOCUS, '--focus-start is -1: give 0 or more'),
+    ('--epochs 2 --focus-start auto', PLAIN, '--focus-start belongs to focus training'),
 ])
-def test_a_scheme_that_cannot_change(refusal, more, words):
-    assert words in refusal(more, model=PLAIN)
-
-
-@pytest.mark.parametrize('more, words', [
-    ('--epochs 2 --focus-start auto --focus-alpha 0 --focus-beta 0', 'has nothing to start'),
-    ('--epochs 1 --focus-start auto', 'looks at an epoch before it starts'),
-    ('--epochs 2 --focus-start soon', 'invalid'),
-    ('--epochs 2 --focus-start 2', '--focus-start is 2, but --epochs is 2'),
-    ('--epochs 2 --focus-start -1', '--focus-start is -1: give 0 or more'),
-])
-def test_a_start_that_makes_no_sense(refusal, more, words):
-    assert words in refusal(more, model=FOCUS)
-
-
-def test_auto_is_of_focus_training(refusal):
-    assert '--focus-start belongs to focus training' in refusal('--epochs 2 --focus-start auto', model=PLAIN)
+def test_a_start_that_makes_no_sense(refusal, more, model, words):
+    assert words in refusal(more, model=model)

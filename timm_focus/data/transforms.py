@@ -71,6 +71,7 @@ class ComplexLater:
         self._is_complex = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def set_complex(self, enable: bool = True) -> None:
+        """Choose the complex scheme, or the simple one again."""
         self._is_complex.fill_(enable)
 
     def __call__(self, image: Any) -> Any:
